@@ -1,0 +1,1 @@
+"""Fused attention operators: one function per operator, three backends each."""

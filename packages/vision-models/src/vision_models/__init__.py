@@ -1,0 +1,1 @@
+"""Attention backbones for vision on one attention core."""
