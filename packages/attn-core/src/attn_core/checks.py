@@ -1,0 +1,71 @@
+"""Argument checks of the operators, with one message format: ``operator: argument must …, got argument=value``."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+DATA_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def fail(operator: str, argument: str, rule: str, value: object) -> NoReturn:
+    """Raise ValueError naming the operator, the argument, the rule and the value that broke it."""
+    raise ValueError(f"{operator}: {argument} {rule}, got {argument}={value}")
+
+
+def check_rank(operator: str, argument: str, tensor: Tensor, layout: str) -> None:
+    """``layout`` names the dimensions, for example ``"B H N D"``."""
+    rank = len(layout.split())
+    if tensor.ndim != rank:
+        raise ValueError(f"{operator}: {argument} must have {rank} dimensions ({layout}), got shape {shape(tensor)}")
+
+
+def check_size(operator: str, argument: str, tensor: Tensor, dim: int, expected: int, reason: str) -> None:
+    if tensor.shape[dim] != expected:
+        raise ValueError(
+            f"{operator}: {argument} must have size {expected} along dimension {dim} ({reason}), got shape {shape(tensor)}"
+        )
+
+
+def check_broadcastable(operator: str, argument: str, tensor: Tensor, target: Sequence[int], layout: str) -> None:
+    """Every size of ``tensor`` is 1 or that of ``target``; ranks are equal."""
+    check_rank(operator, argument, tensor, layout)
+    if any(size not in (1, full) for size, full in zip(tensor.shape, target, strict=True)):
+        raise ValueError(
+            f"{operator}: {argument} must broadcast to {layout} = {tuple(int(n) for n in target)}, "
+            f"got shape {shape(tensor)}"
+        )
+
+
+def check_same(operator: str, first: Tensor, others: dict[str, Tensor | None], *, dtype: bool = True) -> None:
+    """All tensors live on the device of ``first`` (named ``q`` in messages) and, if ``dtype``, share its dtype."""
+    for argument, tensor in others.items():
+        if tensor is None:
+            continue
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{operator}: {argument} must be on the device of q ({first.device}), got {argument} on {tensor.device}"
+            )
+        if dtype and tensor.dtype != first.dtype:
+            raise ValueError(
+                f"{operator}: {argument} must have the dtype of q ({first.dtype}), got {argument}.dtype={tensor.dtype}; "
+                "cast it, or run under torch.autocast"
+            )
+
+
+def check_dtype(operator: str, argument: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise ValueError(f"{operator}: {argument} must be one of {names}, got {argument}.dtype={tensor.dtype}")
+
+
+def check_choice(operator: str, argument: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        names = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{operator}: {argument} must be one of {names}, got {argument}={value!r}")
+
+
+def shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)

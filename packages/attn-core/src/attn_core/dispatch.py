@@ -1,0 +1,157 @@
+"""Which backend runs an operator, and why.
+
+First match wins: the ``backend`` argument → :func:`use_backend` → the environment variable ``ATTN_CORE_BACKEND`` (read
+once, when this module is imported) → ``triton`` if the tensors are on a GPU and the kernel supports them → ``torch``.
+``reference`` is never chosen automatically. The choice depends on device, dtype and static shapes alone, so it is made
+while tracing and leaves nothing in a compiled graph.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Backend = Literal["reference", "torch", "triton"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+
+_environment = os.environ.get("ATTN_CORE_BACKEND") or None
+_override: str | None = None
+_logged: set[tuple[str, str]] = set()
+
+
+def _checked(backend: str, where: str) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"{where}: backend must be one of {', '.join(map(repr, BACKENDS))}, got backend={backend!r}")
+    return backend
+
+
+if _environment is not None:
+    _checked(_environment, "ATTN_CORE_BACKEND")
+
+
+@contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Run every operator inside the block on one backend, unless a call names its own.
+
+    The setting belongs to the process, not to the thread: torch.compile guards on it.
+
+    Raises:
+        ValueError: ``backend`` is not ``"reference"``, ``"torch"`` or ``"triton"``.
+    """
+    global _override
+    previous, _override = _override, _checked(backend, "use_backend")
+    try:
+        yield
+    finally:
+        _override = previous
+
+
+def has_triton() -> bool:
+    """Whether the ``triton`` package can be imported (it has no wheels for macOS and Windows)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors (``TRITON_INTERPRET=1`` at start-up)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def triton_obstacle(q: Tensor) -> str | None:
+    """Why no Triton kernel can run on tensors like ``q``; None if one can."""
+    if not has_triton():
+        return "triton is not installed"
+    if q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"Triton kernels take float32, bfloat16 and float16, not {q.dtype}"
+    if interpreting():
+        return None
+    if q.device.type != "cuda":
+        return f"Triton kernels need a GPU, the tensors are on {q.device}"
+    if torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
+        return f"Triton kernels need compute capability 8.0, {q.device} has less"
+    return None
+
+
+def select(operator: str, backend: str | None, q: Tensor, obstacle: Callable[[], str | None]) -> Callable[..., Any]:
+    """The implementation of ``operator`` for tensors like ``q``.
+
+    Args:
+        obstacle: why the operator's own kernel cannot take these arguments (None if it can); asked only after
+            :func:`triton_obstacle` found nothing.
+
+    Raises:
+        ValueError: an unknown backend. RuntimeError: a requested backend cannot run; the message says why.
+    """
+    requested = backend if backend is not None else _override if _override is not None else _environment
+    if requested is not None:
+        _checked(requested, operator)
+        if requested == "triton":
+            reason = triton_obstacle(q) or obstacle()
+            if reason:
+                raise RuntimeError(f"{operator}: backend='triton' cannot run: {reason}")
+        return implementation(operator, requested)
+    if q.device.type == "cuda":
+        reason = triton_obstacle(q) or obstacle()
+        if reason is None:
+            return implementation(operator, "triton")
+        if not torch.compiler.is_compiling() and (operator, reason) not in _logged:
+            _logged.add((operator, reason))
+            logger.debug("%s: triton skipped: %s", operator, reason)
+    return implementation(operator, "torch")
+
+
+def implementation(operator: str, backend: str) -> Callable[..., Any]:
+    """The function of one backend, called with checked arguments; its signature is the operator's, less ``backend``."""
+    module = "reference" if backend == "reference" else f"{backend}_backend"
+    return getattr(importlib.import_module(f"attn_core.ops.{operator}.{module}"), operator)
+
+
+def explain(operator: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> dict[str, str]:
+    """What would run for these arguments: backend name → "chosen …" or the reason why not.
+
+    Args:
+        operator: a public operator of :mod:`attn_core`, or its name.
+
+    Example:
+        >>> q = torch.zeros(1, 1, 4, 8)
+        >>> explain("attention", q, q, q)["torch"]
+        'chosen automatically'
+    """
+    name = operator if isinstance(operator, str) else operator.__name__
+    package = importlib.import_module(f"attn_core.ops.{name}")
+    bound = inspect.signature(getattr(package, name)).bind(*args, **kwargs)
+    bound.apply_defaults()
+    q = next(value for value in bound.arguments.values() if isinstance(value, Tensor))
+    given = bound.arguments.get("backend")
+    requested, source = next(
+        (
+            (value, source)
+            for value, source in (
+                (given, "by the backend argument"),
+                (_override, "by use_backend"),
+                (_environment, "by ATTN_CORE_BACKEND"),
+            )
+            if value is not None
+        ),
+        (None, "automatically"),
+    )
+    triton_reason = triton_obstacle(q) or package.triton_obstacle(**bound.arguments)
+    chosen = requested or ("triton" if q.device.type == "cuda" and triton_reason is None else "torch")
+    report = {
+        "reference": "never chosen automatically",
+        "torch": "runs everywhere, used where triton cannot run",
+        "triton": triton_reason or ("possible" if q.device.type == "cuda" else "possible, never automatic on a CPU"),
+    }
+    if chosen == "triton" and triton_reason is not None:
+        report["triton"] = f"chosen {source}, cannot run: {triton_reason}"
+    else:
+        report[chosen] = f"chosen {source}"
+    return report

@@ -1,0 +1,104 @@
+"""Softmax attention with dense and axis-decomposed bias, key mask, causality, grouped heads and any value width."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ...checks import DATA_DTYPES, check_broadcastable, check_choice, check_dtype, check_rank, check_same, check_size, shape
+from ...dispatch import Backend, select
+
+OPERATOR = "attention"
+MAX_TRITON_WIDTH = 256
+
+
+def attention(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B Hk M D"],
+    v: Float[Tensor, "B Hk M Dv"],
+    *,
+    scale: float | None = None,
+    bias: Float[Tensor, "#B #H #N #M"] | None = None,
+    axis_bias: Sequence[Float[Tensor, "b h N n"]] | None = None,
+    key_mask: Bool[Tensor, "#B M"] | None = None,
+    causal: Literal["upper_left", "lower_right"] | None = None,
+    backend: Backend | None = None,
+) -> tuple[Float[Tensor, "B H N Dv"], Float[Tensor, "B H N"]]:
+    """Softmax attention that never holds the N×M scores, with a differentiable log-sum-exp.
+
+    s_ij = scale·q_i·k_j + bias_ij + Σ_a axis_bias[a][i, coord_a(j)];  out_i = Σ_j softmax_j(s_ij) v_j;
+    lse_i = log Σ_j exp s_ij (natural logarithm). With ``axis_bias`` the keys form a row-major grid (last axis fastest)
+    whose sizes are the tables' last dimensions: Plain-DETR's box relative position bias is
+    ``axis_bias=(rpe_y, rpe_x)``, SAM's decomposed one likewise.
+
+    A query that sees no key gets out = 0, lse = −inf and zero gradients. Empty B, N and M are legal.
+
+    Args:
+        k, v: Hk heads; H must be a multiple of Hk (grouped queries). Dv may differ from D.
+        scale: factor of the dot products; D^−0.5 by default. 0.0 is legal.
+        bias: broadcastable, differentiable; −inf hides a key.
+        axis_bias: tables (B|1, H|1, N, n_a) with Π n_a = M, differentiable.
+        key_mask: True = visible.
+        causal: ``"upper_left"`` hides j > i, ``"lower_right"`` hides j > i + M − N.
+
+    Returns:
+        out in the dtype of q; lse in float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit. RuntimeError: the requested backend cannot run.
+
+    Source: Vaswani et al. 2017, eq. 1; axis bias: Lin et al. 2023 (arXiv 2308.01904), BoxRPB.
+    """
+    _check(q, k, v, bias, axis_bias, key_mask, causal)
+    run = select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v))
+    return run(q, k, v, scale=scale, bias=bias, axis_bias=axis_bias, key_mask=key_mask, causal=causal)
+
+
+def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
+    width = max(q.shape[-1], v.shape[-1])
+    if width > MAX_TRITON_WIDTH:
+        return f"the kernel holds head widths up to {MAX_TRITON_WIDTH}, got {width}"
+    return None
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    axis_bias: Sequence[Tensor] | None,
+    key_mask: Tensor | None,
+    causal: str | None,
+) -> None:
+    check_rank(OPERATOR, "q", q, "B H N D")
+    check_rank(OPERATOR, "k", k, "B Hk M D")
+    check_rank(OPERATOR, "v", v, "B Hk M Dv")
+    check_dtype(OPERATOR, "q", q, DATA_DTYPES)
+    tables = {f"axis_bias[{i}]": table for i, table in enumerate(axis_bias or ())}
+    check_same(OPERATOR, q, {"k": k, "v": v, "bias": bias, **tables})
+    check_same(OPERATOR, q, {"key_mask": key_mask}, dtype=False)
+    batch, heads, queries, width = q.shape
+    key_heads, keys = k.shape[1], k.shape[2]
+    check_size(OPERATOR, "k", k, 0, batch, "the batch of q")
+    check_size(OPERATOR, "k", k, 3, width, "the width of q")
+    check_size(OPERATOR, "v", v, 0, batch, "the batch of q")
+    check_size(OPERATOR, "v", v, 1, key_heads, "the heads of k")
+    check_size(OPERATOR, "v", v, 2, keys, "the tokens of k")
+    if key_heads == 0 or heads % key_heads:
+        raise ValueError(f"{OPERATOR}: the heads of q must be a multiple of those of k, got {heads} and {key_heads}")
+    check_choice(OPERATOR, "causal", causal, (None, "upper_left", "lower_right"))
+    if bias is not None:
+        check_broadcastable(OPERATOR, "bias", bias, (batch, heads, queries, keys), "B H N M")
+    if key_mask is not None:
+        check_dtype(OPERATOR, "key_mask", key_mask, (torch.bool,))
+        check_broadcastable(OPERATOR, "key_mask", key_mask, (batch, keys), "B M")
+    for name, table in tables.items():
+        check_rank(OPERATOR, name, table, "B H N n")
+        check_broadcastable(OPERATOR, name, table, (batch, heads, queries, table.shape[3]), "B H N n")
+        check_size(OPERATOR, name, table, 2, queries, "the tokens of q")
+    if tables and math.prod(table.shape[3] for table in tables.values()) != keys:
+        sizes = " × ".join(str(shape(table)[3]) for table in tables.values())
+        raise ValueError(f"{OPERATOR}: the grid of axis_bias must have as many cells as k has tokens, got {sizes} ≠ {keys}")
