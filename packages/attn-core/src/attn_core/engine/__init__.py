@@ -1,0 +1,21 @@
+"""The training engine of all packages: mmengine's Runner made fit for today's torch (extra ``attn-core[train]``)."""
+
+from attn_core.engine.errors import CheckpointError, ConfigError, EngineError, NonFiniteLossError, RunInterrupted
+from attn_core.engine.metrics import Accuracy
+from attn_core.engine.package import BenchmarkRequest, ExportTarget, TaskPackage, TrainedRun
+from attn_core.engine.task import ClassificationTask, TaskModel
+
+__all__ = [
+    "Accuracy",
+    "BenchmarkRequest",
+    "CheckpointError",
+    "ClassificationTask",
+    "ConfigError",
+    "EngineError",
+    "ExportTarget",
+    "NonFiniteLossError",
+    "RunInterrupted",
+    "TaskModel",
+    "TaskPackage",
+    "TrainedRun",
+]

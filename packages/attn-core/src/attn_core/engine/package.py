@@ -1,0 +1,101 @@
+"""How a task package plugs into the shared command line."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished or interrupted run, loaded for use.
+
+    Attributes:
+        directory: The run directory.
+        config: The resolved recipe as a plain nested dict.
+        model: The task model with the best weights loaded, in eval mode, on ``device``.
+        device: Where the model is.
+        checkpoint: The weights file that was loaded.
+        data_info: The training data set's ``metainfo``, e.g. ``{"classes": [...]}``; empty if it had none.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    model: nn.Module
+    device: torch.device
+    checkpoint: Path
+    data_info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """What ``export`` writes: a module in eval mode and the positional example inputs it is traced with.
+
+    Attributes:
+        module: Called as ``module(*inputs)``.
+        inputs: Example inputs; their first axis is exported as a dynamic batch axis.
+        name: Stem of the written file.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """Options of ``benchmark``.
+
+    Attributes:
+        models: Names to measure; empty means the package's own choice.
+        batch_size: Samples per call; None means the package's own choice.
+        device: Where to measure.
+        json: File for the rows, or None.
+    """
+
+    models: Sequence[str]
+    batch_size: int | None
+    device: torch.device
+    json: Path | None
+
+
+@dataclass(frozen=True)
+class TaskPackage:
+    """Everything that distinguishes one task package's command line from another's.
+
+    Only ``name``, ``module`` and ``default_recipe`` are needed for ``train`` and ``eval``; a verb whose callable is
+    missing exits with one line that says so.
+
+    Attributes:
+        name: The command, e.g. ``"vision-models"``.
+        module: The import name, e.g. ``"vision_models"``; recipes are the files of ``<module>/configs``, and
+            ``<module>`` is the registry scope in which recipes are built.
+        default_recipe: The recipe that ``train`` without an argument runs: embedded data, minutes on a CPU.
+        summary: One line for ``--help``.
+        list_models: Names of the registered models.
+        info: Name → rows of a table (parameters, paper, input size, ...). Raise ValueError for an unknown name.
+        predict: (run, inputs, out directory) → lines to print. Writes its files under the out directory. Raise
+            ValueError or OSError with one clear line for an unusable input.
+        export: Run or registered model name → what to export.
+        benchmark: Options → rows (dicts with equal keys) that are printed as a table and written to ``--json``.
+        draw_predictions: (model, data loader, file) → writes ``predictions.png`` at the end of a run. The model is the
+            `TaskModel` in eval mode with the best weights; the loader iterates over the test split (validation if the
+            recipe has none).
+    """
+
+    name: str
+    module: str
+    default_recipe: str
+    summary: str = ""
+    list_models: Callable[[], Iterable[str]] | None = None
+    info: Callable[[str], Mapping[str, object]] | None = None
+    predict: Callable[[TrainedRun, Sequence[Path], Path], Iterable[str]] | None = None
+    export: Callable[[TrainedRun | str], ExportTarget] | None = None
+    benchmark: Callable[[BenchmarkRequest], Iterable[Mapping[str, object]]] | None = None
+    draw_predictions: Callable[[nn.Module, Iterable[dict[str, Any]], Path], None] | None = None
+
+
+ExportFormat = Literal["onnx", "torch-export"]

@@ -1,0 +1,68 @@
+"""Name → builder, with the nearest name suggested on a miss."""
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Ending of an error message about an unknown name: ``"; did you mean 'davit_tiny'?"``, or the choices if few."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    if 0 < len(names) <= 12:
+        return f"; choose from {', '.join(names)}"
+    return ""
+
+
+class Registry(Generic[T]):
+    """Builders by name.
+
+    Args:
+        kind: What the names are, for messages: ``"model"`` gives ``unknown model 'x'``.
+        caller: The public function that users call, for messages: ``"create_model"``.
+    """
+
+    def __init__(self, kind: str, caller: str) -> None:
+        self.kind = kind
+        self.caller = caller
+        self._builders: dict[str, Callable[..., T]] = {}
+
+    def register(self, builder: Callable[P, T]) -> Callable[P, T]:
+        """Decorator: the function's name becomes the registered name.
+
+        Raises:
+            ValueError: if the name is taken by another function.
+        """
+        name = builder.__name__
+        if name in self._builders:
+            raise ValueError(f"{self.caller}: {self.kind} {name!r} is registered already; choose another name")
+        self._builders[name] = builder
+        return builder
+
+    def get(self, name: str) -> Callable[..., T]:
+        """The builder of ``name``.
+
+        Raises:
+            ValueError: if nothing of that name is registered; the message holds the nearest name.
+        """
+        if name not in self._builders:
+            raise ValueError(f"{self.caller}: unknown {self.kind} {name!r}{did_you_mean(name, self._builders)}")
+        return self._builders[name]
+
+    def create(self, name: str, /, *args: Any, **kwargs: Any) -> T:
+        """Call the builder of ``name``."""
+        return self.get(name)(*args, **kwargs)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._builders))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._builders
+
+    def __len__(self) -> int:
+        return len(self._builders)
