@@ -21,7 +21,7 @@ def score_gradient(
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dS of BM queries and the key tile at token ``j0``, and that tile of K; dS is stored where DBIAS is given."""
-    first = j0.to(tl.int64)
+    first = tl.cast(j0, tl.int64)
     k = load_rows(K + first * k_n, jj, k_n, inside_j, D, BLOCK_D, MASKED)
     s = tile_logits(
         product(q, tl.trans(k), UPCAST, PRECISION), scale2, axis,
@@ -63,7 +63,7 @@ def query_kernel(
     b = (bh // H).to(tl.int64)
     h = (bh % H).to(tl.int64)
     i0 = tile * BM
-    first = i0.to(tl.int64)
+    first = tl.cast(i0, tl.int64)
     ii = tl.arange(0, BM)
     c = tl.arange(0, BN)
     inside_i = i0 + ii < N
@@ -189,7 +189,7 @@ def take_queries(
     AXES: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the share of BM queries to dK and dV of a key tile; the scores are held transposed, (BN, BM)."""
-    first = i0.to(tl.int64)
+    first = tl.cast(i0, tl.int64)
     inside_i = i0 + ii < N
     q = load_rows(Q + first * q_n, ii, q_n, inside_i, D, BLOCK_D, True)
     lse = load_lse(LSE + i0 + ii, inside_i)
@@ -222,7 +222,7 @@ def key_kernel(
     tx_b, tx_h, tx_n, ta_b, ta_h, ta_n, tb_b, tb_h, tb_n,
     H, GROUP, N, M, W, ROWS, NB, scale2, causal_offset,
     DO, LSE, DELTA, do_b, do_h, do_n, scale, tiles,
-    DK, DV_, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
+    DK, DVAL, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BX: tl.constexpr,
     AXES: tl.constexpr, CAUSAL: tl.constexpr,
@@ -249,7 +249,7 @@ def key_kernel(
         row = r0 + (down[:, None] if BN > BX else tl.zeros([1, 1], tl.int32))
         inside_j = (x < W) & (r0 + down < ROWS)
         last = M - 1
-    first = j0.to(tl.int64)
+    first = tl.cast(j0, tl.int64)
     k = load_rows(K + (b * k_b + hk * k_h + first * k_n), jj, k_n, inside_j, D, BLOCK_D, True)
     v = load_rows(V + (b * v_b + hk * v_h + first * v_n), jj, v_n, inside_j, DV, BLOCK_DV, True)
     if MASK is not None:
@@ -288,7 +288,7 @@ def key_kernel(
                 D, DV, BLOCK_D, BLOCK_DV, AXES, CAUSAL, False, UPCAST, PRECISION,
             )  # fmt: skip
     store_rows(DK + (b * dk_b + hk * dk_h + first * dk_n), jj, dk_n, inside_j, dk * scale, D, BLOCK_D)
-    store_rows(DV_ + (b * dv_b + hk * dv_h + first * dv_n), jj, dv_n, inside_j, dv, DV, BLOCK_DV)
+    store_rows(DVAL + (b * dv_b + hk * dv_h + first * dv_n), jj, dv_n, inside_j, dv, DV, BLOCK_DV)
 
 
 @triton.jit
@@ -323,7 +323,7 @@ def bias_kernel(
         i0 = (it + e // sum_j % sum_i) * BM
         h = (ho + e // (sum_j * sum_i) % sum_h).to(tl.int64)
         b = (bo + e // (sum_j * sum_i * sum_h)).to(tl.int64)
-        first = i0.to(tl.int64)
+        first = tl.cast(i0, tl.int64)
         inside_i = i0 + ii < N
         rows = (b * H + h) * N + first
         if AXES == 0:

@@ -63,7 +63,7 @@ def attend(
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take the key tile that starts at token ``j0`` into the accumulator."""
-    first = j0.to(tl.int64)
+    first = tl.cast(j0, tl.int64)
     k = load_rows(K + first * k_n, jj, k_n, inside_j, D, BLOCK_D, MASKED)
     s = tile_logits(
         product(q, tl.trans(k), UPCAST, PRECISION), scale2, axis,
@@ -114,7 +114,7 @@ def forward_kernel(
     b = (bh // H).to(tl.int64)
     h = (bh % H).to(tl.int64)
     i0 = tile * BM
-    first = i0.to(tl.int64)
+    first = tl.cast(i0, tl.int64)
     ii = tl.arange(0, BM)
     c = tl.arange(0, BN)
     inside_i = i0 + ii < N

@@ -84,7 +84,7 @@ def delta_kernel(
     h = (pid // tiles % H).to(tl.int64)
     i = tl.arange(0, BM)
     inside = i0 + i < N
-    first = i0.to(tl.int64)
+    first = tl.cast(i0, tl.int64)
     do = load_rows(DO + (b * do_b + h * do_h + first * do_n), i, do_n, inside, DV, BLOCK_DV, True)
     out = load_rows(OUT + (b * o_b + h * o_h + first * o_n), i, o_n, inside, DV, BLOCK_DV, True)
     delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)

@@ -1,0 +1,111 @@
+"""How Triton backends start their kernels, and how the ahead-of-time gate listens in.
+
+Every kernel starts through :func:`launch`. Inside :func:`record` nothing starts: the launches are kept, so that running
+a backend on meta tensors yields exactly the kernels, signatures and options that it would run on a GPU of that
+architecture.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .dispatch import interpreting
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Shape of a program's tile and how the compiler schedules it."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded kernel start."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+
+
+@dataclass
+class _Recorder:
+    architecture: str
+    launches: list[Launch] = field(default_factory=list)
+
+
+_recorder: _Recorder | None = None
+
+
+@contextmanager
+def record(architecture: str) -> Iterator[list[Launch]]:
+    """Collect launches instead of performing them, configured for ``architecture`` (``"sm_90"``, ``"gfx942"``…)."""
+    global _recorder
+    previous, _recorder = _recorder, _Recorder(architecture)
+    try:
+        yield _recorder.launches
+    finally:
+        _recorder = previous
+
+
+def launch(kernel: Any, programs: int, device: torch.device, tile: Tile, *args: Any, **constants: Any) -> None:
+    """Start ``kernel`` on a one-dimensional grid; a grid of 0 programs starts nothing."""
+    if _recorder is not None:
+        _recorder.launches.append(Launch(kernel, args, constants, tile.warps, tile.stages))
+        return
+    if programs == 0:
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(programs,)](
+            *args,
+            **constants,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            # Named because the default changes in Triton 3.10, of which 3.9 warns.
+            enable_fp_fusion=True,
+        )
+
+
+def architecture(device: torch.device) -> str:
+    """``"sm_90"``, ``"gfx942"``, …: the key of configuration tables."""
+    if _recorder is not None:
+        return _recorder.architecture
+    if device.type != "cuda":
+        return "interpreter"
+    return _device_architecture(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _device_architecture(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def product_options(dtype: torch.dtype) -> dict[str, Any]:
+    """Constants of ``tl.dot``: operands are cast up where the interpreter would multiply bit patterns.
+
+    float32 operands are multiplied as float32 unless torch was told that less will do.
+    """
+    precision = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+    return {"UPCAST": interpreting(), "PRECISION": precision if dtype == torch.float32 else "ieee"}
+
+
+def power_of_two(size: int, least: int = 1) -> int:
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """``x`` itself when its last dimension is contiguous, else one copy: kernels take every other stride as it is."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

@@ -1,0 +1,386 @@
+"""Fused attention: tile choice, launches and registration; the kernels are in ``triton_forward`` and ``triton_backward``.
+
+This file imports without Triton. Memory beyond the results: the log-sum-exp, δ (B, H, N) in the backward pass, and one
+float32 buffer (B, H, N, n_a) for each axis table whose gradient is summed or added to.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
+from ...registration import empty_gradient, register, token_major
+from . import reference
+
+Pass = Literal["forward", "query", "key", "bias"]
+LOG2E = math.log2(math.e)
+
+
+def choose_tile(kernel: Pass, width: int, dtype: torch.dtype, arch: str, plain: bool) -> Tile:
+    """Tile of a kernel: every entry passes ``python -m attn_core.aot`` (no spill, shared memory within the limit).
+
+    Args:
+        width: the larger padded head width, 16…256.
+        plain: neither dense nor axis bias; biases live in registers and need smaller tiles.
+    """
+    if arch == "interpreter":
+        return Tile(16, 32, 4, 1)
+    return Tile(64, 32, 4, 2)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    axis_bias: list[Tensor],
+    scale: float,
+    causal: str,
+) -> tuple[Tensor, Tensor]:
+    from .triton_forward import forward_kernel
+
+    out, lse = fake_forward(q, k, v, bias, key_mask, axis_bias, scale, causal)
+    if k.shape[2] == 0:
+        return out.zero_(), lse.fill_(-math.inf)
+    if out.numel() == 0:
+        return out, lse
+    problem = _Problem(q, k, v, bias, key_mask, axis_bias, scale, causal)
+    tile = problem.tile("forward")
+    launch(
+        forward_kernel,
+        problem.programs(tile),
+        q.device,
+        tile,
+        *problem.arguments,
+        out,
+        lse,
+        *out.stride()[:3],
+        **problem.constants(tile),
+        **problem.masking(tile),
+    )
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    axis_bias: list[Tensor],
+    scale: float,
+    causal: str,
+    needs: list[bool],
+) -> list[Tensor]:
+    from .triton_backward import bias_kernel, key_kernel, query_kernel
+    from .triton_tiles import delta_kernel
+
+    need_q, need_k, need_v, *need_rest = needs
+    need_bias = need_rest[0]
+    need_tables = need_rest[1:]
+    operands = [q, k, v, bias, *axis_bias]
+    if q.numel() == 0 or k.numel() == 0:
+        wanted = [(x, slot < 3) for slot, (x, need) in enumerate(zip(operands, needs, strict=True)) if need]
+        return [empty_gradient(x, per_token).zero_() for x, per_token in wanted if x is not None]
+
+    problem = _Problem(q, k, v, bias, key_mask, axis_bias, scale, causal)
+    grad_out, out = unit_stride(grad_out), unit_stride(out)
+    batch, heads, queries, _ = q.shape
+    keys = k.shape[2]
+    delta = torch.empty_like(lse)
+    rows = Tile(64 if problem.block_dv <= 64 else 16, 0, 4, 1)
+    launch(
+        delta_kernel,
+        batch * heads * math.ceil(queries / rows.rows),
+        q.device,
+        rows,
+        grad_out,
+        out,
+        lse,
+        grad_lse,
+        delta,
+        *grad_out.stride()[:3],
+        *out.stride()[:3],
+        *(grad_lse.stride() if grad_lse is not None else (0, 0, 0)),
+        heads,
+        queries,
+        DV=v.shape[3],
+        BLOCK_DV=problem.block_dv,
+        BM=rows.rows,
+    )
+    incoming = (grad_out, lse, delta, *grad_out.stride()[:3])
+
+    dq = empty_gradient(q, True) if need_q else None
+    dbias = None
+    whole = bias is not None and bias.shape == (batch, heads, queries, keys)
+    if bias is not None and need_bias:
+        # Causality skips tiles, which then must hold zeros.
+        dbias = empty_gradient(bias, False) if causal == "none" or not whole else torch.zeros_like(bias).contiguous()
+    table_buffers = problem.table_buffers(need_tables)
+    if need_q or (need_bias and whole) or any(need_tables):
+        tile = problem.tile("query")
+        launch(
+            query_kernel,
+            problem.programs(tile),
+            q.device,
+            tile,
+            *problem.arguments,
+            *incoming,
+            scale,
+            problem.tables[0].shape[3] if len(problem.tables) > 1 else 1,
+            dq,
+            dbias if whole else None,
+            table_buffers[-1] if table_buffers else None,
+            table_buffers[0] if len(table_buffers) > 1 else None,
+            table_buffers[1] if len(table_buffers) > 2 else None,
+            *(dq.stride()[:3] if dq is not None else (0, 0, 0)),
+            **problem.constants(tile),
+            **problem.masking(tile),
+        )
+    dk = dv = None
+    if need_k or need_v:
+        dk, dv = empty_gradient(k, True), empty_gradient(v, True)
+        tile = problem.tile("key")
+        tiles = problem.key_tiles(tile)
+        launch(
+            key_kernel,
+            batch * k.shape[1] * tiles,
+            q.device,
+            tile,
+            *problem.arguments,
+            *incoming,
+            scale,
+            tiles,
+            dk,
+            dv,
+            *dk.stride()[:3],
+            *dv.stride()[:3],
+            **problem.constants(tile),
+        )
+    if dbias is not None and not whole:
+        tile = problem.tile("bias")
+        own_b, own_h, own_i, own_j = dbias.shape
+        tiles = (batch, heads, math.ceil(queries / tile.rows), problem.key_tiles(tile))
+        own = tuple(1 if size == 1 else count for size, count in zip(dbias.shape, tiles, strict=True))
+        launch(
+            bias_kernel,
+            math.prod(own),
+            q.device,
+            tile,
+            *problem.arguments,
+            *incoming,
+            *own[1:],
+            *(count // mine for count, mine in zip(tiles, own, strict=True)),
+            dbias,
+            **problem.constants(tile),
+            SUM_N=own_i == 1,
+            SUM_M=own_j == 1,
+        )
+    gradients = [dq, dk if need_k else None, dv if need_v else None, dbias]
+    gradients += problem.table_gradients(table_buffers, axis_bias, need_tables)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+def fake_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    axis_bias: list[Tensor],
+    scale: float,
+    causal: str,
+) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, _ = q.shape
+    out = token_major(q, batch, heads, queries, v.shape[3])
+    return out, q.new_empty(batch, heads, queries, dtype=torch.float32)
+
+
+class _Problem:
+    """Arguments that every kernel takes, in the kernels' order."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        key_mask: Tensor | None,
+        axis_bias: Sequence[Tensor],
+        scale: float,
+        causal: str,
+    ) -> None:
+        self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
+        self.bias, self.causal = bias, causal
+        # The kernels know three axes: all before the last two become one table, their outer sum.
+        self.tables = [unit_stride(table) for table in axis_bias]
+        if len(self.tables) > 3:
+            self.tables[:-2] = [reference.expand_axis_bias(self.tables[:-2]).contiguous()]
+        self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
+        keys = k.shape[2]
+        self.cells = self.tables[-1].shape[3] if self.tables else 1  # in a row of the grid
+        self.grid_rows = keys // self.cells if self.tables else 1
+        last, first, second = ([*self.tables[-1:], *self.tables[:-1]] + [None] * 3)[:3]
+        mask = key_mask.view(torch.uint8) if key_mask is not None else None
+        self.arguments = (
+            self.q,
+            self.k,
+            self.v,
+            bias,
+            mask,
+            last,
+            first,
+            second,
+            *self.q.stride()[:3],
+            *self.k.stride()[:3],
+            *self.v.stride()[:3],
+            *(_broadcast_strides(bias) if bias is not None else (0,) * 4),
+            *(_broadcast_strides(mask)[:1] + mask.stride()[1:] if mask is not None else (0, 0)),
+            *(s for table in (last, first, second) for s in (_broadcast_strides(table)[:3] if table is not None else (0,) * 3)),
+            q.shape[1],
+            q.shape[1] // k.shape[1],
+            q.shape[2],
+            keys,
+            self.cells,
+            self.grid_rows,
+            second.shape[3] if second is not None else 1,
+            scale * LOG2E,
+            keys - q.shape[2] if causal == "lower_right" else 0,
+        )
+
+    def tile(self, kernel: Pass) -> Tile:
+        plain = self.bias is None and not self.tables
+        width = max(self.block_d, self.block_dv)
+        return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device), plain)
+
+    def programs(self, tile: Tile) -> int:
+        batch, heads, queries, _ = self.q.shape
+        return batch * heads * math.ceil(queries / tile.rows)
+
+    def cells_per_tile(self, tile: Tile) -> int:
+        """How many cells of one grid row a key tile spans: the power of two that pads the grid least, wide first."""
+        if not self.tables:
+            return tile.columns
+
+        def padded(cells: int) -> int:
+            rows = tile.columns // cells
+            return math.ceil(self.cells / cells) * cells * math.ceil(self.grid_rows / rows) * rows
+
+        return min((tile.columns >> shift for shift in range(tile.columns.bit_length())), key=padded)
+
+    def key_tiles(self, tile: Tile) -> int:
+        if not self.tables:
+            return math.ceil(self.k.shape[2] / tile.columns)
+        across = self.cells_per_tile(tile)
+        return math.ceil(self.cells / across) * math.ceil(self.grid_rows / (tile.columns // across))
+
+    def constants(self, tile: Tile) -> dict[str, Any]:
+        return {
+            "D": self.q.shape[3],
+            "DV": self.v.shape[3],
+            "BLOCK_D": self.block_d,
+            "BLOCK_DV": self.block_dv,
+            "BM": tile.rows,
+            "BN": tile.columns,
+            "BX": self.cells_per_tile(tile),
+            "AXES": len(self.tables),
+            "CAUSAL": self.causal != "none",
+            **product_options(self.q.dtype),
+        }
+
+    def masking(self, tile: Tile) -> dict[str, Any]:
+        return {"EVEN": self.key_tiles(tile) * tile.columns == self.k.shape[2]}
+
+    def table_buffers(self, needs: Sequence[bool]) -> list[Tensor | None]:
+        """Where the query pass leaves the gradient of each table of ``self.tables``, for every batch and head."""
+        if len(needs) > 3:
+            needs = [any(needs[:-2]), *needs[-2:]]
+        batch, heads, queries, _ = self.q.shape
+        buffers: list[Tensor | None] = []
+        for position, (table, need) in enumerate(zip(self.tables, needs, strict=True)):
+            shape = (batch, heads, queries, table.shape[3])
+            if not need:
+                buffers.append(None)
+            elif position == len(self.tables) - 1:
+                dtype = table.dtype if table.shape == shape else torch.float32
+                buffers.append(table.new_empty(shape, dtype=dtype))
+            else:
+                buffers.append(table.new_zeros(shape, dtype=torch.float32))
+        return buffers
+
+    def table_gradients(
+        self, buffers: Sequence[Tensor | None], axis_bias: Sequence[Tensor], needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Gradients of the tables as they were given: summed where broadcast, split where folded into one."""
+        if len(axis_bias) > 3:
+            folded, sizes = buffers[0], [table.shape[3] for table in axis_bias[:-2]]
+            parts: list[Tensor | None] = []
+            for axis in range(len(sizes)):
+                others = [3 + other for other in range(len(sizes)) if other != axis]
+                parts.append(folded.unflatten(3, sizes).sum(others) if folded is not None else None)
+            buffers = [*parts, *buffers[1:]]
+        return [
+            buffer.sum_to_size(table.shape).to(table.dtype).contiguous() if buffer is not None and need else None
+            for buffer, table, need in zip(buffers, axis_bias, needs, strict=True)
+        ]
+
+
+def _broadcast_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides with 0 along dimensions of size 1."""
+    return tuple(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    axis_bias: list[Tensor],
+    scale: float,
+    causal: str,
+) -> tuple[Tensor, Tensor]:
+    return reference.attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        bias=bias,
+        axis_bias=axis_bias,
+        key_mask=key_mask,
+        causal=None if causal == "none" else causal,
+    )
+
+
+_attention = register(
+    "attention_triton",
+    forward=forward,
+    backward=backward,
+    fake_forward=fake_forward,
+    reference=_reference,
+    differentiable=("q", "k", "v", "bias", "axis_bias"),
+)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    axis_bias: Sequence[Tensor] | None = None,
+    key_mask: Tensor | None = None,
+    causal: Literal["upper_left", "lower_right"] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`attn_core.attention`."""
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    return _attention(q, k, v, bias, key_mask, list(axis_bias or ()), scale, causal or "none")
