@@ -1,1 +1,7 @@
-"""Attention backbones for vision on one attention core."""
+"""Attention backbones for vision on one attention core; importing registers them with timm."""
+
+from .biformer import BiFormer, BiFormerDense
+from .models import create_model, list_models
+from .official import load_official
+
+__all__ = ["BiFormer", "BiFormerDense", "create_model", "list_models", "load_official"]

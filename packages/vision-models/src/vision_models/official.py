@@ -1,0 +1,129 @@
+"""Weights of the official BiFormer releases into our models: files, wrapped dicts, dense checkpoints; strict."""
+
+import argparse
+import difflib
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .biformer import KEY_MAP, BiFormer, official_names
+
+WRAPPERS = ("model", "state_dict", "module")
+EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
+PREFIXES = ("module.", "backbone.", "model.")
+
+
+def load_official(
+    model: BiFormer,
+    checkpoint: Mapping[str, Any] | str | Path,
+    *,
+    ema: bool = False,
+    ignore: Sequence[str] = (),
+) -> BiFormer:
+    """Copy an official checkpoint into ``model``, every parameter or none.
+
+    Args:
+        model: of the same variant; :class:`BiFormerDense` for detection and segmentation checkpoints.
+        checkpoint: a file (.pth, .pt, .safetensors) or what it holds: a state dict, also inside ``model``,
+            ``state_dict`` or EMA entries, with ``module.`` or ``backbone.`` before its names. Our own names work too.
+            Files are read with ``weights_only=True``.
+        ema: take the averaged weights; an error if there are none.
+        ignore: beginnings of our parameter names that may differ or be missing on either side: ``("head",)`` for other
+            classes, ``("head", "norm", "extra_norms")`` to start a dense model from a classification checkpoint.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: the file is no checkpoint, or names and shapes do not fit; the message lists them.
+    """
+    source = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "the given dict"
+    state = _unwrap(_read(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint, source, ema=ema)
+    own = model.state_dict()
+    # The layout whose names fit best; "ours" reads what model.state_dict() writes.
+    layouts = {"ours": {name: name for name in own}, **{name: official_names(model, name) for name in KEY_MAP}}
+    layout = max(layouts, key=lambda name: len(layouts[name].keys() & state.keys()))
+    names = layouts[layout]
+    # strict=False below could hide a name from us, so every name is accounted for here first.
+    skipped = tuple(ignore)
+    missing = [name for name in names if name not in state and not (skipped and names[name].startswith(skipped))]
+    unexpected = [name for name in state if name not in names and not (skipped and _ours(name).startswith(skipped))]
+    converted: dict[str, Tensor] = {}
+    wrong_shape = []
+    for name, ours in names.items():
+        if name not in state:
+            continue
+        value = state[name]
+        if value.ndim == 4 and own[ours].ndim == 2 and value.shape[2:] == (1, 1):
+            value = value[:, :, 0, 0]  # a 1×1 convolution of the nchw code is our linear layer
+        if value.shape == own[ours].shape:
+            converted[ours] = value
+        elif not (skipped and ours.startswith(skipped)):
+            wrong_shape.append(f"{name} is {tuple(value.shape)}, the model has {tuple(own[ours].shape)}")
+    problems = [
+        *(f"missing {name}{_nearest(name, unexpected)}" for name in missing),
+        *(f"unexpected {name}" for name in unexpected),
+        *wrong_shape,
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ValueError(f"load_official: {source} does not fit this {type(model).__name__}: {shown}")
+    model.load_state_dict(converted, strict=not skipped)
+    return model
+
+
+def _read(path: str | Path) -> Mapping[str, Any]:
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"load_official: {path} is not a file; download the checkpoint first and pass its path")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        # The releases carry their command line, an argparse.Namespace: a bag of attributes that runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"load_official: {path} is not a checkpoint that loads safely: {reason}") from error
+    except Exception as error:  # safetensors raises its own type, not importable without it
+        raise ValueError(f"load_official: {path} is not a checkpoint that loads safely: {error}") from error
+
+
+def _unwrap(checkpoint: Mapping[str, Any], source: str, *, ema: bool) -> dict[str, Tensor]:
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"load_official: {source} holds a {type(checkpoint).__name__}, not a dict of weights")
+    state: Mapping[str, Any] = checkpoint
+    if ema:
+        found = [name for name in EMA_WRAPPERS if isinstance(state.get(name), Mapping)]
+        if not found:
+            raise ValueError(f"load_official: {source} has no averaged weights under any of {EMA_WRAPPERS}")
+        state = state[found[0]]
+    while inner := [name for name in WRAPPERS if isinstance(state.get(name), Mapping)]:
+        state = state[inner[0]]
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"load_official: {source} holds no weights, only {', '.join(map(str, list(state)[:5])) or 'nothing'}"
+        )
+    while shared := [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors)]:
+        prefix = shared[0]
+        # A whole detector: its neck and heads are not ours.
+        inside = {name: value for name, value in tensors.items() if name.startswith(prefix) or prefix == "module."}
+        tensors = {name.removeprefix(prefix): value for name, value in inside.items()}
+    return tensors
+
+
+def _ours(official: str) -> str:
+    """The top-level name that ``ignore`` speaks of; official names differ only below it."""
+    return "stem" + official if official.startswith("downsample_layers.0.") else official
+
+
+def _nearest(name: str, candidates: list[str]) -> str:
+    close = difflib.get_close_matches(name, candidates, n=1, cutoff=0.8)
+    return f" (there is {close[0]})" if close else ""
