@@ -1,0 +1,250 @@
+"""The command line of every task package: the same verbs and flags, implemented once."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import click
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from attn_core.engine.config import recipe_names
+from attn_core.engine.distributed import LAUNCHERS, STRATEGIES, choose_device
+from attn_core.engine.errors import ConfigError, EngineError
+from attn_core.engine.export import export as write_export
+from attn_core.engine.package import BenchmarkRequest, ExportFormat, TaskPackage
+from attn_core.engine.reporting import format_number
+from attn_core.engine.run import TrainOptions, evaluate, open_run, train
+from attn_core.registry import did_you_mean
+
+_FORMATS: dict[ExportFormat, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
+
+
+def build_cli(package: TaskPackage) -> typer.Typer:
+    """The typer application of a package, with the verbs train, eval, predict, export, benchmark, list and info."""
+    app = typer.Typer(
+        name=package.name,
+        help=package.summary or None,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    out = Console(highlight=False, soft_wrap=True)
+
+    @app.command("train")
+    def train_command(
+        recipe: Annotated[str | None, typer.Argument(help="Name (see list) or .py file.", show_default=False)] = None,
+        out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory [default: runs/<recipe>].")] = None,
+        resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest intact checkpoint.")] = False,
+        amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast, on CPU and GPU.")] = False,
+        launcher: Annotated[str, typer.Option(help="none, or pytorch under torchrun.")] = "none",
+        strategy: Annotated[str | None, typer.Option(help="ddp or fsdp2, with several processes.")] = None,
+        settings: Annotated[
+            list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: a.b=c (repeatable).")
+        ] = None,
+        seed: Annotated[
+            int | None, typer.Option(help="Seed of everything random [default: the recipe's, or 0].")
+        ] = None,
+        device: _Device = "auto",
+        tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files too.")] = False,
+        wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too.")] = False,
+    ) -> None:
+        """Train a recipe (without an argument: embedded data, minutes on a CPU) and test the best weights once."""
+        _one_of("--launcher", launcher, LAUNCHERS)
+        if strategy is not None:
+            _one_of("--strategy", strategy, STRATEGIES)
+        options = TrainOptions(
+            recipe=recipe,
+            out=out_dir,
+            resume=resume,
+            overrides=tuple(settings or ()),
+            amp=amp,
+            launcher=launcher,
+            strategy=strategy,
+            seed=seed,
+            device=device,
+            tensorboard=tensorboard,
+            wandb=wandb,
+        )
+        result = train(package, options, say=lambda line: out.print(line, markup=False))
+        if not result.files:  # not process 0
+            return
+        for name, value in result.metrics.items():
+            out.print(f"test {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
+        out.print(f"took {result.seconds:.1f} s; wrote {', '.join(result.files)} to {result.directory}", markup=False)
+
+    @app.command("eval")
+    def eval_command(
+        run: Annotated[Path, typer.Argument(help="Run directory.")],
+        split: Annotated[str, typer.Option(help="test or val.")] = "test",
+        device: _Device = "auto",
+    ) -> None:
+        """Evaluate the best weights of a run on its test split."""
+        _one_of("--split", split, ("test", "val"))
+        for name, value in evaluate(package, run, split=split, device=device).items():
+            out.print(f"{split} {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
+
+    @app.command("predict")
+    def predict_command(
+        inputs: Annotated[list[Path], typer.Argument(help="Files or folders.", metavar="INPUT...")],
+        run: Annotated[str | None, typer.Option(help="Run directory [default: the newest under runs].")] = None,
+        out_dir: Annotated[Path, typer.Option("--out", help="Where files are written.")] = Path("predictions"),
+        device: _Device = "auto",
+    ) -> None:
+        """Apply a trained model to your own inputs."""
+        function = _need(package, "predict", package.predict)
+        for path in inputs:
+            if not path.exists():
+                raise EngineError(f"predict: {path} does not exist")
+        trained = open_run(package, run, device=device)
+        with torch.inference_mode():
+            for line in function(trained, inputs, out_dir):
+                out.print(line, markup=False)
+
+    @app.command("export")
+    def export_command(
+        target: Annotated[str | None, typer.Argument(help="Run directory or model name [default: newest run].")] = None,
+        kind: Annotated[str, typer.Option("--format", help="onnx or torch-export.")] = "onnx",
+        file: Annotated[Path | None, typer.Option("--out", help="File [default: exports/<name>].")] = None,
+    ) -> None:
+        """Write a model for other runtimes and compare the outputs."""
+        function = _need(package, "export", package.export)
+        _one_of("--format", kind, _FORMATS)
+        is_run = target is None or Path(target).is_dir() or "/" in target
+        what = function(open_run(package, target, device="cpu") if is_run else str(target))
+        path = file or Path("exports") / f"{what.name}{_FORMATS[kind]}"  # type: ignore[index]
+        report = write_export(what, kind, path)  # type: ignore[arg-type]
+        batch = "any batch size" if report.any_batch else f"batch size {what.inputs[0].shape[0]} only"
+        out.print(f"wrote {report.path} ({batch}); largest relative difference {report.error:.1e}", markup=False)
+
+    @app.command("benchmark")
+    def benchmark_command(
+        models: Annotated[list[str] | None, typer.Argument(help="Model names [default: the package's choice].")] = None,
+        batch_size: Annotated[int | None, typer.Option(help="Samples per call.")] = None,
+        device: _Device = "auto",
+        file: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file.")] = None,
+    ) -> None:
+        """Measure speed and memory of models."""
+        function = _need(package, "benchmark", package.benchmark)
+        rows = list(function(BenchmarkRequest(models or [], batch_size, choose_device(device), file)))
+        if file is not None:
+            file.write_text(json.dumps([dict(row) for row in rows], indent=1, default=str) + "\n")
+        out.print(_table(rows))
+
+    @app.command("list")
+    def list_command() -> None:
+        """List recipes and models."""
+        recipes = [{"recipe": name, "what": text} for name, text in recipe_names(package.module).items()]
+        out.print(_table(recipes))
+        for name in package.list_models() if package.list_models else ():
+            out.print(name, markup=False)
+
+    @app.command("info")
+    def info_command(name: Annotated[str, typer.Argument(help="Model or recipe name.")]) -> None:
+        """Describe a model or a recipe."""
+        recipes = recipe_names(package.module)
+        if name in recipes:
+            out.print(f"{name}: {recipes[name]}", markup=False)
+            return
+        models = set(package.list_models()) if package.list_models else set()
+        if package.info is None or (models and name not in models):
+            raise EngineError(f"info: unknown name {name!r}{did_you_mean(name, models | set(recipes))}")
+        for key, value in package.info(name).items():
+            out.print(f"{key}: {value}", markup=False)
+
+    return app
+
+
+def run_cli(package: TaskPackage, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of a package's command: run a verb; a user's error becomes one line on stderr and an exit code.
+
+    Exit codes: 0 done, 1 data or run error, 2 wrong usage or recipe, 130 SIGINT, 143 SIGTERM.
+    """
+    _quiet(package)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(build_cli(package))
+    verb = f" {arguments[0]}" if arguments and arguments[0] in getattr(command, "commands", {}) else ""
+    code, message = 0, ""
+    try:
+        code = command.main(arguments, prog_name=package.name, standalone_mode=False) or 0
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        code, message = 2, _usage(error)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        code, message = 130, "interrupted"
+    except EngineError as error:
+        code, message = error.exit_code, str(error)
+    except torch.OutOfMemoryError:
+        code, message = (
+            1,
+            "the GPU has too little memory; lower the batch size with --set train_dataloader.batch_size=...",
+        )
+    except (ValueError, OSError) as error:
+        logging.getLogger(__name__).debug("traceback", exc_info=True)
+        code, message = 1, _one_line(error)
+    if message:
+        message = message.removeprefix(f"{verb.strip()}: ")
+        print(f"{package.name}{verb}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+class _Notes(logging.Handler):
+    """Warnings of the engine and of the package, one line each on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"note: {record.getMessage()}", file=sys.stderr)
+
+
+def _quiet(package: TaskPackage) -> None:
+    """Show the user our own words only: warnings of libraries are for developers (python -W default shows them)."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for name in ("attn_core", package.module):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, _Notes) for handler in logger.handlers):
+            logger.addHandler(_Notes(logging.WARNING))
+
+
+def _usage(error: click.ClickException) -> str:
+    text = error.format_message().strip().rstrip(".")
+    first, _, rest = text.partition(" Did you mean ")
+    return f"{first[:1].lower()}{first[1:].rstrip('.')}" + (f"; did you mean {rest}" if rest else "")
+
+
+def _one_line(error: Exception) -> str:
+    """The message; of an error that a loader worker has sent, the last line of its traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if "Traceback" in str(error):
+        return lines[-1].partition(": ")[2] or lines[-1]
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return lines[0]
+
+
+def _one_of(option: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{option}: {value!r} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
+
+
+def _need(package: TaskPackage, verb: str, function: Any) -> Any:
+    if function is None:
+        raise EngineError(f"{verb}: {package.name} does not offer it")
+    return function
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0] if rows else ():
+        table.add_column(str(name), overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    return table

@@ -1,0 +1,366 @@
+"""mmengine's Runner for today's torch: CPU and GPU, one process or many, safe checkpoints, exact resumption."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_dist_info
+from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.model.base_module import BaseModule
+from mmengine.optim import OptimWrapper as MMEngineOptimWrapper
+from mmengine.runner import BaseLoop
+from mmengine.runner import Runner as _Runner
+from mmengine.visualization import Visualizer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from attn_core.engine.checkpoint import (
+    Checkpoint,
+    best_or_newest,
+    check_weights,
+    full,
+    like,
+    list_checkpoints,
+    load_weights,
+    newest_intact,
+    read_weights,
+    remove_leftovers,
+    write_checkpoint,
+)
+from attn_core.engine.distributed import choose_device, same_everywhere, spread, start_processes
+from attn_core.engine.errors import CheckpointError, ConfigError
+from attn_core.engine.loops import EpochLoop, StepLoop
+from attn_core.engine.optim import OptimWrapper
+from attn_core.engine.sampling import build_dataloader
+from attn_core.engine.task import TaskModel
+
+logger = logging.getLogger(__name__)
+
+_KEPT_HISTORY = 1000  # values per scalar of mmengine's message hub; the whole history is in metrics.jsonl
+
+
+class Runner(_Runner):
+    """Trains, validates and tests one recipe.
+
+    Differences from mmengine's Runner, besides those listed in the modules of this package: the run directory holds no
+    time-stamped folders; ``device`` and ``strategy`` are keys of the config; ``resume`` takes the newest intact
+    checkpoint of the run directory.
+    """
+
+    device: torch.device
+
+    def __init__(self, *args: Any, cfg: Any = None, **kwargs: Any) -> None:
+        config = cfg if cfg is not None else {}
+        self.device = choose_device(config.get("device", "auto"))
+        self.strategy: Mapping[str, Any] = dict(config.get("strategy") or {"type": "ddp"})
+        self.is_training = False
+        self.skipped_checkpoints: list[str] = []
+        super().__init__(*args, cfg=cfg, **kwargs)
+
+    @classmethod
+    def from_cfg(cls, cfg: Any) -> "Runner":
+        """Build from a complete recipe (see `attn_core.engine.config`)."""
+        config = Config(dict(cfg), format_python_code=False) if not isinstance(cfg, Config) else cfg
+        if not config.get("experiment_name"):
+            config.experiment_name = "run"
+        if config.get("launcher", "none") == "none" and config.get("strategy", {}).get("type", "ddp") != "ddp":
+            raise ConfigError(f"strategy: {config.strategy['type']} needs several processes; add --launcher pytorch")
+        return super().from_cfg(config)  # type: ignore[return-value]
+
+    # ---- environment: quiet, and without mmengine's CUDA assumptions
+
+    @property
+    def timestamp(self) -> str:
+        """Empty: mmengine makes its log folder from it, and a run directory needs none."""
+        return ""
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return Path(self.work_dir)
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The task model inside its DDP wrapper, or itself."""
+        return self.model.module if is_model_wrapper(self.model) else self.model  # type: ignore[return-value]
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """Join the other processes."""
+        start_processes(self.launcher, self.device)
+        self._rank, self._world_size = get_dist_info()
+        # mmengine keeps loggers and histories by this name for the life of the process
+        self._timestamp = f"{time.time_ns()}_{os.getpid()}"
+        torch.backends.cudnn.benchmark = bool(env_cfg.get("cudnn_benchmark", False))
+
+    def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
+        """mmengine's logger, into ``train.log`` only: the console belongs to the progress display."""
+        silence_console("mmengine")
+        name = self._experiment_name
+        path = str(self.directory / "train.log") if self.rank == 0 else None
+        log = MMLogger.get_instance(name, log_file=path, log_level=log_level, file_mode="a")
+        silence_console(name)
+        return log
+
+    def build_visualizer(self, visualizer: Visualizer | dict[str, Any] | None = None) -> Visualizer:
+        """A visualizer that writes nothing unless the recipe names a backend."""
+        if visualizer is None:
+            visualizer = {"type": "Visualizer", "vis_backends": [], "save_dir": str(self.directory)}
+        return super().build_visualizer(visualizer)
+
+    def dump_config(self) -> None:
+        """Nothing: the resolved recipe is written before the Runner is built (see `attn_core.engine.config`)."""
+
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        # mmengine's version starts compilers to ask for their versions, which takes seconds.
+        self.logger.info(f"torch {torch.__version__}, {self.device}, {self.world_size} process(es), seed {self.seed}")
+
+    def close(self) -> None:
+        """Close log files and metric writers."""
+        self.visualizer.close()
+        for handler in list(self.logger.handlers):
+            handler.close()
+            self.logger.removeHandler(handler)
+
+    # ---- parts
+
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+        """Move to the device; wrap or shard if there are several processes."""
+        model = model.to(self.device)
+        if not self.distributed:
+            has_sync = any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
+            return revert_sync_batchnorm(model) if has_sync else model
+        if self.cfg.get("sync_bn"):
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        unused = bool(self.cfg.get("find_unused_parameters", False))
+        return spread(model, self.device, self.strategy, find_unused_parameters=unused)
+
+    def _init_model_weights(self) -> None:
+        # Networks initialize themselves; models written for mmengine are the exception.
+        if not isinstance(self.bare_model, TaskModel) and isinstance(self.bare_model, BaseModule):
+            super()._init_model_weights()
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict[str, Any], seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """See `attn_core.engine.sampling.build_dataloader`."""
+        if isinstance(dataloader, DataLoader):
+            return dataloader
+        return build_dataloader(dataloader, seed=seed or 0, world_size=get_dist_info()[1])
+
+    def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
+        """A resumable loop, unless the recipe names another one."""
+        if isinstance(loop, dict) and "type" not in loop:
+            options = dict(loop)
+            by_epoch = options.pop("by_epoch", "max_epochs" in options)
+            loop = {"type": EpochLoop if by_epoch else StepLoop, **options}
+        return super().build_train_loop(loop)  # type: ignore[arg-type]
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """The wrapper with the non-finite guard; a recipe may name a subclass of it.
+
+        Raises:
+            ConfigError: if the recipe names a wrapper without the guard.
+        """
+        if isinstance(optim_wrapper, dict):
+            optim_wrapper = {"type": OptimWrapper, **optim_wrapper} if "optimizer" in optim_wrapper else optim_wrapper
+        built = super().build_optim_wrapper(optim_wrapper)
+        parts = [built] if isinstance(built, MMEngineOptimWrapper) else list(built.values())
+        for part in parts:
+            if not isinstance(part, OptimWrapper):
+                raise ConfigError(
+                    f"optim_wrapper.type: {type(part).__name__} does not stop at a non-finite loss; "
+                    "leave the type out, or derive from attn_core.engine.optim.OptimWrapper"
+                )
+        return built
+
+    def register_default_hooks(self, hooks: Any = None) -> None:
+        """The hooks of the config and no others (see `attn_core.engine.config` for what a recipe gets)."""
+        for hook in (hooks or {}).values():
+            if hook is not None:
+                self.register_hook(hook)
+
+    def train(self) -> nn.Module:
+        """Train from the start or from the newest intact checkpoint."""
+        self.is_training = True
+        try:
+            return super().train()
+        finally:
+            self.is_training = False
+
+    # ---- checkpoints
+
+    def write_state(self, step: int, epoch: int) -> Checkpoint | None:
+        """Write a checkpoint to resume from; all processes must call it, process 0 writes and gets it back.
+
+        Args:
+            step: Steps done.
+            epoch: Epochs done, validation included.
+        """
+        content = self._collect(step, epoch)
+        weights = content.pop("state_dict")
+        about = {"step": step, "epoch": epoch, "seed": self.seed, "model": type(self.bare_model).__name__}
+        if self.rank != 0:
+            return None
+        return write_checkpoint(self.directory, f"step_{step}", weights, content, about)
+
+    def write_best(self, step: int, epoch: int, metrics: Mapping[str, float]) -> Checkpoint | None:
+        """Write the weights alone, as the best so far; all processes must call it."""
+        content: dict[str, Any] = {"state_dict": self._whole_weights()}
+        self.call_hook("before_save_checkpoint", checkpoint=content)
+        about = {"step": step, "epoch": epoch, "model": type(self.bare_model).__name__, "metrics": dict(metrics)}
+        if self.rank != 0:
+            return None
+        return write_checkpoint(self.directory, f"best_step_{step}", content["state_dict"], None, about)
+
+    def load_or_resume(self) -> None:
+        """Follow ``resume`` and ``load_from`` of the config, once."""
+        if self._has_loaded:
+            return
+        if self.rank == 0:
+            remove_leftovers(self.directory)
+        if self._resume:
+            checkpoint = self.find_checkpoint()
+            if checkpoint is not None:
+                self.resume_from(checkpoint)
+        elif self._load_from is not None:
+            self.load_weights_from(Path(self._load_from))
+        self._has_loaded = True
+
+    def find_checkpoint(self) -> Checkpoint | None:
+        """The newest intact checkpoint; None in a directory without any.
+
+        Raises:
+            CheckpointError: if there are checkpoints and all are damaged.
+        """
+        found, skipped = (None, [])
+        if self.rank == 0:
+            found, skipped = newest_intact(self.directory, readable=Checkpoint.read_state)
+        found, skipped = same_everywhere((found, skipped))
+        self.skipped_checkpoints = skipped
+        for line in skipped if self.rank == 0 else ():
+            logger.warning("skipped: %s", line)
+        if found is None and skipped:
+            raise CheckpointError(f"{skipped[0]}; no intact checkpoint is left in {self.directory}")
+        return found
+
+    def resume_from(self, checkpoint: Checkpoint) -> None:
+        """Continue exactly where a checkpoint was written.
+
+        Raises:
+            CheckpointError: if it belongs to another model or to data of another size.
+        """
+        content = checkpoint.read_state()
+        content["state_dict"] = checkpoint.read_weights()
+        check_weights(self.bare_model, content["state_dict"], str(checkpoint.weights_path))
+        batches = len(self.train_dataloader)
+        if content["batches_per_epoch"] != batches:
+            raise CheckpointError(
+                f"resume: {checkpoint.name} was written with {content['batches_per_epoch']} batches per epoch, this "
+                f"recipe gives {batches}; use the data and the batch size of the run, or start another"
+            )
+        self._resume = True  # tells mmengine's EMAHook that its own state is in the checkpoint
+        self.call_hook("after_load_checkpoint", checkpoint=content)
+        load_weights(self.bare_model, content["state_dict"], str(checkpoint.weights_path))
+        if content["seed"] != self.seed:
+            raise ConfigError(f"resume: the run has seed {content['seed']}, not {self.seed}; leave --seed out")
+        self.train_loop._iter = content["step"]  # type: ignore[union-attr]
+        self.train_loop._epoch = content["epoch"]  # type: ignore[union-attr]
+        self._load_optimizer(content["optimizer"])
+        for scheduler, state in zip(self._schedulers(), content["param_schedulers"], strict=True):
+            scheduler.load_state_dict(state)
+        for name, history in content["message_hub"].items():
+            self.message_hub.log_scalars[name] = HistoryBuffer(history["values"], history["counts"])
+        for name, hook in self._hooks_with_state().items():
+            hook.load_state_dict(content["hooks"].get(name, {}))
+        self.logger.info(f"resumed {checkpoint.name}")
+
+    def load_weights_from(self, path: Path) -> Path:
+        """Load weights alone, from a file or from a run directory (the best ones); returns the file."""
+        if path.is_dir():
+            path = best_or_newest(path).weights_path
+        content = {"state_dict": read_weights(path)}
+        check_weights(self.bare_model, content["state_dict"], str(path))
+        resume, self._resume = self._resume, False  # the moving average starts from these weights, too
+        self.call_hook("after_load_checkpoint", checkpoint=content)
+        self._resume = resume
+        load_weights(self.bare_model, content["state_dict"], str(path))
+        self._has_loaded = True
+        return path
+
+    def load_best(self) -> Path | None:
+        """Load the selected weights of this run; None, and nothing changes, if the run selects none."""
+        name = same_everywhere(next(iter(list_checkpoints(self.directory, best=True)), None))
+        return self.load_weights_from(self.directory / f"{name}.safetensors") if name else None
+
+    def _collect(self, step: int, epoch: int) -> dict[str, Any]:
+        content: dict[str, Any] = {
+            "step": step,
+            "epoch": epoch,
+            "batches_per_epoch": len(self.train_dataloader),
+            "seed": self.seed,
+            "state_dict": self._whole_weights(),
+            "optimizer": _whole(self.optim_wrapper.state_dict()),  # type: ignore[union-attr]
+            "param_schedulers": [scheduler.state_dict() for scheduler in self._schedulers()],
+            "message_hub": {
+                name: {
+                    "values": buffer.data[0][-_KEPT_HISTORY:].tolist(),
+                    "counts": buffer.data[1][-_KEPT_HISTORY:].tolist(),
+                }
+                for name, buffer in self.message_hub.log_scalars.items()
+            },
+            "hooks": {name: hook.state_dict() for name, hook in self._hooks_with_state().items()},
+        }
+        metainfo = getattr(self.train_dataloader.dataset, "metainfo", None)
+        content["data_info"] = dict(metainfo) if isinstance(metainfo, Mapping) else {}
+        self.call_hook("before_save_checkpoint", checkpoint=content)
+        return content
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        return {name: full(tensor).detach() for name, tensor in self.bare_model.state_dict().items()}
+
+    def _schedulers(self) -> list[Any]:
+        schedulers = self.param_schedulers
+        if isinstance(schedulers, dict):
+            return [scheduler for group in schedulers.values() for scheduler in group]
+        return list(schedulers or [])  # type: ignore[arg-type]
+
+    def _hooks_with_state(self) -> dict[str, Any]:
+        return {type(hook).__name__: hook for hook in self.hooks if hasattr(hook, "state_dict")}
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        wrappers = [(self.optim_wrapper, state)]
+        if not isinstance(self.optim_wrapper, MMEngineOptimWrapper):
+            wrappers = [(self.optim_wrapper[name], state[name]) for name in state]  # type: ignore[index]
+        for wrapper, own in wrappers:
+            params = [p for group in wrapper.optimizer.param_groups for p in group["params"]]  # type: ignore[union-attr]
+            for index, values in own["state"].items():
+                for name, value in values.items():
+                    if isinstance(value, Tensor) and value.shape == params[index].shape and value.ndim:
+                        values[name] = like(value, params[index])
+            wrapper.load_state_dict(own)  # type: ignore[union-attr]
+
+
+def silence_console(name: str) -> None:
+    """Take the console handlers off an mmengine logger; its file stays."""
+    log = MMLogger.get_instance(name)
+    for handler in list(log.handlers):
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            log.handlers.remove(handler)
+
+
+def _whole(value: Any) -> Any:
+    """Gather sharded tensors inside nested containers."""
+    if isinstance(value, Tensor):
+        return full(value)
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_whole(item) for item in value)
+    return value

@@ -1,0 +1,18 @@
+"""One registry scope per task package, beside mmengine's other children and never in its root."""
+
+import importlib
+
+from mmengine import registry as roots
+from mmengine.registry import Registry
+
+
+def open_scope(module: str) -> None:
+    """Give a package's scope a child of each of mmengine's registries; children that the package made itself stay.
+
+    Args:
+        module: Import name of the package, which is the name of its scope.
+    """
+    importlib.import_module(module)
+    for value in list(vars(roots).values()):
+        if isinstance(value, Registry) and value.parent is None and module not in value.children:
+            Registry(value.name, parent=value, scope=module, locations=[module])

@@ -1,0 +1,83 @@
+"""A task package as small as possible: two classes of noisy points, a network with dropout, augmentation, an average."""
+
+import random
+
+import numpy as np
+import torch
+from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
+from torch import Tensor, nn
+
+
+class Points:
+    """Points of two classes in the plane, with noise from every global generator added at each access."""
+
+    metainfo = {"classes": ["left", "right"]}  # noqa: RUF012
+
+    def __init__(self, split: str, size: int = 48, noise: float = 0.1, bad: int | None = None) -> None:
+        if size == 1:
+            raise ValueError("Points: one point is not a data set")
+        seed = {"train": 1, "val": 2, "test": 3}[split]
+        generator = torch.Generator().manual_seed(seed)
+        self.label = torch.arange(size) % 2
+        self.point = torch.randn(size, 4, generator=generator) + 1.5 * self.label[:, None]
+        self.noise = noise
+        if bad is not None:
+            self.point[bad] = float("nan")
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        shift = random.random() + np.random.rand() + float(torch.rand(()))  # noqa: NPY002
+        return {"image": self.point[index] + self.noise * shift, "label": int(self.label[index])}
+
+
+class Net(nn.Module):
+    """Two layers with dropout."""
+
+    def __init__(self, width: int = 8, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, width)
+        self.block = HiddenBlock(width, dropout)
+        self.last = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.block(self.first(x)))
+
+
+class HiddenBlock(nn.Module):
+    """A residual layer: a unit that FSDP2 shards by itself."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop(torch.relu(self.linear(x)))
+
+
+def _export(source: TrainedRun | str) -> ExportTarget:
+    net = Net() if isinstance(source, str) else source.model.net
+    return ExportTarget(net, (torch.randn(2, 4),), "tiny")
+
+
+def _predict(run: TrainedRun, inputs, out):  # noqa: ANN001, ANN202
+    for path in inputs:
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty")
+        yield f"{path.name}: {run.data_info['classes'][0]}"
+
+
+PACKAGE = TaskPackage(
+    name="tiny",
+    module="tiny_task",
+    default_recipe="points",
+    summary="A task for tests.",
+    list_models=lambda: ["net", "wide_net"],
+    info=lambda name: {"name": name, "parameters": 1},
+    export=_export,
+    predict=_predict,
+    benchmark=lambda request: [{"model": "net", "ms": 1.0}],
+    draw_predictions=lambda model, loader, path: path.write_bytes(b"picture"),
+)
