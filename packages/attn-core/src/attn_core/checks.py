@@ -25,7 +25,8 @@ def check_rank(operator: str, argument: str, tensor: Tensor, layout: str) -> Non
 def check_size(operator: str, argument: str, tensor: Tensor, dim: int, expected: int, reason: str) -> None:
     if tensor.shape[dim] != expected:
         raise ValueError(
-            f"{operator}: {argument} must have size {expected} along dimension {dim} ({reason}), got shape {shape(tensor)}"
+            f"{operator}: {argument} must have size {expected} along dimension {dim} ({reason}), "
+            f"got shape {shape(tensor)}"
         )
 
 
@@ -50,8 +51,8 @@ def check_same(operator: str, first: Tensor, others: dict[str, Tensor | None], *
             )
         if dtype and tensor.dtype != first.dtype:
             raise ValueError(
-                f"{operator}: {argument} must have the dtype of q ({first.dtype}), got {argument}.dtype={tensor.dtype}; "
-                "cast it, or run under torch.autocast"
+                f"{operator}: {argument} must have the dtype of q ({first.dtype}), got {argument}.dtype={tensor.dtype};"
+                " cast it, or run under torch.autocast"
             )
 
 

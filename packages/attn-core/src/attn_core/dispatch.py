@@ -21,17 +21,18 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 Backend = Literal["reference", "torch", "triton"]
-BACKENDS: tuple[str, ...] = get_args(Backend)
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 _environment = os.environ.get("ATTN_CORE_BACKEND") or None
 _override: str | None = None
 _logged: set[tuple[str, str]] = set()
 
 
-def _checked(backend: str, where: str) -> str:
-    if backend not in BACKENDS:
-        raise ValueError(f"{where}: backend must be one of {', '.join(map(repr, BACKENDS))}, got backend={backend!r}")
-    return backend
+def _checked(backend: str, where: str) -> Backend:
+    for known in BACKENDS:
+        if backend == known:
+            return known
+    raise ValueError(f"{where}: backend must be one of {', '.join(map(repr, BACKENDS))}, got backend={backend!r}")
 
 
 if _environment is not None:
@@ -80,8 +81,8 @@ def triton_obstacle(q: Tensor) -> str | None:
     return None
 
 
-def select(operator: str, backend: str | None, q: Tensor, obstacle: Callable[[], str | None]) -> Callable[..., Any]:
-    """The implementation of ``operator`` for tensors like ``q``.
+def select(operator: str, backend: str | None, q: Tensor, obstacle: Callable[[], str | None]) -> Backend:
+    """The backend of ``operator`` for tensors like ``q``.
 
     Args:
         obstacle: why the operator's own kernel cannot take these arguments (None if it can); asked only after
@@ -92,26 +93,30 @@ def select(operator: str, backend: str | None, q: Tensor, obstacle: Callable[[],
     """
     requested = backend if backend is not None else _override if _override is not None else _environment
     if requested is not None:
-        _checked(requested, operator)
-        if requested == "triton":
+        chosen = _checked(requested, operator)
+        if chosen == "triton":
             reason = triton_obstacle(q) or obstacle()
             if reason:
                 raise RuntimeError(f"{operator}: backend='triton' cannot run: {reason}")
-        return implementation(operator, requested)
+        return chosen
     if q.device.type == "cuda":
         reason = triton_obstacle(q) or obstacle()
         if reason is None:
-            return implementation(operator, "triton")
+            return "triton"
         if not torch.compiler.is_compiling() and (operator, reason) not in _logged:
             _logged.add((operator, reason))
             logger.debug("%s: triton skipped: %s", operator, reason)
-    return implementation(operator, "torch")
+    return "torch"
 
 
-def implementation(operator: str, backend: str) -> Callable[..., Any]:
-    """The function of one backend, called with checked arguments; its signature is the operator's, less ``backend``."""
-    module = "reference" if backend == "reference" else f"{backend}_backend"
-    return getattr(importlib.import_module(f"attn_core.ops.{operator}.{module}"), operator)
+def under_autocast(*tensors: Any) -> tuple[Any, ...]:
+    """Data tensors in autocast's dtype where autocast is on; float64 stays, as in torch's own operators."""
+    first = next(tensor for tensor in tensors if tensor is not None)
+    kind = first.device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 def explain(operator: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> dict[str, str]:

@@ -1,15 +1,26 @@
 """Softmax attention with dense and axis-decomposed bias, key mask, causality, grouped heads and any value width."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...checks import DATA_DTYPES, check_broadcastable, check_choice, check_dtype, check_rank, check_same, check_size, shape
-from ...dispatch import Backend, select
+from attn_core.checks import (
+    DATA_DTYPES,
+    check_broadcastable,
+    check_choice,
+    check_dtype,
+    check_rank,
+    check_same,
+    check_size,
+    shape,
+)
+from attn_core.dispatch import Backend, select, under_autocast
+
+from . import reference, torch_backend
 
 OPERATOR = "attention"
 MAX_TRITON_WIDTH = 256
@@ -52,9 +63,19 @@ def attention(
 
     Source: Vaswani et al. 2017, eq. 1; axis bias: Lin et al. 2023 (arXiv 2308.01904), BoxRPB.
     """
+    q, k, v, bias, *tables = under_autocast(q, k, v, bias, *(axis_bias or ()))
+    axis_bias = tables or None
     _check(q, k, v, bias, axis_bias, key_mask, causal)
-    run = select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v))
+    run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
     return run(q, k, v, scale=scale, bias=bias, axis_bias=axis_bias, key_mask=key_mask, causal=causal)
+
+
+def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.attention
+    return reference.attention if backend == "reference" else torch_backend.attention
 
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
@@ -99,6 +120,8 @@ def _check(
         check_rank(OPERATOR, name, table, "B H N n")
         check_broadcastable(OPERATOR, name, table, (batch, heads, queries, table.shape[3]), "B H N n")
         check_size(OPERATOR, name, table, 2, queries, "the tokens of q")
-    if tables and math.prod(table.shape[3] for table in tables.values()) != keys:
+    if tables and math.prod([table.shape[3] for table in tables.values()]) != keys:
         sizes = " × ".join(str(shape(table)[3]) for table in tables.values())
-        raise ValueError(f"{OPERATOR}: the grid of axis_bias must have as many cells as k has tokens, got {sizes} ≠ {keys}")
+        raise ValueError(
+            f"{OPERATOR}: axis_bias must span a grid of {keys} cells, the tokens of k, got axis_bias={sizes}"
+        )

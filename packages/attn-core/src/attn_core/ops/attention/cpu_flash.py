@@ -1,8 +1,8 @@
 """torch's flash attention for CPUs with its traps removed: any value width, lse of dead rows, gradient of lse.
 
-``aten._scaled_dot_product_flash_attention_for_cpu`` is the only fused CPU kernel in torch that returns lse. Called bare it
-crashes on empty inputs, silently misreads tensors whose last stride is not 1, refuses Dv ≠ D and reports lse = 0 for
-rows that see no key (all seen with torch 2.15).
+``aten._scaled_dot_product_flash_attention_for_cpu`` is the only fused CPU kernel in torch that returns lse. Called bare
+it crashes on empty inputs, silently misreads tensors whose last stride is not 1, refuses Dv ≠ D and reports lse = 0
+for rows that see no key (all seen with torch 2.15).
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...registration import token_major
+from attn_core.registration import token_major
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -56,7 +56,7 @@ def flash_backward(
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     width, value_width = q.shape[-1], v.shape[-1]
     if grad_lse is not None:
-        # The kernel subtracts δ = Σ_c do_c·o_c from dP, we want δ − dlse: one more column with o = −1, do = dlse, v = 0.
+        # The kernel subtracts δ = Σ_c do_c·o_c from dP, we want δ − dlse: a further column o = −1, do = dlse, v = 0.
         grad_out = torch.cat([grad_out, grad_lse.unsqueeze(-1).to(grad_out.dtype)], dim=-1)
         out = F.pad(out, (0, 1), value=-1.0)
         v = F.pad(v, (0, 1))

@@ -1,4 +1,4 @@
-"""Attention without stored scores in plain torch: the fused CPU kernel where it fits, chunks of query rows elsewhere."""
+"""Attention without stored scores in plain torch: the fused CPU kernel where it fits, else chunks of query rows."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...registration import register, token_major
+from attn_core.registration import register, token_major
+
 from . import reference
 from .cpu_flash import empty_result, flash_backward, flash_forward
 
@@ -83,7 +84,7 @@ def backward(
     causal: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    needs_q, needs_k, needs_v, needs_bias, *needs_tables = needs
+    _needs_q, _needs_k, _needs_v, needs_bias, *needs_tables = needs
     tensors = [q, k, v, bias, *axis_bias]
     if q.numel() == 0 or v.numel() == 0:
         wanted = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
@@ -157,9 +158,7 @@ def _fits_flash(q: Tensor, bias: Tensor | None, key_mask: Tensor | None, axis_bi
     if q.device.type != "cpu" or (bias is not None and key_mask is not None):
         return False
     extra = sum(table.shape[-1] for table in axis_bias)
-    return extra == 0 or (
-        q.shape[-1] + extra <= MAX_AUGMENTED_WIDTH and extra <= MAX_AUGMENTED_RATIO * q.shape[-1]
-    )
+    return extra == 0 or (q.shape[-1] + extra <= MAX_AUGMENTED_WIDTH and extra <= MAX_AUGMENTED_RATIO * q.shape[-1])
 
 
 def _augment(q: Tensor, k: Tensor, tables: Sequence[Tensor], scale: float) -> tuple[Tensor, Tensor, float]:
@@ -212,7 +211,9 @@ def _full_bias(bias: Tensor | None, key_mask: Tensor | None) -> list[Tensor]:
     """Addends of the scores, kept apart so that their sum is only formed chunk by chunk."""
     terms = [] if bias is None else [bias]
     if key_mask is not None:
-        terms.append(torch.zeros(key_mask.shape, device=key_mask.device).masked_fill(~key_mask, -math.inf)[:, None, None])
+        terms.append(
+            torch.zeros(key_mask.shape, device=key_mask.device).masked_fill(~key_mask, -math.inf)[:, None, None]
+        )
     return terms
 
 

@@ -1,13 +1,13 @@
 """Attention of query blocks to listed key blocks: routed regions, windows, halos, clusters, block-sparse patterns."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...checks import (
+from attn_core.checks import (
     DATA_DTYPES,
     INDEX_DTYPES,
     check_broadcastable,
@@ -19,7 +19,9 @@ from ...checks import (
     fail,
     shape,
 )
-from ...dispatch import Backend, select
+from attn_core.dispatch import Backend, select, under_autocast
+
+from . import reference, torch_backend
 from .index import halo_index, topk_route, window_index
 
 __all__ = ["block_attention", "halo_index", "topk_route", "window_index"]
@@ -84,8 +86,10 @@ def block_attention(
 
     Source: Zhu et al. 2023 (arXiv 2303.08810), eq. 5–8; Vaswani et al. 2021 (arXiv 2103.12731), §3.
     """
+    q, k, v, kv_weight, *tables = under_autocast(q, k, v, kv_weight, *(axis_bias or ()))
+    axis_bias = tables or None
     _check(q, k, v, q_index, kv_index, table, kv_weight, axis_bias, q_pos, k_pos, reduce)
-    run = select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v))
+    run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
     return run(
         q,
         k,
@@ -102,6 +106,14 @@ def block_attention(
         scale=scale,
         reduce=reduce,
     )
+
+
+def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.block_attention
+    return reference.block_attention if backend == "reference" else torch_backend.block_attention
 
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
@@ -169,7 +181,7 @@ def _check(
         check_rank(OPERATOR, name, bias, "B H N n")
         check_broadcastable(OPERATOR, name, bias, (batch, heads, queries, bias.shape[3]), "B H N n")
         check_size(OPERATOR, name, bias, 2, queries, "the tokens of q")
-    if tables and math.prod(bias.shape[3] for bias in tables.values()) != kv_index.shape[3]:
+    if tables and math.prod([bias.shape[3] for bias in tables.values()]) != kv_index.shape[3]:
         sizes = " × ".join(str(shape(bias)[3]) for bias in tables.values())
         fail(OPERATOR, "axis_bias", f"must span the {kv_index.shape[3]} slots of a key block", sizes)
     check_choice(OPERATOR, "reduce", reduce, ("set", "mean"))

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...checks import fail
+from attn_core.checks import fail
 
 
 def window_index(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..attention.reference import expand_axis_bias, softmax_with_lse
+from attn_core.ops.attention.reference import expand_axis_bias, softmax_with_lse
 
 
 def block_attention(

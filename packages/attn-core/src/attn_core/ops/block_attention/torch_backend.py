@@ -1,4 +1,4 @@
-"""Block attention in plain torch: blocks are gathered a cache-sized chunk at a time, or masked when most keys are read."""
+"""Block attention in plain torch: blocks gathered a cache-sized chunk at a time, or masked when most keys are read."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...registration import register, token_major
-from ..attention import torch_backend as dense
+from attn_core.ops.attention import torch_backend as dense
+from attn_core.registration import register, token_major
+
 from . import reference
 
 # Elements of gathered queries, keys, values and scores held at a time: 2²¹ float32 are 8 MiB, a last-level cache.
@@ -38,7 +39,7 @@ def block_attention(
     scale: float | None = None,
     reduce: str = "set",
 ) -> tuple[Tensor, Tensor]:
-    """Extra memory O(index) plus one chunk, whatever the table's width; an exported graph holds the reference instead."""
+    """Extra memory O(index) plus one chunk, whatever the width of the table; an exported graph holds the reference."""
     if torch.compiler.is_exporting():
         return reference.block_attention(
             q,
@@ -174,7 +175,7 @@ def backward(
     per_row: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    B, H, N, D = q.shape
+    B, H = q.shape[:2]
     plan = make_plan(q, k, q_index, kv_index, table, kv_weight)
     if _is_dense(plan, q, k, kv_weight, axis_bias, causal, self_logit, per_row):
         return _dense_backward(plan, grad_out, grad_lse, out, lse, q, k, v, scale, needs[:3])
@@ -206,7 +207,8 @@ def backward(
             grads = dense.chunked_backward(*arguments, terms, tables, scale, fixed=fixed)
             dq, dk, dv, *dt = [grad for grad in grads if grad is not None]
         if weight is not None:
-            assert dW is not None and kv_weight is not None
+            assert dW is not None
+            assert kv_weight is not None
             slots = plan.table.shape[2]
             plain_k, plain_v = (_take(x, chunk.kv_rows, chunk.keys.shape[1], None) for x in (K, V))
             per_slot = [
@@ -304,7 +306,7 @@ def _chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> Iterator[Chunk]:
         yield Chunk(groups, tokens, keys, q_rows, kv_rows, g0 * R + r0, slice(r0, r1))
 
 
-# --- rows: (B, H, N, D) as (B·N, H, D), or as (B·H·N, 1, D) when each head has its own index ------------------------------
+# --- rows: (B, H, N, D) as (B·N, H, D), or as (B·H·N, 1, D) when each head has its own index --------------------------
 
 
 def _rows_of(x: Tensor, per_head: bool) -> Tensor:
