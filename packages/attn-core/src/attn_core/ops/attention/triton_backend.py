@@ -4,8 +4,9 @@ This file imports without Triton. Memory beyond the results: the log-sum-exp, δ
 float32 buffer (B, H, N, n_a) for each axis table whose gradient is summed or added to.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -145,9 +146,13 @@ def backward(
             **problem.constants(tile),
             **problem.masking(tile),
         )
-    dk = dv = None
-    if need_k or need_v:
-        dk, dv = empty_gradient(k, True), empty_gradient(v, True)
+    dk = empty_gradient(k, True) if need_k else None
+    dv = empty_gradient(v, True) if need_v else None
+    # Both accumulators of wide heads at once would not fit the registers: one pass for each.
+    wide = max(problem.block_d, problem.block_dv) > 128
+    for own_dk, own_dv in ((dk, None), (None, dv)) if wide else ((dk, dv),):
+        if own_dk is None and own_dv is None:
+            continue
         tile = problem.tile("key")
         tiles = problem.key_tiles(tile)
         launch(
@@ -159,10 +164,10 @@ def backward(
             *incoming,
             scale,
             tiles,
-            dk,
-            dv,
-            *dk.stride()[:3],
-            *dv.stride()[:3],
+            own_dk,
+            own_dv,
+            *(own_dk.stride()[:3] if own_dk is not None else (0, 0, 0)),
+            *(own_dv.stride()[:3] if own_dv is not None else (0, 0, 0)),
             **problem.constants(tile),
         )
     if dbias is not None and not whole:
@@ -184,7 +189,7 @@ def backward(
             SUM_N=own_i == 1,
             SUM_M=own_j == 1,
         )
-    gradients = [dq, dk if need_k else None, dv if need_v else None, dbias]
+    gradients = [dq, dk, dv, dbias]
     gradients += problem.table_gradients(table_buffers, axis_bias, need_tables)
     return [gradient for gradient in gradients if gradient is not None]
 
@@ -266,7 +271,7 @@ class _Problem:
         return batch * heads * math.ceil(queries / tile.rows)
 
     def cells_per_tile(self, tile: Tile) -> int:
-        """How many cells of one grid row a key tile spans: the power of two that pads the grid least, wide first."""
+        """How many cells of one grid row a key tile spans: the widest that pads the grid ≤ 10 % more than the best."""
         if not self.tables:
             return tile.columns
 
@@ -274,7 +279,9 @@ class _Problem:
             rows = tile.columns // cells
             return math.ceil(self.cells / cells) * cells * math.ceil(self.grid_rows / rows) * rows
 
-        return min((tile.columns >> shift for shift in range(tile.columns.bit_length())), key=padded)
+        choices = [tile.columns >> shift for shift in range(tile.columns.bit_length())]
+        least = min(map(padded, choices))
+        return next(cells for cells in choices if padded(cells) <= 1.1 * least)
 
     def key_tiles(self, tile: Tile) -> int:
         if not self.tables:
@@ -384,3 +391,59 @@ def attention(
     """See :func:`attn_core.attention`."""
     scale = q.shape[3] ** -0.5 if scale is None else scale
     return _attention(q, k, v, bias, key_mask, list(axis_bias or ()), scale, causal or "none")
+
+
+def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Runs on meta tensors that reach every tile of the table and every form of the kernels."""
+    forms: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "ragged mask": {"queries": 1000, "keys": 1001, "masked": True},
+        "causal gqa": {"causal": "lower_right", "key_heads": 2},
+        "bias": {"bias": (2, 8, 1024, 4096)},
+        "bias over batch": {"bias": (1, 8, 1024, 4096)},
+        "axes 64×64": {"axes": (64, 64)},
+        "axes 50×84": {"axes": (50, 84)},
+        "axes 16³": {"axes": (16, 16, 16), "queries": 4096},
+        "bias axes 14×14": {"axes": (14, 14), "bias": (1, 8, 196, 196), "queries": 196},
+    }
+    usual = [(torch.bfloat16, width, form) for width in (32, 64, 128, 256) for form in forms]
+    rest = [(torch.float32, width, form) for width in (32, 64, 128, 256) for form in ("plain", "causal gqa", "bias", "axes 50×84")]
+    rest += [(torch.float16, 64, "plain"), (torch.float16, 40, "axes 50×84")]
+    few = [(torch.bfloat16, 64, "plain"), (torch.bfloat16, 32, "axes 50×84"), (torch.float32, 64, "causal gqa")]
+    for dtype, width, form in few if quick else usual + rest:
+        label = f"{str(dtype).removeprefix('torch.')} {width} {form}"
+        yield label, functools.partial(_aot_run, dtype, width, **forms[form])
+
+
+def _aot_run(
+    dtype: torch.dtype,
+    width: int,
+    queries: int = 1024,
+    keys: int = 4096,
+    key_heads: int = 8,
+    bias: tuple[int, ...] | None = None,
+    axes: tuple[int, ...] = (),
+    masked: bool = False,
+    causal: str = "none",
+) -> None:
+    keys = math.prod(axes) if axes else keys
+    batch, heads = 2, 8
+
+    def meta(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    q = meta(batch, queries, heads, width).transpose(1, 2)
+    k, v = (meta(batch, keys, key_heads, width).transpose(1, 2) for _ in range(2))
+    problem = (
+        q,
+        k,
+        v,
+        meta(*bias) if bias else None,
+        torch.empty(batch, keys, dtype=torch.bool, device="meta") if masked else None,
+        [meta(batch, heads, queries, size) for size in axes],
+        width**-0.5,
+        causal,
+    )
+    out, lse = forward(*problem)
+    needs = [True, True, True, bias is not None, *[True] * len(axes)]
+    backward(torch.empty_like(out), torch.empty_like(lse), out, lse, *problem, needs)

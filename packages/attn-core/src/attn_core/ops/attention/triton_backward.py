@@ -8,7 +8,7 @@ fixed, so two runs give equal bits.
 import triton
 import triton.language as tl
 
-from .triton_forward import causal_end, row_bias, tile_logits, unmasked_end
+from .triton_forward import causal_end, row_bias, tile_logits
 from .triton_tiles import accumulate, load_lse, load_rows, product, store_rows
 
 
@@ -84,22 +84,13 @@ def query_kernel(
     dq = tl.zeros([BM, BLOCK_D], tl.float32)
     end = causal_end(i0, M, causal_offset, BM, CAUSAL)
     if AXES == 0:
-        unmasked = unmasked_end(end, i0, causal_offset, BN, CAUSAL)
-        for j0 in range(0, unmasked, BN):
+        for j0 in range(0, end, BN):
             ds, k = score_gradient(
                 q, do, lse, delta, K, V, BIAS, MASK, DBIAS, None, i0, ii, inside_i, j0, c, j0 + c < M,
                 k_n, v_n, bias_n, bias_m, mask_m, M, scale2, causal_offset,
-                D, DV, BLOCK_D, BLOCK_DV, CAUSAL, False, UPCAST, PRECISION,
+                D, DV, BLOCK_D, BLOCK_DV, CAUSAL, CAUSAL or not EVEN, UPCAST, PRECISION,
             )  # fmt: skip
             dq = accumulate(ds.to(k.dtype), k, dq, UPCAST, PRECISION)
-        if CAUSAL or not EVEN:
-            for j0 in range(unmasked, end, BN):
-                ds, k = score_gradient(
-                    q, do, lse, delta, K, V, BIAS, MASK, DBIAS, None, i0, ii, inside_i, j0, c, j0 + c < M,
-                    k_n, v_n, bias_n, bias_m, mask_m, M, scale2, causal_offset,
-                    D, DV, BLOCK_D, BLOCK_DV, CAUSAL, True, UPCAST, PRECISION,
-                )  # fmt: skip
-                dq = accumulate(ds.to(k.dtype), k, dq, UPCAST, PRECISION)
     else:
         RB: tl.constexpr = BN // BX
         TX += b * tx_b + h * tx_h + first * tx_n
@@ -160,11 +151,15 @@ def query_kernel(
 def key_tile(index, W, ROWS, AXES: tl.constexpr, BN: tl.constexpr, BX: tl.constexpr):
     """First token, first grid row and first cell of a key tile; column tiles of one band of rows are neighbours."""
     if AXES == 0:
-        return index * BN, 0, 0
-    across = tl.cdiv(W, BX)
-    r0 = index // across * (BN // BX)
-    x0 = index % across * BX
-    return r0 * W + x0, r0, x0
+        j0 = index * BN
+        r0 = 0
+        x0 = 0
+    else:
+        across = tl.cdiv(W, BX)
+        r0 = index // across * (BN // BX)
+        x0 = index % across * BX
+        j0 = r0 * W + x0
+    return j0, r0, x0
 
 
 @triton.jit
@@ -173,10 +168,11 @@ def axis_tile(
 ):  # fmt: skip
     """Axis bias of a tile from memory; ``ii``, ``x`` and ``row`` orient it. None without axes."""
     if AXES == 0:
-        return None
-    axis = tl.load(TX + (ii * tx_n + x), mask=inside_i & inside_j, other=0.0).to(tl.float32)
-    if AXES > 1:
-        axis += row_bias(TA, TB, ii, row, inside_i, ta_n, tb_n, ROWS, NB, AXES)
+        axis = None
+    else:
+        axis = tl.load(TX + (ii * tx_n + x), mask=inside_i & inside_j, other=0.0).to(tl.float32)
+        if AXES > 1:
+            axis += row_bias(TA, TB, ii, row, inside_i, ta_n, tb_n, ROWS, NB, AXES)
     return axis
 
 
@@ -186,7 +182,7 @@ def take_queries(
     i0, ii, j0, jj, inside_j, x, row,
     q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, W, ROWS, NB, scale2, causal_offset,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    AXES: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    AXES: tl.constexpr, CAUSAL: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the share of BM queries to dK and dV of a key tile; the scores are held transposed, (BN, BM)."""
     first = tl.cast(i0, tl.int64)
@@ -204,14 +200,16 @@ def take_queries(
         product(k, tl.trans(q), UPCAST, PRECISION), scale2, axis,
         BIAS + first * bias_n if BIAS is not None else None, MASK,
         i0, ii[None, :], j0, jj[:, None], inside_i[None, :], inside_j[:, None],
-        bias_n, bias_m, mask_m, causal_offset, CAUSAL, MASKED,
+        bias_n, bias_m, mask_m, causal_offset, CAUSAL, CAUSAL,
     )  # fmt: skip
     p = tl.exp2(s - lse[None, :])
     do = load_rows(DO + first * do_n, ii, do_n, inside_i, DV, BLOCK_DV, True)
-    dv = accumulate(p.to(do.dtype), do, dv, UPCAST, PRECISION)
-    delta = tl.load(DELTA + i0 + ii, mask=inside_i, other=0.0)
-    ds = p * (product(v, tl.trans(do), UPCAST, PRECISION) - delta[None, :])
-    dk = accumulate(ds.to(q.dtype), q, dk, UPCAST, PRECISION)
+    if dv is not None:
+        dv = accumulate(p.to(do.dtype), do, dv, UPCAST, PRECISION)
+    if dk is not None:
+        delta = tl.load(DELTA + i0 + ii, mask=inside_i, other=0.0)
+        ds = p * (product(v, tl.trans(do), UPCAST, PRECISION) - delta[None, :])
+        dk = accumulate(ds.to(q.dtype), q, dk, UPCAST, PRECISION)
     return dk, dv
 
 
@@ -228,7 +226,7 @@ def key_kernel(
     AXES: tl.constexpr, CAUSAL: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: dK and dV of one key tile of one key head, over the queries of every head of its group."""
+    """One program: dK, dV or both of one key tile of one key head, over the queries of every head of its group."""
     j0, r0, x0 = key_tile(tl.program_id(0) % tiles, W, ROWS, AXES, BN, BX)
     heads = H // GROUP
     bh = tl.program_id(0) // tiles
@@ -241,28 +239,21 @@ def key_kernel(
         x = c
         row = tl.zeros([1, 1], tl.int32)
         inside_j = j0 + c < M
-        last = j0 + BN - 1
     else:
         down = c // BX
         jj = down * W + c % BX
         x = x0 + c % BX
         row = r0 + (down[:, None] if BN > BX else tl.zeros([1, 1], tl.int32))
         inside_j = (x < W) & (r0 + down < ROWS)
-        last = M - 1
     first = tl.cast(j0, tl.int64)
     k = load_rows(K + (b * k_b + hk * k_h + first * k_n), jj, k_n, inside_j, D, BLOCK_D, True)
     v = load_rows(V + (b * v_b + hk * v_h + first * v_n), jj, v_n, inside_j, DV, BLOCK_DV, True)
     if MASK is not None:
         MASK += b * mask_b + first * mask_m
 
-    dk = tl.zeros([BN, BLOCK_D], tl.float32)
-    dv = tl.zeros([BN, BLOCK_DV], tl.float32)
-    start = 0
-    unmasked = 0
-    if CAUSAL:
-        start = tl.maximum(0, j0 - causal_offset) // BM * BM
-        unmasked = tl.minimum(tl.cdiv(tl.maximum(0, last - causal_offset), BM) * BM, tl.cdiv(N, BM) * BM)
-        unmasked = tl.maximum(unmasked, start)
+    dk = tl.zeros([BN, BLOCK_D], tl.float32) if DK is not None else None
+    dv = tl.zeros([BN, BLOCK_DV], tl.float32) if DVAL is not None else None
+    start = tl.maximum(0, j0 - causal_offset) // BM * BM if CAUSAL else 0
     for g in range(GROUP):
         h = hk * GROUP + g
         rows = (b * H + h) * N
@@ -272,23 +263,17 @@ def key_kernel(
         TXh = TX + (b * tx_b + h * tx_h) if AXES > 0 else None
         TAh = TA + (b * ta_b + h * ta_h) if AXES > 1 else None
         TBh = TB + (b * tb_b + h * tb_h) if AXES > 2 else None
-        if CAUSAL:
-            for i0 in range(start, unmasked, BM):
-                dk, dv = take_queries(
-                    k, v, dk, dv, Qh, DOh, LSE + rows, DELTA + rows, BIASh, MASK, TXh, TAh, TBh,
-                    i0, ii, j0, jj, inside_j, x, row,
-                    q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, W, ROWS, NB, scale2, causal_offset,
-                    D, DV, BLOCK_D, BLOCK_DV, AXES, CAUSAL, True, UPCAST, PRECISION,
-                )  # fmt: skip
-        for i0 in range(unmasked, N, BM):
+        for i0 in range(start, N, BM):
             dk, dv = take_queries(
                 k, v, dk, dv, Qh, DOh, LSE + rows, DELTA + rows, BIASh, MASK, TXh, TAh, TBh,
                 i0, ii, j0, jj, inside_j, x, row,
                 q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, W, ROWS, NB, scale2, causal_offset,
-                D, DV, BLOCK_D, BLOCK_DV, AXES, CAUSAL, False, UPCAST, PRECISION,
+                D, DV, BLOCK_D, BLOCK_DV, AXES, CAUSAL, UPCAST, PRECISION,
             )  # fmt: skip
-    store_rows(DK + (b * dk_b + hk * dk_h + first * dk_n), jj, dk_n, inside_j, dk * scale, D, BLOCK_D)
-    store_rows(DVAL + (b * dv_b + hk * dv_h + first * dv_n), jj, dv_n, inside_j, dv, DV, BLOCK_DV)
+    if DK is not None:
+        store_rows(DK + (b * dk_b + hk * dk_h + first * dk_n), jj, dk_n, inside_j, dk * scale, D, BLOCK_D)
+    if DVAL is not None:
+        store_rows(DVAL + (b * dv_b + hk * dv_h + first * dv_n), jj, dv_n, inside_j, dv, DV, BLOCK_DV)
 
 
 @triton.jit

@@ -46,12 +46,14 @@ def tile_logits(
 def row_bias(
     TA, TB, ii, row, inside_i, ta_n, tb_n, ROWS, NB, AXES: tl.constexpr
 ):  # fmt: skip
-    """Bias of the axes before the last for grid rows ``row``; None if there are none."""
+    """Bias of the axes before the last for grid rows ``row``."""
     inside = inside_i & (row < ROWS)
     if AXES == 2:
-        return tl.load(TA + (ii * ta_n + row), mask=inside, other=0.0).to(tl.float32)
-    a = tl.load(TA + (ii * ta_n + row // NB), mask=inside, other=0.0).to(tl.float32)
-    return a + tl.load(TB + (ii * tb_n + row % NB), mask=inside, other=0.0).to(tl.float32)
+        bias = tl.load(TA + (ii * ta_n + row), mask=inside, other=0.0).to(tl.float32)
+    else:
+        bias = tl.load(TA + (ii * ta_n + row // NB), mask=inside, other=0.0).to(tl.float32)
+        bias += tl.load(TB + (ii * tb_n + row % NB), mask=inside, other=0.0).to(tl.float32)
+    return bias
 
 
 @triton.jit
@@ -81,8 +83,10 @@ def attend(
 def causal_end(i0, M, causal_offset, BM: tl.constexpr, CAUSAL: tl.constexpr):
     """One more than the last key that any query of the tile may see."""
     if CAUSAL:
-        return tl.maximum(0, tl.minimum(M, i0 + BM + causal_offset))
-    return M
+        end = tl.maximum(0, tl.minimum(M, i0 + BM + causal_offset))
+    else:
+        end = M
+    return end
 
 
 @triton.jit

@@ -10,15 +10,19 @@ LN2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def product(a, b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
     if UPCAST:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision=PRECISION)
+        result = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    else:
+        result = tl.dot(a, b, input_precision=PRECISION)
+    return result
 
 
 @triton.jit
 def accumulate(a, b, total, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
     if UPCAST:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
-    return tl.dot(a, b, total, input_precision=PRECISION)
+        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
+    else:
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit
@@ -26,20 +30,26 @@ def load_rows(base, row, stride, inside, WIDTH: tl.constexpr, BLOCK: tl.constexp
     """(rows, BLOCK) tile; columns from WIDTH on, and with MASKED the rows not ``inside``, are 0."""
     column = tl.arange(0, BLOCK)
     pointers = base + (row[:, None] * stride + column[None, :])
-    if MASKED:
-        if WIDTH == BLOCK:
-            return tl.load(pointers, mask=inside[:, None], other=0.0)
-        return tl.load(pointers, mask=inside[:, None] & (column < WIDTH)[None, :], other=0.0)
-    if WIDTH == BLOCK:
-        return tl.load(pointers)
-    return tl.load(pointers, mask=(column < WIDTH)[None, :], other=0.0)
+    # One return: the compiler also visits what follows a return inside a constant condition.
+    if MASKED and WIDTH == BLOCK:
+        tile = tl.load(pointers, mask=inside[:, None], other=0.0)
+    elif MASKED:
+        tile = tl.load(pointers, mask=inside[:, None] & (column < WIDTH)[None, :], other=0.0)
+    elif WIDTH == BLOCK:
+        tile = tl.load(pointers)
+    else:
+        tile = tl.load(pointers, mask=(column < WIDTH)[None, :], other=0.0)
+    return tile
 
 
 @triton.jit
 def store_rows(base, row, stride, inside, value, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     column = tl.arange(0, BLOCK)
     pointers = base + (row[:, None] * stride + column[None, :])
-    tl.store(pointers, value, mask=inside[:, None] & (column < WIDTH)[None, :])
+    if WIDTH == BLOCK:
+        tl.store(pointers, value, mask=inside[:, None])
+    else:
+        tl.store(pointers, value, mask=inside[:, None] & (column < WIDTH)[None, :])
 
 
 @triton.jit

@@ -1,0 +1,527 @@
+"""Fused block attention: tile choice, launches and registration; the kernels are in ``triton_forward`` and ``triton_backward``.
+
+This file imports without Triton. Memory beyond the results: the indices as int32, in the backward pass the table's
+inverse (its size again), and where key blocks may overlap a float32 buffer of one row per key slot for dK and for dV.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ...launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
+from ...registration import empty_gradient, register, token_major
+from ..attention.reference import expand_axis_bias
+from . import reference
+
+Pass = Literal["forward", "query", "key"]
+LOG2E = math.log2(math.e)
+# With several axes the gradients of the tables are held in registers, a power of two of columns each.
+MAX_AXES = 3
+
+
+def choose_tile(kernel: Pass, width: int, dtype: torch.dtype, arch: str, plain: bool, rows: int, columns: int) -> Tile:
+    """Tile of a kernel: every entry passes ``python -m attn_core.aot`` (no spill, shared memory within the limit).
+
+    Args:
+        width: the larger padded head width, 16…256.
+        plain: no axis bias.
+        rows, columns: how many queries and keys a tile can use at most; smaller blocks get smaller tiles.
+    """
+    if arch == "interpreter":
+        return Tile(16, 16, 4, 1)
+    return Tile(min(64, power_of_two(rows, 16)), min(64, power_of_two(columns, 16)), 4, 2)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_index: Tensor,
+    kv_index: Tensor,
+    table: Tensor | None,
+    kv_weight: Tensor | None,
+    q_pos: Tensor | None,
+    k_pos: Tensor | None,
+    axis_bias: list[Tensor],
+    causal: bool,
+    self_logit: float | None,
+    scale: float,
+    per_row: bool,
+) -> tuple[Tensor, Tensor]:
+    from .triton_forward import forward_kernel
+
+    arguments = (q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, axis_bias, causal, self_logit, scale, per_row)
+    out, lse = fake_forward(*arguments)
+    # Programs write where their slots point; what no slot points to keeps these values.
+    out.zero_()
+    lse.fill_(-math.inf)
+    problem = _Problem(*arguments)
+    if problem.empty or out.numel() == 0:
+        return out, lse
+    tile = problem.tile("forward")
+    launch(
+        forward_kernel,
+        problem.programs(tile),
+        q.device,
+        tile,
+        *problem.arguments,
+        out,
+        lse,
+        *out.stride()[:3],
+        **problem.constants(tile),
+    )
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_index: Tensor,
+    kv_index: Tensor,
+    table: Tensor | None,
+    kv_weight: Tensor | None,
+    q_pos: Tensor | None,
+    k_pos: Tensor | None,
+    axis_bias: list[Tensor],
+    causal: bool,
+    self_logit: float | None,
+    scale: float,
+    per_row: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    from ..attention.triton_tiles import delta_kernel
+
+    problem = _Problem(
+        q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, axis_bias, causal, self_logit, scale, per_row
+    )
+    operands = (q, k, v, kv_weight, *axis_bias)
+    if problem.empty or out.numel() == 0:
+        wanted = [(x, slot < 3) for slot, (x, need) in enumerate(zip(operands, needs, strict=True)) if need]
+        return [empty_gradient(x, per_token).zero_() for x, per_token in wanted if x is not None]
+
+    grad_out, out = unit_stride(grad_out), unit_stride(out)
+    delta = torch.empty_like(lse)
+    rows = Tile(64 if problem.block_dv <= 64 else 16, 0, 4, 1)
+    launch(
+        delta_kernel,
+        q.shape[0] * q.shape[1] * math.ceil(lse.shape[2] / rows.rows),
+        q.device,
+        rows,
+        grad_out,
+        out,
+        lse,
+        grad_lse,
+        delta,
+        *grad_out.stride()[:3],
+        *out.stride()[:3],
+        *(grad_lse.stride() if grad_lse is not None else (0, 0, 0)),
+        q.shape[1],
+        lse.shape[2],
+        DV=v.shape[3],
+        BLOCK_DV=problem.block_dv,
+        BM=rows.rows,
+    )
+    incoming = (grad_out, lse, delta, *grad_out.stride()[:3], scale)
+    need_q, need_k, need_v, need_weight, *need_tables = needs
+    dq, dweight, dtables = _query_pass(problem, incoming, need_q, need_weight, need_tables, axis_bias)
+    dk, dv = _key_pass(problem, incoming, need_k, need_v)
+    return [gradient for gradient in (dq, dk, dv, dweight, *dtables) if gradient is not None]
+
+
+def _query_pass(
+    problem: "_Problem",
+    incoming: tuple[Any, ...],
+    need_q: bool,
+    need_weight: bool,
+    need_tables: Sequence[bool],
+    axis_bias: Sequence[Tensor],
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Gradients of q, kv_weight and the tables."""
+    from .triton_backward import query_kernel
+
+    if not (need_q or need_weight or any(need_tables)):
+        return None, None, [None] * len(need_tables)
+    q, weight = problem.q, problem.weight
+    batch, heads, queries, width = q.shape
+    results = problem.results
+    if not need_q:
+        dq = None
+    elif problem.per_row:
+        dq = q.new_empty(batch, heads, results, width, dtype=torch.float32)
+    else:
+        dq = empty_gradient(q, True).zero_()
+    tile = problem.tile("query")
+    shares = None
+    if need_weight and weight is not None:
+        row_tiles = math.ceil(problem.q_index.shape[3] / tile.rows)
+        column_tiles = math.ceil(problem.kv_index.shape[3] / problem.cells_per_tile(tile))
+        blocks, slots = weight.shape[2:]
+        shares = q.new_empty(batch, heads, blocks, row_tiles, column_tiles, slots, dtype=torch.float32)
+    folded_needs = [any(need_tables[:-2]), *need_tables[-2:]] if len(need_tables) > MAX_AXES else need_tables
+    buffers: list[Tensor | None] = [
+        (q.new_empty if problem.per_row else q.new_zeros)(batch, heads, results, t.shape[3], dtype=torch.float32)
+        if need
+        else None
+        for t, need in zip(problem.tables, folded_needs, strict=True)
+    ]
+    padded = [power_of_two(t.shape[3], 16) for t in problem.tables] + [16] * MAX_AXES
+    launch(
+        query_kernel,
+        problem.programs(tile),
+        q.device,
+        tile,
+        *problem.arguments,
+        *incoming,
+        dq,
+        shares,
+        *(buffers + [None] * MAX_AXES)[:MAX_AXES],
+        *(dq.stride()[:3] if dq is not None else (0, 0, 0)),
+        problem.tables[0].shape[3] if problem.tables else 1,
+        **problem.constants(tile),
+        N0=padded[0],
+        N1=padded[1],
+        N2=padded[2],
+    )
+    if problem.per_row:
+        order, start = _invert(problem.q_index.flatten(2), queries)
+        dq = _sum_of_slots(dq, order, start, empty_gradient(q, True)) if dq is not None else None
+        buffers = [
+            _sum_of_slots(x, order, start, x.new_empty(batch, heads, queries, x.shape[3])) if x is not None else None
+            for x in buffers
+        ]
+    dweight = None
+    if shares is not None and weight is not None:
+        dweight = shares.sum((3, 4)).sum_to_size(weight.shape).to(weight.dtype).contiguous()
+    if len(axis_bias) > MAX_AXES:
+        folded, sizes = buffers[0], [t.shape[3] for t in axis_bias[:-2]]
+        others = [[3 + other for other in range(len(sizes)) if other != axis] for axis in range(len(sizes))]
+        parts = [folded.unflatten(3, sizes).sum(dims) if folded is not None else None for dims in others]
+        buffers = [*parts, *buffers[1:]]
+    dtables = [
+        x.sum_to_size(t.shape).to(t.dtype).contiguous() if x is not None and need else None
+        for x, t, need in zip(buffers, axis_bias, need_tables, strict=True)
+    ]
+    return dq, dweight, dtables
+
+
+def _key_pass(
+    problem: "_Problem", incoming: tuple[Any, ...], need_k: bool, need_v: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of k and v."""
+    from .triton_backward import key_kernel
+
+    if not (need_k or need_v):
+        return None, None
+    k, v, index = problem.k, problem.v, problem.kv_index
+    batch, heads, tokens, _ = k.shape
+    blocks, slots = index.shape[2:]
+    if problem.table is None:
+        order = start = None
+        inverse_strides = (0, 0, 0, 0)
+    else:
+        order, start = _invert(problem.table.flatten(2), blocks)
+        inverse_strides = (*_broadcast_strides(order)[:2], *_broadcast_strides(start)[:2])
+    operands = [x if need else None for x, need in ((k, need_k), (v, need_v))]
+    if problem.disjoint:
+        gradients = [empty_gradient(x, True).zero_() if x is not None else None for x in operands]
+    else:
+        gradients = [
+            x.new_empty(batch, heads, blocks * slots, x.shape[3], dtype=torch.float32) if x is not None else None
+            for x in operands
+        ]
+    dk, dv = gradients
+    # Both accumulators of wide heads at once would not fit the registers: one pass for each.
+    wide = max(problem.block_d, problem.block_dv) > 128
+    for own_dk, own_dv in ((dk, None), (None, dv)) if wide else ((dk, dv),):
+        if own_dk is None and own_dv is None:
+            continue
+        tile = problem.tile("key")
+        launch(
+            key_kernel,
+            batch * heads * blocks * math.ceil(slots / tile.columns),
+            k.device,
+            tile,
+            *problem.arguments,
+            *incoming,
+            order,
+            start,
+            *inverse_strides,
+            blocks,
+            own_dk,
+            own_dv,
+            *(own_dk.stride()[:3] if own_dk is not None else (0, 0, 0)),
+            *(own_dv.stride()[:3] if own_dv is not None else (0, 0, 0)),
+            **{name: value for name, value in problem.constants(tile).items() if name != "BX"},
+            BI=min(tile.rows, power_of_two(problem.q_index.shape[3])),
+            DISJOINT=problem.disjoint,
+        )
+    if not problem.disjoint:
+        order, start = _invert(index.flatten(2), tokens)
+        dk, dv = (
+            _sum_of_slots(shares, order, start, empty_gradient(x, True)) if shares is not None and x is not None else None
+            for shares, x in zip(gradients, operands, strict=True)
+        )
+    return dk, dv
+
+
+def _invert(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Where each of the numbers 0…size−1 stands in the rows of ``index`` (b, h, P), without asking the device.
+
+    Returns:
+        order (b, h, P) and start (b, h, size + 1), int32: number n stands at ``order[start[n] : start[n + 1]]``,
+        ascending. Holes (−1) come behind everything.
+    """
+    found, order = torch.sort(torch.where(index < 0, size, index), dim=-1, stable=True)
+    numbers = torch.arange(size + 1, dtype=index.dtype, device=index.device).expand(*index.shape[:2], size + 1)
+    start = torch.searchsorted(found, numbers.contiguous(), out_int32=True)
+    return order.to(torch.int32), start
+
+
+def _sum_of_slots(shares: Tensor, order: Tensor, start: Tensor, out: Tensor) -> Tensor:
+    """Fill ``out`` (B, H, tokens, n) with the sums of each token's rows of ``shares`` (B, H, slots, n)."""
+    from .triton_backward import reduce_kernel
+
+    batch, heads, slots, width = shares.shape
+    block = power_of_two(width)
+    tile = Tile(max(1, 2048 // block), 0, 4, 1)
+    launch(
+        reduce_kernel,
+        batch * heads * math.ceil(out.shape[2] / tile.rows),
+        shares.device,
+        tile,
+        shares,
+        order,
+        start,
+        out,
+        *_broadcast_strides(order)[:2],
+        *_broadcast_strides(start)[:2],
+        *out.stride()[:3],
+        heads,
+        out.shape[2],
+        slots,
+        WIDTH=width,
+        BLOCK=block,
+        BM=tile.rows,
+    )
+    return out
+
+
+def fake_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_index: Tensor,
+    kv_index: Tensor,
+    table: Tensor | None,
+    kv_weight: Tensor | None,
+    q_pos: Tensor | None,
+    k_pos: Tensor | None,
+    axis_bias: list[Tensor],
+    causal: bool,
+    self_logit: float | None,
+    scale: float,
+    per_row: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, _ = q.shape
+    results = q_index.shape[2] * q_index.shape[3] if per_row else queries
+    out = token_major(q, batch, heads, results, v.shape[3])
+    return out, q.new_empty(batch, heads, results, dtype=torch.float32)
+
+
+class _Problem:
+    """Arguments that every kernel takes, in the kernels' order."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_index: Tensor,
+        kv_index: Tensor,
+        table: Tensor | None,
+        kv_weight: Tensor | None,
+        q_pos: Tensor | None,
+        k_pos: Tensor | None,
+        axis_bias: Sequence[Tensor],
+        causal: bool,
+        self_logit: float | None,
+        scale: float,
+        per_row: bool,
+    ) -> None:
+        # One list for queries and keys: since no query stands in two blocks, no key does.
+        self.disjoint = not per_row and _same_memory(q_index, kv_index)
+        self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
+        self.q_index, self.kv_index, self.table = _compact(q_index), _compact(kv_index), _compact(table)
+        self.weight = kv_weight.contiguous() if kv_weight is not None else None
+        self.causal, self.self_logit, self.per_row = causal, self_logit, per_row
+        self.tables = [unit_stride(x) for x in axis_bias]
+        if len(self.tables) > MAX_AXES:  # all before the last two become one table, their outer sum
+            self.tables[:-2] = [expand_axis_bias(self.tables[:-2]).contiguous()]
+        self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
+        blocks, queries_per_block = q_index.shape[2:]
+        keys_per_block = kv_index.shape[3]
+        self.slots = table.shape[3] if table is not None else 1
+        self.results = blocks * queries_per_block if per_row else q.shape[2]
+        self.empty = 0 in (q.numel(), k.numel(), self.q_index.numel(), self.kv_index.numel(), self.slots)
+        positions = [_compact(x) for x in (q_pos, k_pos)]
+        tables = (self.tables + [None] * MAX_AXES)[:MAX_AXES]
+        sizes = [x.shape[3] if x is not None else 1 for x in tables]
+        indices = (self.q_index, self.kv_index, self.table, self.weight)
+        self.arguments = (
+            self.q,
+            self.k,
+            self.v,
+            *indices,
+            *positions,
+            *tables,
+            *self.q.stride()[:3],
+            *self.k.stride()[:3],
+            *self.v.stride()[:3],
+            *(stride for x in indices for stride in (_broadcast_strides(x)[:2] if x is not None else (0, 0))),
+            *(_broadcast_strides(x)[0] if x is not None else 0 for x in positions),
+            *(stride for x in tables for stride in (_broadcast_strides(x)[:3] if x is not None else (0, 0, 0))),
+            q.shape[1],
+            q.shape[1] // k.shape[1],
+            blocks,
+            queries_per_block,
+            keys_per_block,
+            self.slots,
+            *sizes[1:],
+            self.results,
+            scale * LOG2E,
+            self_logit * LOG2E if self_logit is not None else 0.0,
+        )
+
+    def tile(self, kernel: Pass) -> Tile:
+        queries, keys = self.q_index.shape[3], self.kv_index.shape[3]
+        # A tile packs the keys of several table slots, and in the key pass the queries of several blocks.
+        if kernel == "key":
+            queries *= self.slots
+        else:
+            keys *= self.slots
+        width = max(self.block_d, self.block_dv)
+        return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device), not self.tables, queries, keys)
+
+    def programs(self, tile: Tile) -> int:
+        batch, heads = self.q.shape[:2]
+        blocks, queries = self.q_index.shape[2:]
+        return batch * heads * blocks * math.ceil(queries / tile.rows)
+
+    def cells_per_tile(self, tile: Tile) -> int:
+        """How many slots of one key block a tile spans: the widest that pads ≤ 10 % more than the best."""
+        keys = self.kv_index.shape[3]
+
+        def padded(cells: int) -> int:
+            slots = tile.columns // cells
+            return math.ceil(keys / cells) * cells * math.ceil(self.slots / slots) * slots
+
+        choices = [tile.columns >> shift for shift in range(tile.columns.bit_length())]
+        least = min(map(padded, choices))
+        return next(cells for cells in choices if padded(cells) <= 1.1 * least)
+
+    def constants(self, tile: Tile) -> dict[str, Any]:
+        return {
+            "D": self.q.shape[3],
+            "DV": self.v.shape[3],
+            "BLOCK_D": self.block_d,
+            "BLOCK_DV": self.block_dv,
+            "BM": tile.rows,
+            "BN": tile.columns,
+            "BX": self.cells_per_tile(tile),
+            "AXES": len(self.tables),
+            "IDENTITY": self.table is None,
+            "PER_ROW": self.per_row,
+            "CAUSAL": self.causal,
+            "SELF": self.self_logit is not None,
+            **product_options(self.q.dtype),
+        }
+
+
+def _compact(index: Tensor | None) -> Tensor | None:
+    return index.to(torch.int32).contiguous() if index is not None else None
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    if a is b:
+        return True
+    if a.device.type == "meta":
+        return False
+    return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
+
+
+def _broadcast_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides with 0 along dimensions of size 1."""
+    return tuple(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
+
+
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_index: Tensor,
+    kv_index: Tensor,
+    table: Tensor | None,
+    kv_weight: Tensor | None,
+    q_pos: Tensor | None,
+    k_pos: Tensor | None,
+    axis_bias: list[Tensor],
+    causal: bool,
+    self_logit: float | None,
+    scale: float,
+    per_row: bool,
+) -> tuple[Tensor, Tensor]:
+    out, lse = reference.rows_attention(
+        q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, axis_bias, causal, self_logit, scale
+    )
+    if per_row:
+        return out.flatten(2, 3), lse.flatten(2, 3)
+    return reference.reduce_rows(out, lse, q_index, q.shape[2], "set")
+
+
+_block_attention = register(
+    "block_attention_triton",
+    forward=forward,
+    backward=backward,
+    fake_forward=fake_forward,
+    reference=_reference,
+    differentiable=("q", "k", "v", "kv_weight", "axis_bias"),
+)
+
+
+def block_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_index: Tensor,
+    kv_index: Tensor,
+    table: Tensor | None = None,
+    *,
+    kv_weight: Tensor | None = None,
+    axis_bias: Sequence[Tensor] | None = None,
+    causal: bool = False,
+    q_pos: Tensor | None = None,
+    k_pos: Tensor | None = None,
+    self_logit: float | None = None,
+    scale: float | None = None,
+    reduce: str = "set",
+) -> tuple[Tensor, Tensor]:
+    """See :func:`attn_core.block_attention`."""
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    per_row = reduce == "mean"
+    tables = list(axis_bias or ())
+    out, lse = _block_attention(
+        q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, tables, causal, self_logit, scale, per_row
+    )
+    if not per_row:
+        return out, lse
+    blocks = q_index.shape[2:]
+    return reference.reduce_rows(out.unflatten(2, blocks), lse.unflatten(2, blocks), q_index, q.shape[2], reduce)
