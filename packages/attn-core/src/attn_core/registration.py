@@ -18,7 +18,7 @@ to survive ``torch.compile(fullgraph=True)``, ``torch.export``, ``torch.func.gra
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,10 +163,6 @@ class Forward(torch.autograd.Function):
             if need:
                 flat[slot] = grads.pop(0)
         return None, None, *flat
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> NoReturn:
-        raise NotImplementedError(f"{ctx.name}: no forward-mode derivative; use backend='reference' for jvp")
 
     @staticmethod
     def vmap(
