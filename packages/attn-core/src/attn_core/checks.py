@@ -40,19 +40,22 @@ def check_broadcastable(operator: str, argument: str, tensor: Tensor, target: Se
         )
 
 
-def check_same(operator: str, first: Tensor, others: dict[str, Tensor | None], *, dtype: bool = True) -> None:
-    """All tensors live on the device of ``first`` (named ``q`` in messages) and, if ``dtype``, share its dtype."""
+def check_same(
+    operator: str, first: Tensor, others: dict[str, Tensor | None], *, dtype: bool = True, first_name: str = "q"
+) -> None:
+    """All tensors live on the device of ``first`` and, if ``dtype``, share its dtype."""
     for argument, tensor in others.items():
         if tensor is None:
             continue
         if tensor.device != first.device:
             raise ValueError(
-                f"{operator}: {argument} must be on the device of q ({first.device}), got {argument} on {tensor.device}"
+                f"{operator}: {argument} must be on the device of {first_name} ({first.device}), "
+                f"got {argument} on {tensor.device}"
             )
         if dtype and tensor.dtype != first.dtype:
             raise ValueError(
-                f"{operator}: {argument} must have the dtype of q ({first.dtype}), got {argument}.dtype={tensor.dtype};"
-                " cast it, or run under torch.autocast"
+                f"{operator}: {argument} must have the dtype of {first_name} ({first.dtype}), "
+                f"got {argument}.dtype={tensor.dtype}; cast it, or run under torch.autocast"
             )
 
 
