@@ -35,7 +35,7 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
         and weight.numel() > 0
         and type(x) in (Tensor, torch.nn.Parameter)
         and type(weight) in (Tensor, torch.nn.Parameter)
-        and torch._C._functorch.maybe_current_level() is None
+        and torch._C._functorch.maybe_current_level() is None  # pyright: ignore[reportAttributeAccessIssue]
         and not torch._C._get_tracing_state()
     )
 
