@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # tiny_task is imported by name, here and in the processes
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["attn_core.engine.cli"])
+_CONTEXT.set_forkserver_preload(["attn_core.engine.cli", "torch._dynamo", "mmengine.visualization"])
 
 Command = Callable[..., tuple[int, str]]
 

@@ -1,5 +1,6 @@
 """The training engine of all packages: mmengine's Runner made fit for today's torch (extra ``attn-core[train]``)."""
 
+from attn_core.engine.averaging import EMAHook
 from attn_core.engine.errors import CheckpointError, ConfigError, EngineError, NonFiniteLossError, RunInterrupted
 from attn_core.engine.metrics import Accuracy
 from attn_core.engine.package import BenchmarkRequest, ExportTarget, TaskPackage, TrainedRun
@@ -11,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "ClassificationTask",
     "ConfigError",
+    "EMAHook",
     "EngineError",
     "ExportTarget",
     "NonFiniteLossError",

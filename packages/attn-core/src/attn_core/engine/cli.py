@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import torch
 import typer
 from rich.console import Console
@@ -175,11 +174,9 @@ def run_cli(package: TaskPackage, arguments: Sequence[str] | None = None) -> NoR
     code, message = 0, ""
     try:
         code = command.main(arguments, prog_name=package.name, standalone_mode=False) or 0
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         code = error.exit_code
-    except click.ClickException as error:
-        code, message = 2, _usage(error)
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code, message = 130, "interrupted"
     except EngineError as error:
         code, message = error.exit_code, str(error)
@@ -191,6 +188,11 @@ def run_cli(package: TaskPackage, arguments: Sequence[str] | None = None) -> NoR
     except (ValueError, OSError) as error:
         logging.getLogger(__name__).debug("traceback", exc_info=True)
         code, message = 1, _one_line(error)
+    except Exception as error:
+        # A usage error: the class is click's, which newer versions of typer carry inside themselves.
+        if not hasattr(error, "format_message"):
+            raise
+        code, message = 2, _usage(error)
     if message:
         message = message.removeprefix(f"{verb.strip()}: ")
         print(f"{package.name}{verb}: {message}", file=sys.stderr)
@@ -214,8 +216,8 @@ def _quiet(package: TaskPackage) -> None:
             logger.addHandler(_Notes(logging.WARNING))
 
 
-def _usage(error: click.ClickException) -> str:
-    text = error.format_message().strip().rstrip(".")
+def _usage(error: Any) -> str:
+    text = str(error.format_message()).strip().rstrip(".")
     first, _, rest = text.partition(" Did you mean ")
     return f"{first[:1].lower()}{first[1:].rstrip('.')}" + (f"; did you mean {rest}" if rest else "")
 

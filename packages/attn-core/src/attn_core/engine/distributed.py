@@ -100,9 +100,9 @@ def spread(
     if kind != "fsdp2":
         raise ConfigError(f"strategy: {kind!r} is not one of {', '.join(STRATEGIES)}")
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    for unit in _units(model, strategy.get("units")):
-        fully_shard(unit, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for unit in [*_units(model, strategy.get("units")), model]:
+        # True for the outermost as well: between steps all parameters must be shards, for hooks and checkpoints.
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     return model
 
 

@@ -59,7 +59,7 @@ class MetricsHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Add up; write a line if it is time."""
         for name, value in (outputs or {}).items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().item()
         self._count += 1
         step = runner.iter + 1
         if step % self.every_steps and step != runner.max_iters:
@@ -137,7 +137,7 @@ class ProgressHook(Hook):
         """Advance."""
         if runner.rank != 0:
             return
-        numbers = f"loss {float((outputs or {}).get('loss', math.nan)):.4f}"
+        numbers = f"loss {runner.message_hub.get_scalar('train/loss').current():.4f}"
         if self._bar is not None:
             self._bar.update(
                 self._task,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_dist_info
+from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.model.base_module import BaseModule
@@ -188,6 +189,10 @@ class Runner(_Runner):
 
     def train(self) -> nn.Module:
         """Train from the start or from the newest intact checkpoint."""
+        if self.distributed and self.strategy.get("type") == "fsdp2":
+            for hook in self.hooks:
+                if isinstance(hook, MMEngineEMAHook):
+                    raise ConfigError("custom_hooks: mmengine's EMAHook cannot copy shards; use attn_core.engine's")
         self.is_training = True
         try:
             return super().train()

@@ -1,11 +1,12 @@
-"""A task package as small as possible: two classes of noisy points, a network with dropout, augmentation, an average."""
+"""A task package as small as possible: two classes of noisy points, a network with dropout, augmentation."""
 
 import random
 
 import numpy as np
 import torch
-from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
 from torch import Tensor, nn
+
+from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
 
 
 class Points:
@@ -62,7 +63,7 @@ def _export(source: TrainedRun | str) -> ExportTarget:
     return ExportTarget(net, (torch.randn(2, 4),), "tiny")
 
 
-def _predict(run: TrainedRun, inputs, out):  # noqa: ANN001, ANN202
+def _predict(run: TrainedRun, inputs, out):
     for path in inputs:
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty")

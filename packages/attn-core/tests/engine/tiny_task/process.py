@@ -1,5 +1,6 @@
 """Entry point of the processes that the tests start, kill and compare."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
 from attn_core.engine.cli import run_cli
 from tiny_task import PACKAGE, Net
 
@@ -22,6 +24,8 @@ def run(arguments: Sequence[str], folder: Path, environment: dict[str, str], out
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
     torch.set_num_threads(1)
+    # Inherited "forkserver" otherwise: loader workers would import torch anew, and outlive a process that is killed.
+    multiprocessing.set_start_method("fork", force=True)
     if "SIGNAL_AT_FORWARD" in environment:
         _signal_at_forward(*environment["SIGNAL_AT_FORWARD"].split(":"))
     if "KILL_AT_RENAME" in environment:

@@ -1,0 +1,99 @@
+"""Exponential moving average of the weights."""
+
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from attn_core.engine.checkpoint import full, like
+from attn_core.engine.errors import ConfigError
+
+
+class EMAHook(Hook):
+    """Validate, test and save the moving average of the parameters instead of their last values.
+
+    average ← (1 − momentum) · average + momentum · parameter, after each step. Buffers are not averaged. mmengine's
+    hook of this name copies the model, which FSDP2 forbids; this one keeps a list of tensors, sharded as the model is.
+
+    Args:
+        momentum: Weight of the newest parameters; 0.0002 averages over about 5,000 steps.
+        begin_step: Steps during which the average just follows the parameters.
+    """
+
+    priority = "NORMAL"
+
+    def __init__(self, momentum: float = 0.0002, *, begin_step: int = 0) -> None:
+        if not 0 < momentum < 1:
+            raise ConfigError(f"EMAHook: momentum must be between 0 and 1, got {momentum}")
+        self.begin_step = begin_step
+        self._update = get_ema_multi_avg_fn(1 - momentum)
+        self._average: dict[str, Tensor] | None = None
+
+    def before_train(self, runner: Any) -> None:
+        """Start from the parameters, unless the average was resumed."""
+        if self._average is None:
+            self._average = {name: value.detach().clone() for name, value in runner.bare_model.named_parameters()}
+
+    @torch.no_grad()
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Update the average."""
+        assert self._average is not None
+        averages = [_local(value) for value in self._average.values()]
+        parameters = [_local(value.detach()) for _, value in runner.bare_model.named_parameters()]
+        if runner.iter + 1 > self.begin_step:
+            self._update(averages, parameters, None)
+        else:
+            torch._foreach_copy_(averages, parameters)
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Put the average into the model."""
+        self._swap(runner.bare_model)
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Put the parameters back."""
+        self._swap(runner.bare_model)
+
+    def before_test_epoch(self, runner: Any) -> None:
+        """Put the average into the model."""
+        self._swap(runner.bare_model)
+
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        """Put the parameters back."""
+        self._swap(runner.bare_model)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """The average becomes the checkpoint's weights; the parameters go to its state."""
+        if self._average is None:
+            return
+        weights = checkpoint["state_dict"]
+        checkpoint["parameters_behind_average"] = {name: weights[name] for name in self._average}
+        weights |= {name: full(value) for name, value in self._average.items()}
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Take the average and the parameters apart; weights that were not averaged start a new average."""
+        parameters = checkpoint.get("parameters_behind_average")
+        if parameters is None:
+            self._average = None
+            return
+        weights = checkpoint["state_dict"]
+        own = dict(runner.bare_model.named_parameters())
+        self._average = {name: like(weights[name].to(own[name].device), own[name]).clone() for name in parameters}
+        weights |= parameters
+
+    @torch.no_grad()
+    def _swap(self, model: nn.Module) -> None:
+        if self._average is None:
+            return
+        for name, value in model.named_parameters():
+            average, parameter = _local(self._average[name]), _local(value.detach())
+            kept = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+
+def _local(value: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process holds, sharing its memory."""
+    return value.to_local() if isinstance(value, DTensor) else value

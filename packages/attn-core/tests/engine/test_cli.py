@@ -1,0 +1,144 @@
+"""The command line: one clear line for a user's error, and its exit code."""
+
+import json
+
+import pytest
+from tiny_task import PACKAGE
+
+from attn_core.engine.cli import run_cli
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """``cli("train", ...)`` → exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            run_cli(PACKAGE, arguments)
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with a trained run in ``runs/points``."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with pytest.raises(SystemExit) as stopped:
+            run_cli(PACKAGE, ["train", "--set", "epochs=2"])
+    assert stopped.value.code == 0
+    return folder / "runs/points"
+
+
+def test_train_says_the_data_the_model_the_result_and_the_place(cli, tmp_path):
+    code, out, err = cli("train", "--set", "epochs=2")
+    assert (code, err) == (0, "")
+    assert "data: train 48, val 20, test 20 samples\n" in out
+    assert "model: 130 parameters on CPU, seed 0, run directory runs/points\n" in out
+    assert "epoch 2/2  step 12/12  val accuracy " in out
+    assert "\ntest accuracy: " in out
+    assert "wrote result.json, curves.png, predictions.png to runs/points" in out
+    about = json.loads((tmp_path / "runs/points/run.json").read_text())
+    assert about["recipe"] == "points"
+    assert about["versions"]["torch"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["train", "ponts"], 2, "tiny train: unknown recipe 'ponts'; did you mean 'points'?"),
+        (["train", "--sed", "3"], 2, "tiny train: no such option: --sed; did you mean --seed?"),
+        (["train", "--seed", "x"], 2, "tiny train: invalid value for '--seed': 'x' is not a valid int"),
+        (["trian"], 2, "tiny: no such command 'trian'; did you mean 'train'?"),
+        (
+            ["train", "--strategy", "fsdp"],
+            2,
+            "tiny train: --strategy: 'fsdp' is not one of ddp, fsdp2; did you mean 'fsdp2'?",
+        ),
+        (
+            ["train", "--strategy", "fsdp2"],
+            2,
+            "tiny train: --strategy fsdp2 needs several processes; use torchrun and --launcher",
+        ),
+        (
+            ["train", "--launcher", "pytorch"],
+            2,
+            "tiny train: --launcher pytorch needs the variables that torchrun sets; run: ",
+        ),
+        (["train", "--device", "cuda:77"], 2, "tiny train: device: 'cuda:77' needs GPU 77, torch sees"),
+        (["train", "--device", "gpu"], 2, "tiny train: device: 'gpu' is not a device; use auto, cpu, cuda or cuda:<n>"),
+        (
+            ["train", "--set", "modle.x=1"],
+            2,
+            "tiny train: --set modle.x: unknown setting 'modle'; did you mean 'model'?",
+        ),
+        (["train", "--set", "size=1"], 1, "tiny train: Points: one point is not a data set"),
+        (["train", "--set", "size=0"], 1, "tiny train: dataloader: the data set Points is empty"),
+        (
+            ["eval", "nowhere"],
+            1,
+            "tiny eval: nowhere does not exist; runs are the directories that 'tiny train' writes",
+        ),
+        (["predict", "nothing.png"], 1, "tiny predict: nothing.png does not exist"),
+        (["info", "nett"], 1, "tiny info: unknown name 'nett'; did you mean 'net'?"),
+        (
+            ["export", "--format", "onx"],
+            2,
+            "tiny export: --format: 'onx' is not one of onnx, torch-export; did you mean 'onnx'?",
+        ),
+        (["export", "--format", "onnx"], 1, "tiny export: no trained run in runs/; train one first: tiny train"),
+    ],
+)
+def test_a_users_error_is_one_line_and_an_exit_code(cli, arguments, code, line):
+    found, _, err = cli(*arguments)
+    assert found == code, err
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+def test_a_nan_sample_is_one_line(cli):
+    code, _, err = cli("train", "--set", "train_dataloader.dataset.bad=3")
+    assert code == 1
+    assert err.startswith("tiny train: step ")
+    assert err.count("\n") == 1
+
+
+def test_eval_predict_info_list_and_benchmark_answer(cli, finished, tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"x")
+    (tmp_path / "empty.bin").write_bytes(b"")
+    tested = json.loads((finished / "result.json").read_text())["test"]["accuracy"]
+    assert cli("eval", str(finished)) == (0, f"test accuracy: {100 * tested:.2f} %\n", "")
+    assert cli("predict", "a.bin", "--run", str(finished)) == (0, "a.bin: left\n", "")
+    assert cli("predict", "empty.bin", "--run", str(finished)) == (1, "", "tiny predict: empty.bin is empty\n")
+    assert cli("info", "net") == (0, "name: net\nparameters: 1\n", "")
+    assert "points" in cli("list")[1]
+    assert "wide_net" in cli("list")[1]
+    assert cli("benchmark", "--json", "rows.json")[0] == 0
+    assert json.loads((tmp_path / "rows.json").read_text()) == [{"model": "net", "ms": 1.0}]
+
+
+def test_export_writes_a_program_that_computes_the_same(cli, finished):
+    code, out, err = cli("export", str(finished), "--format", "torch-export", "--out", "net.pt2")
+    assert code == 0, err
+    assert out.startswith("wrote net.pt2 (any batch size); largest relative difference ")
+
+
+def test_export_writes_onnx_that_computes_the_same(cli, finished):
+    pytest.importorskip("onnxruntime")
+    code, out, err = cli("export", str(finished), "--out", "net.onnx")
+    assert code == 0, err
+    assert out.startswith("wrote net.onnx (any batch size); largest relative difference ")
+
+
+def test_a_damaged_checkpoint_is_skipped_with_a_note(cli, tmp_path):
+    assert cli("train", "--out", "run", "--set", "epochs=2")[0] == 0
+    path = tmp_path / "run/step_12.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    code, _, err = cli("train", "--out", "run", "--resume")
+    assert code == 0, err
+    assert err.startswith("note: skipped: load_checkpoint: ")
+    assert "the file is truncated; the previous checkpoint is step_8\n" in err
