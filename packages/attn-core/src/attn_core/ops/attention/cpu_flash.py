@@ -66,9 +66,10 @@ def flash_backward(
     return dq[..., :width], dk[..., :width], dv[..., :value_width]
 
 
-def empty_result(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def empty_result(q: Tensor, v: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor]:
     """What every query gets when there is no key (or no query): out = 0, lse = −inf."""
-    batch, heads, queries, _ = q.shape
+    batch, heads = q.shape[:2]
+    queries = q.shape[2] if queries is None else queries
     out = token_major(q, batch, heads, queries, v.shape[-1]).zero_()
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return out, q.new_full((batch, heads, queries), -math.inf, dtype=dtype)

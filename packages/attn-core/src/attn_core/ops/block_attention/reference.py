@@ -65,7 +65,7 @@ def rows_attention(
 
     Q = _take(q.to(dtype), t.flatten(2)).view(B, H, R, I, D)
     gathered_k = _take(k.to(dtype).repeat_interleave(group, dim=1), u.flatten(2)).view(B, H, R, K, J, D)
-    gathered_v = _take(v.to(dtype).repeat_interleave(group, dim=1), u.flatten(2)).view(B, H, R, K, J, -1)
+    gathered_v = _take(v.to(dtype).repeat_interleave(group, dim=1), u.flatten(2)).view(B, H, R, K, J, v.shape[-1])
     if kv_weight is not None:
         w = kv_weight.to(dtype).expand(B, H, R, K)[..., None, None]
         gathered_k, gathered_v = w * gathered_k, w * gathered_v

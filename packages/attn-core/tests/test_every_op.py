@@ -1,0 +1,250 @@
+"""The contract of an operator, checked over the seeded cases of all of them."""
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+import attn_core
+from attn_core import testing
+from attn_core.testing import Case, every_case, gradients, leaves, poisoned_memory, run
+
+CASES = every_case()
+OPERATORS = sorted({case.operator.__name__ for case in CASES})
+FIRST = {name: next(case for case in CASES if case.operator.__name__ == name) for name in OPERATORS}
+NONEMPTY = [case for case in CASES if all(t.numel() for t in leaves(*case.inputs(torch.float64)))]
+# one case for each kind of argument: second derivatives and tracing are slow
+VARIED = [
+    case
+    for case in NONEMPTY
+    if case.name
+    in {
+        "plain",
+        "everything",
+        "causal lower right, more queries",
+        "halo with axis bias",
+        "soft routing",
+        "everything per head",
+        "clusters with holes",
+        "gelu",
+    }
+]
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_backend_has_the_public_signature(name: str) -> None:
+    def described(function: Any) -> list[tuple[str, Any, Any]]:
+        parameters = inspect.signature(function).parameters.values()
+        return [(p.name, p.kind, p.default) for p in parameters if p.name != "backend"]
+
+    public = described(getattr(attn_core, name))
+    backends = ["reference", "torch_backend"]
+    if importlib.util.find_spec(f"attn_core.ops.{name}.triton_backend") and importlib.util.find_spec("triton"):
+        backends.append("triton_backend")
+    for backend in backends:
+        module = importlib.import_module(f"attn_core.ops.{name}.{backend}")
+        assert described(getattr(module, name)) == public, backend
+
+
+@pytest.mark.parametrize("name", [name for name in attn_core.__all__ if hasattr(attn_core, name)])
+def test_every_operator_has_cases(name: str) -> None:
+    if "backend" in inspect.signature(getattr(attn_core, name)).parameters and name != "use_backend":
+        assert name in OPERATORS
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_output_and_gradients_equal_the_float64_reference(case: Case, dtype: torch.dtype) -> None:
+    testing.assert_matches_reference(case, dtype, "torch")
+
+
+@pytest.mark.parametrize("case", NONEMPTY, ids=str)
+def test_uninitialized_memory_and_nondeterministic_kernels_are_never_used(case: Case) -> None:
+    results = []
+    for _ in range(2):
+        args, kwargs = case.inputs(torch.float32)
+        with poisoned_memory():
+            outputs = run(case, args, kwargs, "torch")
+            results.append([*outputs, *gradients(outputs, leaves(args, kwargs))])
+    for first, second in zip(*results, strict=True):
+        assert not first.isnan().any()
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("case", VARIED, ids=str)
+def test_gradients_and_second_derivatives_are_those_of_finite_differences(case: Case) -> None:
+    args, kwargs = case.inputs(torch.float64)
+    inputs = leaves(args, kwargs)
+
+    def function(*_: Tensor) -> tuple[Tensor, ...]:  # gradcheck perturbs the leaves in place
+        return tuple(torch.where(out.isinf(), 0.0, out) for out in run(case, args, kwargs, "torch"))
+
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("case", VARIED, ids=str)
+def test_lse_alone_and_output_alone_have_the_reference_gradient(case: Case) -> None:
+    args, kwargs = case.inputs(torch.float64)
+    inputs = leaves(args, kwargs)
+    for i in range(len(run(case, args, kwargs))):
+        expected = gradients((run(case, args, kwargs, "reference")[i],), inputs)
+        for actual, reference in zip(gradients((run(case, args, kwargs, "torch")[i],), inputs), expected, strict=True):
+            assert testing.relative_error(actual, reference) <= 2e-10
+
+
+def _library_calls(case: Case) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The library operators that one forward and backward reach, with their arguments."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    calls = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "attn_core":
+                calls.append((func, tree_map(lambda a: a.detach() if isinstance(a, Tensor) else a, args)))
+            return func(*args, **(kwargs or {}))
+
+    args, kwargs = case.inputs(torch.float64)
+    with Recorder():
+        gradients(run(case, args, kwargs, "torch"), leaves(args, kwargs))
+    return calls
+
+
+@pytest.mark.parametrize("case", [case for case in VARIED if case.operator is not attn_core.linear], ids=str)
+def test_library_operators_pass_opcheck(case: Case) -> None:
+    calls = _library_calls(case)
+    assert {func.name().rsplit("_", 1)[1] for func, _ in calls} == {"forward", "backward"}
+    for func, args in calls:
+        torch.library.opcheck(func, args)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("case", VARIED, ids=str)
+def test_compiles_to_one_graph_with_dynamic_shapes(case: Case) -> None:
+    torch.compiler.reset()
+
+    def function(args: list[Any], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+        return run(case, args, kwargs)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    args, kwargs = case.inputs(torch.float64)
+    inputs = leaves(args, kwargs)
+    eager, graph = function(args, kwargs), compiled(args, kwargs)
+    pairs = [*zip(eager, graph, strict=True), *zip(gradients(eager, inputs), gradients(graph, inputs), strict=True)]
+    for expected, actual in pairs:
+        assert testing.relative_error(actual, expected) <= 1e-10
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPERATORS)
+def test_compiles_through_inductor(name: str) -> None:
+    torch.compiler.reset()
+    case = FIRST[name]
+    args, kwargs = case.inputs(torch.float32)
+    compiled = torch.compile(lambda args, kwargs: run(case, args, kwargs), fullgraph=True)
+    expected = run(case, args, kwargs)
+    actual = compiled(args, kwargs)
+    for a, b in zip(actual, expected, strict=True):
+        assert testing.relative_error(a, b) <= 2e-5
+
+
+class _Module(nn.Module):
+    def __init__(self, case: Case, kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.case, self.kwargs = case, kwargs
+
+    def forward(self, *args: Any) -> tuple[Tensor, ...]:
+        return run(self.case, list(args), self.kwargs)
+
+
+@pytest.mark.parametrize("case", VARIED, ids=str)
+def test_exported_graph_is_plain_torch_and_gives_the_same(case: Case) -> None:
+    args, kwargs = tree_map(
+        lambda a: a.detach() if isinstance(a, Tensor) else a, case.inputs(torch.float64), is_leaf=torch.is_tensor
+    )
+    module = _Module(case, kwargs)
+    program = torch.export.export(module, tuple(args))
+    targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert not any("attn_core" in target for target in targets)
+    for actual, expected in zip(program.module()(*args), module(*args), strict=True):
+        assert testing.relative_error(actual, expected) <= 1e-10
+
+
+@pytest.mark.parametrize("case", VARIED, ids=str)
+def test_func_grad_equals_autograd_and_vmap_equals_a_loop(case: Case) -> None:
+    args, kwargs = case.inputs(torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        outputs = run(case, [x, *(a.detach() if isinstance(a, Tensor) else a for a in args[1:])], kwargs)
+        return sum((torch.where(out.isinf(), 0.0, out).sin().sum() for out in outputs), torch.zeros(()))
+
+    x = args[0].detach().clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(x), x)
+    assert testing.relative_error(torch.func.grad(loss)(x.detach()), expected) <= 1e-10
+    batch = torch.stack([x.detach(), 2 * x.detach(), -x.detach()])
+    looped = torch.stack([torch.func.grad(loss)(one) for one in batch])
+    assert testing.relative_error(torch.func.vmap(torch.func.grad(loss))(batch), looped) <= 1e-10
+
+
+@pytest.mark.parametrize("case", [case for case in VARIED if case.operator is not attn_core.linear], ids=str)
+def test_vmap_over_every_single_argument_equals_a_loop(case: Case) -> None:
+    args, kwargs = case.inputs(torch.float64)
+    positions = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.is_floating_point()]
+    for position in positions:
+        batch = torch.stack([args[position].detach(), args[position].detach().neg()])
+
+        def value(x: Tensor, position: int = position) -> tuple[Tensor, ...]:
+            swapped = [x if i == position else a for i, a in enumerate(args)]
+            return run(case, [a.detach() if isinstance(a, Tensor) else a for a in swapped], kwargs)
+
+        for actual, expected in zip(
+            torch.func.vmap(value)(batch), zip(*(value(x) for x in batch), strict=True), strict=True
+        ):
+            assert testing.relative_error(actual, torch.stack(expected)) <= 1e-10
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "linear"])
+def test_forward_mode_raises_instead_of_returning_zero(name: str) -> None:
+    args, kwargs = FIRST[name].inputs(torch.float64)
+    rest = [a.detach() if isinstance(a, Tensor) else a for a in args[1:]]
+    q = args[0].detach()
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda q: run(FIRST[name], [q, *rest], kwargs), (q,), (q,))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_autocast_runs_in_its_dtype(name: str) -> None:
+    args, kwargs = FIRST[name].inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(FIRST[name], args, kwargs)[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_checkpointing_leaves_gradients_alone(name: str) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    case = FIRST[name]
+    args, kwargs = case.inputs(torch.float64)
+    inputs = leaves(args, kwargs)
+    direct = gradients(run(case, args, kwargs), inputs)
+    again = gradients(checkpoint(lambda *a: run(case, list(a), kwargs), *args, use_reentrant=False), inputs)
+    for actual, expected in zip(again, direct, strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_backward_after_an_in_place_change_of_an_input_raises(name: str) -> None:
+    args, kwargs = FIRST[name].inputs(torch.float64)
+    q = args[0].detach().clone().requires_grad_()
+    doubled = q * 2
+    out = run(FIRST[name], [doubled, *args[1:]], kwargs)[0]
+    doubled.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
