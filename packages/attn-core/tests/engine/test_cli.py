@@ -52,7 +52,7 @@ def test_train_says_the_data_the_model_the_result_and_the_place(cli, tmp_path):
     [
         (["train", "ponts"], 2, "tiny train: unknown recipe 'ponts'; did you mean 'points'?"),
         (["train", "--sed", "3"], 2, "tiny train: no such option: --sed; did you mean --seed?"),
-        (["train", "--seed", "x"], 2, "tiny train: invalid value for '--seed': 'x' is not a valid int"),
+        (["train", "--seed", "x"], 2, "tiny train: invalid value for '--seed': Input should be a valid integer"),
         (["trian"], 2, "tiny: no such command 'trian'; did you mean 'train'?"),
         (
             ["train", "--strategy", "fsdp"],

@@ -46,7 +46,8 @@ class EMAHook(Hook):
         if runner.iter + 1 > self.begin_step:
             self._update(averages, parameters, None)
         else:
-            torch._foreach_copy_(averages, parameters)
+            for average, parameter in zip(averages, parameters, strict=True):
+                average.copy_(parameter)
 
     def before_val_epoch(self, runner: Any) -> None:
         """Put the average into the model."""

@@ -1,7 +1,9 @@
 """The command line of every task package: the same verbs and flags, implemented once."""
 
+import difflib
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -218,8 +220,11 @@ def _quiet(package: TaskPackage) -> None:
 
 def _usage(error: Any) -> str:
     text = str(error.format_message()).strip().rstrip(".")
-    first, _, rest = text.partition(" Did you mean ")
-    return f"{first[:1].lower()}{first[1:].rstrip('.')}" + (f"; did you mean {rest}" if rest else "")
+    text = text[:1].lower() + text[1:]
+    if options := re.search(r"(\S+) \(Possible options: (.*)\)$", text):
+        nearest = difflib.get_close_matches(options[1], options[2].split(", "), n=1, cutoff=0.0)
+        return f"{text[: options.end(1)]}; did you mean {nearest[0]}?"
+    return text.replace(". Did you mean ", "; did you mean ")
 
 
 def _one_line(error: Exception) -> str:

@@ -214,7 +214,8 @@ def _complete(config: dict[str, Any], scope: str) -> None:
     config.setdefault("strategy", {"type": "ddp"})
     config.setdefault("device", "auto")
     config.setdefault("env_cfg", {})
-    config["optim_wrapper"].setdefault("amp", False)
+    if "optimizer" in config["optim_wrapper"] and "type" not in config["optim_wrapper"]:
+        config["optim_wrapper"].setdefault("amp", False)
 
 
 def _parse(override: str) -> tuple[list[str], Any]:
@@ -238,7 +239,7 @@ def _set(config: dict[str, Any], keys: list[str], value: Any, variables: Iterabl
     node: Any = config
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
-        if isinstance(node, list | tuple):
+        if isinstance(node, list):
             if not re.fullmatch(r"-?\d+", key) or not -len(node) <= int(key) < len(node):
                 raise ConfigError(f"--set {name}: {'.'.join(keys[:depth])} is a list of {len(node)}, got index {key!r}")
             place: Any = int(key)
@@ -249,7 +250,7 @@ def _set(config: dict[str, Any], keys: list[str], value: Any, variables: Iterabl
         else:
             raise ConfigError(f"--set {name}: {'.'.join(keys[:depth])} is {node!r}, it has no parts")
         if last:
-            old = node[place] if isinstance(node, list | tuple) else node.get(place)
+            old = node[place] if isinstance(node, list) else node.get(place)
             node[place] = _compatible(name, old, value)
         elif isinstance(node, dict) and node.get(place) is None:
             node[place] = {}

@@ -52,9 +52,9 @@ class MetricsHook(Hook):
         """Open the file at the resumed position; a run from the start begins a new file."""
         self._since = time.perf_counter()
         if runner.rank == 0:
-            self._path = runner.directory / "metrics.jsonl"
-            self._path.touch()
-            os.truncate(self._path, min(self._cut or 0, self._path.stat().st_size))
+            path = self._path = runner.directory / "metrics.jsonl"
+            path.touch()
+            os.truncate(path, min(self._cut or 0, path.stat().st_size))
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Add up; write a line if it is time."""

@@ -124,7 +124,14 @@ def train(package: TaskPackage, options: TrainOptions, *, say: Any = print) -> T
     config, directory = same_everywhere(prepare(package, options))
     main = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     began = time.perf_counter()
-    runner = _build(config, directory, options, package)
+    fresh = not (directory / "config.py").exists()
+    try:
+        runner = _build(config, directory, options, package)
+    except BaseException:
+        if main and fresh:
+            _discard(directory)
+        raise
+    trained = False
     try:
         sizes = {split: len(getattr(runner, f"{split}_dataloader").dataset) for split in _splits(config)}
         if main:
@@ -133,6 +140,7 @@ def train(package: TaskPackage, options: TrainOptions, *, say: Any = print) -> T
             say("data: " + ", ".join(f"{split} {size:,}" for split, size in sizes.items()) + " samples")
             say(f"model: {parameters:,} parameters on {_place(runner)}, seed {runner.seed}, run directory {directory}")
         runner.train()
+        trained = True
         result = TrainResult(directory)
         runner.load_best()
         if "test_dataloader" in config:
@@ -146,6 +154,8 @@ def train(package: TaskPackage, options: TrainOptions, *, say: Any = print) -> T
             if isinstance(hook, MetricsHook | ProgressHook):
                 hook.close()
         runner.close()
+        if main and fresh and not trained:
+            _discard(directory)
         if options.launcher != "none" and sys.exc_info()[0] is None:
             stop_processes()
 
@@ -254,6 +264,17 @@ def _free_directory(wanted: Path) -> Path:
         number += 1
         candidate = wanted.with_name(f"{wanted.name}_{number}")
     return candidate
+
+
+def _discard(directory: Path) -> None:
+    """Remove a run that failed before its first result, so that the next attempt finds its place free."""
+    metrics = directory / "metrics.jsonl"
+    if list_checkpoints(directory) or (metrics.exists() and metrics.stat().st_size):
+        return
+    for name in ("config.py", "run.json", "metrics.jsonl", "train.log"):
+        (directory / name).unlink(missing_ok=True)
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
 
 
 def _build(config: dict[str, Any], directory: Path, options: TrainOptions, package: TaskPackage) -> Runner:

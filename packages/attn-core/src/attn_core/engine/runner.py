@@ -15,6 +15,7 @@ from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.model.base_module import BaseModule
 from mmengine.optim import OptimWrapper as MMEngineOptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as _Runner
 from mmengine.visualization import Visualizer
@@ -169,17 +170,16 @@ class Runner(_Runner):
         Raises:
             ConfigError: if the recipe names a wrapper without the guard.
         """
-        if isinstance(optim_wrapper, dict):
-            optim_wrapper = {"type": OptimWrapper, **optim_wrapper} if "optimizer" in optim_wrapper else optim_wrapper
-        built = super().build_optim_wrapper(optim_wrapper)
-        parts = [built] if isinstance(built, MMEngineOptimWrapper) else list(built.values())
-        for part in parts:
-            if not isinstance(part, OptimWrapper):
+        if isinstance(optim_wrapper, dict) and "optimizer" in optim_wrapper:
+            optim_wrapper = {"type": OptimWrapper, **optim_wrapper}
+            kind = optim_wrapper["type"]
+            kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+            if not (isinstance(kind, type) and issubclass(kind, OptimWrapper)):
                 raise ConfigError(
-                    f"optim_wrapper.type: {type(part).__name__} does not stop at a non-finite loss; "
+                    f"optim_wrapper.type: {optim_wrapper['type']} does not stop at a non-finite loss; "
                     "leave the type out, or derive from attn_core.engine.optim.OptimWrapper"
                 )
-        return built
+        return super().build_optim_wrapper(optim_wrapper)
 
     def register_default_hooks(self, hooks: Any = None) -> None:
         """The hooks of the config and no others (see `attn_core.engine.config` for what a recipe gets)."""
@@ -280,6 +280,8 @@ class Runner(_Runner):
         self._load_optimizer(content["optimizer"])
         for scheduler, state in zip(self._schedulers(), content["param_schedulers"], strict=True):
             scheduler.load_state_dict(state)
+            # mmengine warns if a scheduler steps before the optimizer, as one rightly does at the end of an epoch.
+            scheduler.optimizer._global_step = max(scheduler.optimizer._global_step, content["step"] - 1)
         for name, history in content["message_hub"].items():
             self.message_hub.log_scalars[name] = HistoryBuffer(history["values"], history["counts"])
         for name, hook in self._hooks_with_state().items():

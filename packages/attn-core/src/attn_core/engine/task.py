@@ -29,18 +29,20 @@ class TaskModel(BaseModel):
     """
 
     @abstractmethod
-    def loss(self, **batch: Any) -> dict[str, Tensor]:
+    def loss(self, *args: Any, **batch: Any) -> dict[str, Tensor]:
         """Scalar losses by name; those with ``loss`` in their name are summed and minimized, all are logged."""
 
     @abstractmethod
-    def predict(self, **batch: Any) -> list[dict[str, Any]]:
+    def predict(self, *args: Any, **batch: Any) -> list[dict[str, Any]]:
         """One plain dict per sample: what the metrics and the pictures need, targets included."""
 
-    def tensor(self, **batch: Any) -> Any:
+    def tensor(self, *args: Any, **batch: Any) -> Any:
         """The raw output of the network, for tools that call ``model(**batch)``."""
         raise NotImplementedError(f"{type(self).__name__} defines no raw output; use mode='loss' or mode='predict'")
 
-    def forward(self, *, mode: Literal["tensor", "loss", "predict"] = "tensor", **batch: Any) -> Any:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  # mmengine's names inputs and data_samples
+        self, *, mode: Literal["tensor", "loss", "predict"] = "tensor", **batch: Any
+    ) -> Any:
         """Called by the Runner with ``mode="loss"`` in training and ``mode="predict"`` in validation and test."""
         if mode == "loss":
             return self.loss(**batch)

@@ -18,7 +18,7 @@ val_evaluator = dict(type=Accuracy)
 optim_wrapper = dict(optimizer=dict(type=AdamW, lr=1e-2, weight_decay=0.05), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
-    dict(type=CosineAnnealingLR, by_epoch=True, begin=1, end=epochs, T_max=epochs - 1),
+    dict(type=CosineAnnealingLR, by_epoch=True, begin=0, end=epochs, T_max=epochs + 1),
 ]
 train_cfg = dict(max_epochs=epochs, val_interval=1)
 default_hooks = dict(checkpoint=dict(best="accuracy", every_steps=4, keep=3), metrics=dict(every_steps=3))
