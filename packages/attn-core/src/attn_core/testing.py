@@ -21,7 +21,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 3e-3, tor
 
 
 def relative_error(actual: Tensor, reference: Tensor) -> float:
-    """max|actual − reference| / max(1, max|reference|) in float64; equal infinities agree, a NaN is an infinite error."""
+    """max|actual − reference| / max(1, max|reference|) in float64; equal infinities agree, NaN is an infinite error."""
     actual, reference = actual.detach().double(), reference.detach().double()
     if actual.shape != reference.shape:
         raise AssertionError(f"shape {tuple(actual.shape)} against {tuple(reference.shape)}")
@@ -128,14 +128,15 @@ def _widened(values: list[Any]) -> list[Any]:
 def poisoned_memory() -> Iterator[None]:
     """Every ``torch.empty`` holds NaN, and torch allows deterministic algorithms alone."""
     deterministic = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
 
 
 def peak_memory(function: Callable[[], Any]) -> int:
@@ -145,7 +146,8 @@ def peak_memory(function: Callable[[], Any]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     held = peak = 0
-    for event in profiler.profiler.kineto_results.events():  # pyright: ignore[reportOptionalMemberAccess]
+    recorded: Any = profiler.profiler
+    for event in recorded.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)

@@ -1,0 +1,168 @@
+"""attention: the equation by loops, its properties, and every message."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attn_core import attention
+from attn_core.testing import TOLERANCE, attention_cases, relative_error
+
+
+def by_loops(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    axis_bias: list[Tensor] | None = None,
+    key_mask: Tensor | None = None,
+    causal: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One query at a time, one visible key at a time, numbers only."""
+    B, H, N, D = q.shape
+    M, group = k.shape[2], H // k.shape[1]
+    out, lse = q.new_zeros(B, H, N, v.shape[3]), q.new_full((B, H, N), -math.inf)
+    sizes = [table.shape[3] for table in axis_bias or []]
+
+    def at(x: Tensor, *index: int) -> float:
+        return float(x[tuple(min(i, n - 1) for i, n in zip(index, x.shape, strict=True))])
+
+    for b in range(B):
+        for h in range(H):
+            for i in range(N):
+                weights = {}
+                for j in range(M):
+                    if key_mask is not None and not key_mask[b, j]:
+                        continue
+                    if (causal == "upper_left" and j > i) or (causal == "lower_right" and j > i + M - N):
+                        continue
+                    s = float(q[b, h, i] @ k[b, h // group, j]) * (D**-0.5 if scale is None else scale)
+                    if bias is not None:
+                        s += at(bias, b, h, i, j)
+                    rest = j
+                    for table, size in reversed(list(zip(axis_bias or [], sizes, strict=True))):
+                        s += at(table, b, h, i, rest % size)
+                        rest //= size
+                    weights[j] = math.exp(s)
+                if weights:
+                    total = sum(weights.values())
+                    lse[b, h, i] = math.log(total)
+                    out[b, h, i] = sum(w / total * v[b, h // group, j] for j, w in weights.items())
+    return out, lse
+
+
+@pytest.mark.parametrize("case", attention_cases(), ids=str)
+def test_reference_equals_the_equation_by_loops(case: object) -> None:
+    args, kwargs = case.inputs(torch.float64)  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        expected = by_loops(*args, **kwargs)
+        actual = attention(*args, **kwargs, backend="reference")
+    for a, b in zip(actual, expected, strict=True):
+        assert relative_error(a, b) <= TOLERANCE[torch.float64]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+lengths = st.integers(1, 40)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=lengths, m=lengths, seed=st.integers(0, 1000))
+def test_permuting_the_keys_changes_nothing(n: int, m: int, seed: int) -> None:
+    q, k, v, bias = random(1, 2, n, 4), random(1, 2, m, 4, seed=1), random(1, 2, m, 3, seed=2), random(1, 1, n, m)
+    order = torch.randperm(m, generator=torch.Generator().manual_seed(seed))
+    expected = attention(q, k, v, bias=bias)
+    actual = attention(q, k[:, :, order], v[:, :, order], bias=bias[..., order])
+    for a, b in zip(actual, expected, strict=True):
+        assert relative_error(a, b) <= 1e-10
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    n=lengths, extra=st.integers(0, 10), cut=st.integers(0, 39), causal=st.sampled_from(["upper_left", "lower_right"])
+)
+def test_the_future_has_no_influence(n: int, extra: int, cut: int, causal: str) -> None:
+    m = n + extra
+    q, k, v = random(1, 2, n, 4), random(1, 2, m, 4, seed=1), random(1, 2, m, 4, seed=2)
+    cut = min(cut, n - 1)
+    first_hidden = cut + 1 + (extra if causal == "lower_right" else 0)
+    changed_k, changed_v = k.clone(), v.clone()
+    changed_k[:, :, first_hidden:] += 5
+    changed_v[:, :, first_hidden:] -= 7
+    expected = attention(q, k, v, causal=causal)[0][:, :, : cut + 1]  # pyright: ignore[reportArgumentType]
+    actual = attention(q, changed_k, changed_v, causal=causal)[0][:, :, : cut + 1]  # pyright: ignore[reportArgumentType]
+    assert torch.equal(actual, expected)
+
+
+@settings(deadline=None, max_examples=15)
+@given(parts=st.lists(st.integers(1, 20), min_size=1, max_size=4))
+def test_key_sets_merge_exactly_through_lse(parts: list[int]) -> None:
+    q, k, v = random(1, 2, 5, 4), random(1, 2, sum(parts), 4, seed=1), random(1, 2, sum(parts), 4, seed=2)
+    pieces = [attention(q, *kv) for kv in zip(k.split(parts, 2), v.split(parts, 2), strict=True)]
+    outs, lses = (torch.stack(x) for x in zip(*pieces, strict=True))
+    weight = (lses - lses.logsumexp(0)).exp()[..., None]
+    expected_out, expected_lse = attention(q, k, v)
+    assert relative_error((outs * weight).sum(0), expected_out) <= 1e-10
+    assert relative_error(lses.logsumexp(0), expected_lse) <= 1e-10
+
+
+def test_a_batch_equals_its_images_one_by_one() -> None:
+    q, k, v = random(3, 4, 9, 8), random(3, 2, 11, 8, seed=1), random(3, 2, 11, 8, seed=2)
+    whole = attention(q, k, v)[0]
+    pieces = torch.cat([attention(*(x[i : i + 1] for x in (q, k, v)))[0] for i in range(3)])
+    assert relative_error(whole, pieces) <= 1e-12
+
+
+def test_a_last_stride_other_than_one_is_read_right() -> None:
+    """torch's CPU kernel misreads such tensors in silence."""
+    q = random(1, 2, 4, 9).transpose(2, 3)
+    assert relative_error(attention(q, q, q)[0], attention(*[q.contiguous()] * 3)[0]) <= 1e-12
+
+
+def test_zero_lse_is_not_taken_for_a_dead_row() -> None:
+    q = torch.zeros(1, 1, 3, 4, requires_grad=True)
+    out, lse = attention(q, torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4), bias=torch.zeros(1, 1, 3, 1))
+    assert torch.equal(lse, torch.zeros(1, 1, 3))
+    assert torch.equal(out, torch.zeros(1, 1, 3, 4))
+
+
+def make(**replaced: object) -> dict[str, object]:
+    return {"q": torch.zeros(2, 4, 6, 8), "k": torch.zeros(2, 2, 9, 8), "v": torch.zeros(2, 2, 9, 5), **replaced}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"q": torch.zeros(4, 6, 8)}, r"attention: q must have 4 dimensions \(B H N D\), got shape \(4, 6, 8\)"),
+        ({"q": torch.zeros(2, 4, 6, 8, dtype=torch.int32)}, "attention: q must be one of float64, float32"),
+        ({"k": torch.zeros(2, 2, 9, 7)}, r"k must have size 8 along dimension 3 \(the width of q\)"),
+        ({"k": torch.zeros(1, 2, 9, 8)}, r"k must have size 2 along dimension 0 \(the batch of q\)"),
+        ({"v": torch.zeros(2, 2, 8, 5)}, r"v must have size 9 along dimension 2 \(the tokens of k\)"),
+        ({"v": torch.zeros(2, 1, 9, 5)}, r"v must have size 2 along dimension 1 \(the heads of k\)"),
+        ({"k": torch.zeros(2, 3, 9, 8), "v": torch.zeros(2, 3, 9, 5)}, "heads of q must be a multiple .* got 4 and 3"),
+        (
+            {"v": torch.zeros(2, 2, 9, 5).half()},
+            r"v must have the dtype of q \(torch.float32\), got v.dtype=torch.float16",
+        ),
+        ({"bias": torch.zeros(6, 9)}, r"bias must have 4 dimensions \(B H N M\)"),
+        ({"bias": torch.zeros(2, 3, 6, 9)}, r"bias must broadcast to B H N M = \(2, 4, 6, 9\)"),
+        ({"key_mask": torch.zeros(2, 9)}, "key_mask must be one of bool, got key_mask.dtype=torch.float32"),
+        ({"key_mask": torch.zeros(2, 8, dtype=torch.bool)}, r"key_mask must broadcast to B M = \(2, 9\)"),
+        ({"causal": "lower"}, "causal must be one of None, 'upper_left', 'lower_right', got causal='lower'"),
+        ({"axis_bias": [torch.zeros(2, 4, 6, 2)]}, "axis_bias must span a grid of 9 cells.* got axis_bias=2"),
+        ({"axis_bias": [torch.zeros(2, 4, 5, 9)]}, r"axis_bias\[0\] must broadcast to B H N n"),
+        ({"axis_bias": [torch.zeros(2, 4, 1, 9)]}, r"axis_bias\[0\] must have size 6 along dimension 2"),
+        ({"axis_bias": [torch.zeros(4, 6, 9)]}, r"axis_bias\[0\] must have 4 dimensions"),
+        ({"v": torch.zeros(2, 2, 9, 5, device="meta")}, r"v must be on the device of q \(cpu\), got v on meta"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_bad_arguments_are_named(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(**make(**changes))  # pyright: ignore[reportArgumentType]

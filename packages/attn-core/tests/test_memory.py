@@ -1,0 +1,91 @@
+"""What is never materialized: peak memory by allocator events, forward and backward of the torch backend."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from attn_core import attention, block_attention, topk_route, window_index
+from attn_core.testing import peak_memory, tensor
+
+
+def _peak(build: Callable[[int], Callable[[], tuple[torch.Tensor, ...]]], length: int) -> int:
+    call = build(length)
+
+    def step() -> None:
+        outputs = call()
+        torch.autograd.backward([out.sum() for out in outputs])
+
+    step()  # first calls allocate caches
+    return peak_memory(step)
+
+
+def _attention(length: int, **options: object) -> Callable[[], tuple[torch.Tensor, ...]]:
+    q, k, v = (tensor(torch.float32, "cpu", 1, 4, length, 16) for _ in range(3))
+    return lambda: attention(q, k, v, **options)  # pyright: ignore[reportArgumentType]
+
+
+def _axis_bias(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    tables = [tensor(torch.float32, "cpu", 1, 4, length, size) for size in (length // 32, 32)]
+    return _attention(length, axis_bias=tables)
+
+
+def _wide_axis_bias(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """Too wide for extra columns: the chunked path."""
+    tables = [tensor(torch.float32, "cpu", 1, 1, length, size) for size in (length // 512, 512)]
+    return _attention(length, axis_bias=tables)
+
+
+def _bias_of_keys(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    return _attention(length, bias=tensor(torch.float32, "cpu", 1, 1, 1, length))
+
+
+def _wide_value(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    q, k = (tensor(torch.float32, "cpu", 1, 4, length, 16) for _ in range(2))
+    v = tensor(torch.float32, "cpu", 1, 4, length, 64)
+    return lambda: attention(q, k, v)
+
+
+def _windows(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    q, k, v = (tensor(torch.float32, "cpu", 1, 4, length, 16) for _ in range(3))
+    index = window_index(length // 32, 32, (8, 8))
+    return lambda: block_attention(q, k, v, index, index)
+
+
+CASES = [_attention, _axis_bias, _wide_axis_bias, _bias_of_keys, _wide_value, _windows]
+
+
+@pytest.mark.parametrize("build", CASES, ids=lambda build: build.__name__.strip("_"))
+def test_doubling_the_length_at_most_doubles_the_peak(
+    build: Callable[[int], Callable[[], tuple[torch.Tensor, ...]]],
+) -> None:
+    # Long enough that the constant chunk of scores is not what grows.
+    short, long = _peak(build, 2048), _peak(build, 4096)
+    assert long <= 2.2 * short, f"{short / 2**20:.1f} MiB → {long / 2**20:.1f} MiB"
+
+
+def test_the_measure_sees_the_scores_of_torchs_attention_with_a_learnable_bias() -> None:
+    """Were this not to fail for SDPA, the test above would prove nothing."""
+
+    def build(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+        q, k, v = (tensor(torch.float32, "cpu", 1, 4, length, 16) for _ in range(3))
+        bias = tensor(torch.float32, "cpu", 1, 1, 1, length)
+        return lambda: (F.scaled_dot_product_attention(q, k, v, attn_mask=bias),)
+
+    assert _peak(build, 2048) > 3 * _peak(build, 1024)
+
+
+def test_routed_attention_does_not_grow_with_top_k() -> None:
+    """64 regions of 64 tokens: 16 times the keys, the same peak within a tenth of q, k, v and out."""
+    side, width = 64, 64
+    q, k, v = (tensor(torch.float32, "cpu", 1, 4, side * side, width // 4) for _ in range(3))
+    index = window_index(side, side, (8, 8))
+
+    def routed(topk: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+        table, _ = topk_route(torch.randn(1, 64, 8), torch.randn(1, 64, 8), topk)
+        return lambda: block_attention(q, k, v, index, index, table)
+
+    one, sixteen = _peak(lambda _: routed(1), 0), _peak(lambda _: routed(16), 0)
+    chunk = 2**21 * 4 * 3  # gathered operands, their gradients and scores of one chunk
+    assert sixteen <= one + max(chunk, 0.1 * 4 * side * side * width * 4)
