@@ -51,6 +51,7 @@ from torch import Tensor, nn
 from attn_core import attention
 
 from .bilevel_routing import DepthwiseConv, KeyPooling, PadMode, RoutedAttention
+from .torchscript import Linear
 
 __all__ = ["BiFormer", "BiFormerDense"]
 
@@ -82,8 +83,8 @@ class FullAttention(nn.Module):
         if dim % self.num_heads:
             raise ValueError(f"BiFormer: a stage with full attention needs dim % 8 == 0, got dim={dim}")
         self.lepe_on_value = lepe_source == "value"
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False, **dd)
-        self.proj = nn.Linear(dim, dim, **dd)
+        self.qkv = Linear(dim, 3 * dim, bias=False, **dd)
+        self.proj = Linear(dim, dim, **dd)
         self.lepe = DepthwiseConv(dim, side_dwconv, **dd) if lepe_source is not None and side_dwconv > 0 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,9 +100,9 @@ class ConvolutionMixer(nn.Module):
 
     def __init__(self, dim: int, **dd: Any) -> None:
         super().__init__()
-        self.conv_in = nn.Linear(dim, dim, **dd)
+        self.conv_in = Linear(dim, dim, **dd)
         self.conv_mix = DepthwiseConv(dim, 5, **dd)
-        self.conv_out = nn.Linear(dim, dim, **dd)
+        self.conv_out = Linear(dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_out(self.conv_mix(self.conv_in(x)))
@@ -112,15 +113,16 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, dwconv: bool, **dd: Any) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden, **dd)
+        # GELU follows fc1 within the same kernel, unless a convolution stands between them
+        self.fc1 = Linear(dim, hidden, activation=None if dwconv else "gelu", **dd)
         self.dwconv = DepthwiseConv(hidden, 3, **dd) if dwconv else None
-        self.fc2 = nn.Linear(hidden, dim, **dd)
+        self.fc2 = Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
         if self.dwconv is not None:
-            x = self.dwconv(x)
-        return self.fc2(F.gelu(x))
+            x = F.gelu(self.dwconv(x))
+        return self.fc2(x)
 
 
 class Block(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attn_core import block_attention, topk_route, window_index
 
-from .torchscript import scripted_block_attention, scripted_window_index
+from .torchscript import Linear, scripted_block_attention, scripted_window_index
 
 PadMode = Literal["legacy", "nchw", "masked"]
 KeyPooling = Literal["identity", "ada_avgpool", "ada_maxpool", "avgpool", "maxpool"]
@@ -73,7 +73,7 @@ def region_means(x: Tensor, region: tuple[int, int]) -> Tensor:
 
 
 @register_notrace_function
-def route(q_regions: Tensor, k_regions: Tensor, topk: int, scale: float) -> tuple[Tensor, Tensor]:
+def choose_regions(q_regions: Tensor, k_regions: Tensor, topk: int, scale: float) -> tuple[Tensor, Tensor]:
     """The regions each region reads and their softmax weights, (B, 1, R, K) both; K is at most the number of regions.
 
     Only ``n_win="auto"``, ``"nchw"`` and ``"masked"`` can meet fewer regions than ``topk``, on very small maps.
@@ -191,21 +191,15 @@ class RoutedAttention(nn.Module):
         self.auto_pad = auto_pad
         self.diff_routing = diff_routing
         self.soft_routing = soft_routing
-        self.qkv_linear = nn.Linear(dim, 2 * self.qk_dim + dim, **dd)
-        self.output_linear = nn.Linear(dim, dim, **dd) if param_attention == "qkvo" else nn.Identity()
+        self.qkv_linear = Linear(dim, 2 * self.qk_dim + dim, **dd)
+        self.output_linear = Linear(dim, dim, **dd) if param_attention == "qkvo" else nn.Identity()
         self.lepe = DepthwiseConv(dim, side_dwconv, **dd) if side_dwconv > 0 else None
         self.router = nn.Linear(self.qk_dim, self.qk_dim, **dd) if param_routing else None
         self.kv_pool = _key_pooling(kv_downsample_mode, kv_per_win, kv_downsample_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1], x.shape[2]
-        n_win = regions_per_side(height, width, self.n_win, self.auto_side)
-        if self.pad_mode == "legacy":
-            # Before the projection, so that queries, keys and values of the padding equal the bias.
-            x = pad_to_multiple(x, n_win, n_win, self.auto_pad)
-        qkv = self.qkv_linear(x)
-        region = region_size(qkv.shape[1], qkv.shape[2], n_win, self.pad_mode == "nchw")
-        table, weight = self._route(qkv, region)
+        qkv, region, table, weight = self.route(x)
 
         pooled_kv: Optional[Tensor] = None  # noqa: UP045
         if self.kv_pool is not None:
@@ -220,13 +214,24 @@ class RoutedAttention(nn.Module):
             out = out + self.lepe(qkv[..., 2 * self.qk_dim :])[:, :height, :width]
         return self.output_linear(out)
 
-    def _route(self, qkv: Tensor, region: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def route(self, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
+        """The projected map and where its regions look: qkv, tokens per region, table and weights (B, 1, R, K).
+
+        Region r stands at row r // columns and column r % columns of ⌈Y/rows⌉ × ⌈X/columns⌉ regions.
+        """
+        n_win = regions_per_side(x.shape[1], x.shape[2], self.n_win, self.auto_side)
+        if self.pad_mode == "legacy":
+            # Before the projection, so that queries, keys and values of the padding equal the bias.
+            x = pad_to_multiple(x, n_win, n_win, self.auto_pad)
+        qkv = self.qkv_linear(x)
+        region = region_size(qkv.shape[1], qkv.shape[2], n_win, self.pad_mode == "nchw")
         q_and_k = qkv[..., : 2 * self.qk_dim]
         means = region_means(q_and_k if self.diff_routing else q_and_k.detach(), region)
         q_regions, k_regions = means[..., : self.qk_dim], means[..., self.qk_dim :]
         if self.router is not None:
             q_regions, k_regions = self.router(q_regions), self.router(k_regions)
-        return route(q_regions, k_regions, self.topk, self.scale)
+        table, weight = choose_regions(q_regions, k_regions, self.topk, self.scale)
+        return qkv, region, table, weight
 
     def _pool_regions(self, kv: Tensor, region: tuple[int, int]) -> Tensor:
         """Pool keys and values inside each region: (B, Y, X, C) → (B, R, J, C)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from timm.data import create_transform
+from timm.data.transforms_factory import create_transform
 from torch.utils.data import Dataset
 
 from .splits import stratified_parts

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.transforms_factory import create_transform
 from torch.utils.data import Dataset
 
 from .images import Preprocess, read_image
