@@ -1,8 +1,8 @@
 """Ahead-of-time gate: compile every shipped kernel for GPUs that are not here, and refuse register spills.
 
-``python -m attn_core.aot`` runs each operator's backend on meta tensors, compiles the kernels that it would have started
-on each architecture, and prints their registers, stack and shared memory. The exit code is 1 if any of them spills,
-needs more shared memory than a block may have, or does not compile. No driver is needed.
+``python -m attn_core.aot`` runs each operator's backend on meta tensors, compiles the kernels that it would have
+started on each architecture, and prints their registers, stack and shared memory. The exit code is 1 if any of them
+spills, needs more shared memory than a block may have, or does not compile. No driver is needed.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from . import ops
 from .launch import Launch, record
@@ -64,14 +66,19 @@ def operators() -> list[str]:
     ]
 
 
-def compile_case(operator: str, index: int, architecture: str, quick: bool) -> list[Report]:
-    """Compile the kernels that one case starts."""
+def recorded(operator: str, index: int, architecture: str, quick: bool) -> tuple[str, list[Launch]]:
+    """Name and launches of one case."""
     backend = importlib.import_module(f"{ops.__name__}.{operator}.triton_backend")
     label, run = list(backend.aot_cases(quick))[index]
     with record(architecture) as launches:
         run()
-    distinct = {f"{launch.kernel} {launch.constants} {launch.warps} {launch.stages}": launch for launch in launches}
-    return [_report(operator, label, launch, architecture) for launch in distinct.values()]
+    return label, launches
+
+
+def compile_launch(operator: str, index: int, number: int, architecture: str, quick: bool) -> Report:
+    """Compile one launch of one case. Launches cannot be pickled, so each process records its own."""
+    label, launches = recorded(operator, index, architecture, quick)
+    return _report(operator, label, launches[number], architecture)
 
 
 def _report(operator: str, label: str, launch: Launch, architecture: str) -> Report:
@@ -156,23 +163,29 @@ def _amd_resources(assembly: str) -> tuple[int, int, int]:
 
 
 def run(architectures: list[str], names: list[str], quick: bool, jobs: int) -> Iterator[Report]:
-    """Reports as they are ready."""
+    """Reports as they are ready; a kernel that several cases start alike is compiled once."""
     work = []
+    seen = set()
     for name in names:
         backend = importlib.import_module(f"{ops.__name__}.{name}.triton_backend")
-        work += [
-            (name, index, architecture, quick)
-            for index in range(len(list(backend.aot_cases(quick))))
-            for architecture in architectures
-        ]
+        for architecture in architectures:
+            few = quick or not architecture.startswith("sm_")  # AMD: shown to compile, its tiles are not tuned
+            for index in range(len(list(backend.aot_cases(few)))):
+                for number, launch in enumerate(recorded(name, index, architecture, few)[1]):
+                    key = (architecture, _identity(launch))
+                    if key not in seen:
+                        seen.add(key)
+                        work.append((name, index, number, architecture, few))
     if jobs == 1:
-        for task in work:
-            yield from compile_case(*task)
+        yield from (compile_launch(*task) for task in work)
         return
     with ProcessPoolExecutor(jobs) as pool:
-        futures = [pool.submit(compile_case, *task) for task in work]
-        for future in futures:
-            yield from future.result()
+        yield from pool.map(compile_launch, *zip(*work, strict=True))
+
+
+def _identity(launch: Launch) -> str:
+    kinds = [str(x.dtype) if isinstance(x, Tensor) else "none" if x is None else "" for x in launch.args]
+    return f"{launch.kernel} {launch.constants} {launch.warps} {launch.stages} {kinds}"
 
 
 def table(reports: list[Report]) -> str:
@@ -186,7 +199,10 @@ def table(reports: list[Report]) -> str:
         for r in reports
     ]  # fmt: skip
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *rows))
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,15 +6,17 @@ architecture.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .dispatch import interpreting
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,29 @@ def product_options(dtype: torch.dtype) -> dict[str, Any]:
     """
     precision = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
     return {"UPCAST": interpreting(), "PRECISION": precision if dtype == torch.float32 else "ieee"}
+
+
+# Architectures without warp-group products: what a table lists for sm_80 fits them better than what it lists for sm_90.
+OLDER = ("sm_80", "sm_86", "sm_87", "sm_89", "sm_120", "sm_121")
+# Shared memory of a block there: 99 KB (consumer GPUs) or 64 KB (AMD), against 163 KB on sm_80 and 227 KB on sm_90.
+SMALL_MEMORY = ("sm_86", "sm_89", "sm_120", "sm_121")
+
+
+def at_width(table: Mapping[int, T], width: int) -> T:
+    """Entry of the smallest bucket that holds ``width``."""
+    return next(entry for bucket, entry in sorted(table.items()) if width <= bucket)
+
+
+def for_small_memory(tile: Tile, width: int, dtype: torch.dtype, arch: str) -> Tile:
+    """A smaller tile where blocks have little shared memory and heads are wide; ``tile`` itself elsewhere."""
+    amd = not arch.startswith("sm_")
+    if not amd and arch not in SMALL_MEMORY:
+        return tile
+    size = width * dtype.itemsize * (2 if amd else 1)
+    stages = 1 if amd or size > 256 else tile.stages
+    if size <= 256:
+        return Tile(min(tile.rows, 64), min(tile.columns, 64), tile.warps, stages)
+    return Tile(min(tile.rows, 32), min(tile.columns, 32), min(tile.warps, 4), stages)
 
 
 def power_of_two(size: int, least: int = 1) -> int:

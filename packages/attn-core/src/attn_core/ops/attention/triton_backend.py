@@ -1,4 +1,4 @@
-"""Fused attention: tile choice, launches and registration; the kernels are in ``triton_forward`` and ``triton_backward``.
+"""Fused attention: tile choice, launches and registration; kernels in ``triton_forward`` and ``triton_backward``.
 
 This file imports without Triton. Memory beyond the results: the log-sum-exp, δ (B, H, N) in the backward pass, and one
 float32 buffer (B, H, N, n_a) for each axis table whose gradient is summed or added to.
@@ -12,24 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
-from ...registration import empty_gradient, register, token_major
+from attn_core.launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
+from attn_core.registration import empty_gradient, register, token_major
+
 from . import reference
+from .triton_config import Pass, choose_tile
 
-Pass = Literal["forward", "query", "key", "bias"]
 LOG2E = math.log2(math.e)
-
-
-def choose_tile(kernel: Pass, width: int, dtype: torch.dtype, arch: str, plain: bool) -> Tile:
-    """Tile of a kernel: every entry passes ``python -m attn_core.aot`` (no spill, shared memory within the limit).
-
-    Args:
-        width: the larger padded head width, 16…256.
-        plain: neither dense nor axis bias; biases live in registers and need smaller tiles.
-    """
-    if arch == "interpreter":
-        return Tile(16, 32, 4, 1)
-    return Tile(64, 32, 4, 2)
 
 
 def forward(
@@ -172,7 +161,7 @@ def backward(
         )
     if dbias is not None and not whole:
         tile = problem.tile("bias")
-        own_b, own_h, own_i, own_j = dbias.shape
+        _, _, own_i, own_j = dbias.shape
         tiles = (batch, heads, math.ceil(queries / tile.rows), problem.key_tiles(tile))
         own = tuple(1 if size == 1 else count for size, count in zip(dbias.shape, tiles, strict=True))
         launch(
@@ -249,7 +238,11 @@ class _Problem:
             *self.v.stride()[:3],
             *(_broadcast_strides(bias) if bias is not None else (0,) * 4),
             *(_broadcast_strides(mask)[:1] + mask.stride()[1:] if mask is not None else (0, 0)),
-            *(s for table in (last, first, second) for s in (_broadcast_strides(table)[:3] if table is not None else (0,) * 3)),
+            *(
+                s
+                for table in (last, first, second)
+                for s in (_broadcast_strides(table)[:3] if table is not None else (0,) * 3)
+            ),
             q.shape[1],
             q.shape[1] // k.shape[1],
             q.shape[2],
@@ -393,26 +386,37 @@ def attention(
     return _attention(q, k, v, bias, key_mask, list(axis_bias or ()), scale, causal or "none")
 
 
+AOT_FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ragged mask": {"queries": 1000, "keys": 1001, "masked": True},
+    "causal gqa": {"causal": "lower_right", "key_heads": 2},
+    "bias": {"bias": (2, 8, 1024, 4096)},
+    "bias over batch": {"bias": (1, 8, 1024, 4096)},
+    "axes 64×64": {"axes": (64, 64)},
+    "axes 50×84": {"axes": (50, 84)},
+    "axes 16³": {"axes": (16, 16, 16), "queries": 4096},
+    "bias axes 14×14": {"axes": (14, 14), "bias": (1, 8, 196, 196), "queries": 196},
+}
+
+
 def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     """Runs on meta tensors that reach every tile of the table and every form of the kernels."""
-    forms: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "ragged mask": {"queries": 1000, "keys": 1001, "masked": True},
-        "causal gqa": {"causal": "lower_right", "key_heads": 2},
-        "bias": {"bias": (2, 8, 1024, 4096)},
-        "bias over batch": {"bias": (1, 8, 1024, 4096)},
-        "axes 64×64": {"axes": (64, 64)},
-        "axes 50×84": {"axes": (50, 84)},
-        "axes 16³": {"axes": (16, 16, 16), "queries": 4096},
-        "bias axes 14×14": {"axes": (14, 14), "bias": (1, 8, 196, 196), "queries": 196},
-    }
-    usual = [(torch.bfloat16, width, form) for width in (32, 64, 128, 256) for form in forms]
-    rest = [(torch.float32, width, form) for width in (32, 64, 128, 256) for form in ("plain", "causal gqa", "bias", "axes 50×84")]
-    rest += [(torch.float16, 64, "plain"), (torch.float16, 40, "axes 50×84")]
+    usual = [
+        *((torch.bfloat16, 32, form) for form in ("plain", "axes 16³")),
+        *((torch.bfloat16, 64, form) for form in AOT_FORMS),
+        *(
+            (torch.bfloat16, width, form)
+            for width in (128, 256)
+            for form in ("causal gqa", "axes 50×84", "bias over batch")
+        ),
+        *((torch.float32, width, form) for width in (64, 128) for form in ("causal gqa", "bias over batch")),
+        (torch.float32, 64, "axes 50×84"),
+        (torch.float16, 40, "bias axes 14×14"),
+    ]
     few = [(torch.bfloat16, 64, "plain"), (torch.bfloat16, 32, "axes 50×84"), (torch.float32, 64, "causal gqa")]
-    for dtype, width, form in few if quick else usual + rest:
+    for dtype, width, form in few if quick else usual:
         label = f"{str(dtype).removeprefix('torch.')} {width} {form}"
-        yield label, functools.partial(_aot_run, dtype, width, **forms[form])
+        yield label, functools.partial(_aot_run, dtype, width, **AOT_FORMS[form])
 
 
 def _aot_run(

@@ -182,7 +182,8 @@ def take_queries(
     i0, ii, j0, jj, inside_j, x, row,
     q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, W, ROWS, NB, scale2, causal_offset,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    AXES: tl.constexpr, CAUSAL: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+    AXES: tl.constexpr, CAUSAL: tl.constexpr, WANT_K: tl.constexpr, WANT_V: tl.constexpr,
+    UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the share of BM queries to dK and dV of a key tile; the scores are held transposed, (BN, BM)."""
     first = tl.cast(i0, tl.int64)
@@ -204,9 +205,9 @@ def take_queries(
     )  # fmt: skip
     p = tl.exp2(s - lse[None, :])
     do = load_rows(DO + first * do_n, ii, do_n, inside_i, DV, BLOCK_DV, True)
-    if dv is not None:
+    if WANT_V:
         dv = accumulate(p.to(do.dtype), do, dv, UPCAST, PRECISION)
-    if dk is not None:
+    if WANT_K:
         delta = tl.load(DELTA + i0 + ii, mask=inside_i, other=0.0)
         ds = p * (product(v, tl.trans(do), UPCAST, PRECISION) - delta[None, :])
         dk = accumulate(ds.to(q.dtype), q, dk, UPCAST, PRECISION)
@@ -251,8 +252,11 @@ def key_kernel(
     if MASK is not None:
         MASK += b * mask_b + first * mask_m
 
-    dk = tl.zeros([BN, BLOCK_D], tl.float32) if DK is not None else None
-    dv = tl.zeros([BN, BLOCK_DV], tl.float32) if DVAL is not None else None
+    WANT_K: tl.constexpr = DK is not None
+    WANT_V: tl.constexpr = DVAL is not None
+    # A loop cannot carry None.
+    dk = tl.zeros([BN, BLOCK_D] if WANT_K else [1, 1], tl.float32)
+    dv = tl.zeros([BN, BLOCK_DV] if WANT_V else [1, 1], tl.float32)
     start = tl.maximum(0, j0 - causal_offset) // BM * BM if CAUSAL else 0
     for g in range(GROUP):
         h = hk * GROUP + g
@@ -268,11 +272,11 @@ def key_kernel(
                 k, v, dk, dv, Qh, DOh, LSE + rows, DELTA + rows, BIASh, MASK, TXh, TAh, TBh,
                 i0, ii, j0, jj, inside_j, x, row,
                 q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, W, ROWS, NB, scale2, causal_offset,
-                D, DV, BLOCK_D, BLOCK_DV, AXES, CAUSAL, UPCAST, PRECISION,
+                D, DV, BLOCK_D, BLOCK_DV, AXES, CAUSAL, WANT_K, WANT_V, UPCAST, PRECISION,
             )  # fmt: skip
-    if DK is not None:
+    if WANT_K:
         store_rows(DK + (b * dk_b + hk * dk_h + first * dk_n), jj, dk_n, inside_j, dk * scale, D, BLOCK_D)
-    if DVAL is not None:
+    if WANT_V:
         store_rows(DVAL + (b * dv_b + hk * dv_h + first * dv_n), jj, dv_n, inside_j, dv, DV, BLOCK_DV)
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -28,6 +29,8 @@ __all__ = ["block_attention", "halo_index", "topk_route", "window_index"]
 
 OPERATOR = "block_attention"
 MAX_TRITON_WIDTH = 256
+# Without tensor cores a wider product is unrolled into more registers than there are (seen by the ahead-of-time gate).
+MAX_TRITON_WIDTH_FLOAT32 = 128
 
 
 def block_attention(
@@ -118,8 +121,9 @@ def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
     width = max(q.shape[-1], v.shape[-1])
-    if width > MAX_TRITON_WIDTH:
-        return f"the kernel holds head widths up to {MAX_TRITON_WIDTH}, got {width}"
+    limit = MAX_TRITON_WIDTH_FLOAT32 if q.dtype == torch.float32 else MAX_TRITON_WIDTH
+    if width > limit:
+        return f"the kernel holds head widths up to {limit} in {str(q.dtype).removeprefix('torch.')}, got {width}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Fused block attention: tile choice, launches and registration; the kernels are in ``triton_forward`` and ``triton_backward``.
+"""Fused block attention: tile choice, launches, registration; kernels in ``triton_forward`` and ``triton_backward``.
 
 This file imports without Triton. Memory beyond the results: the indices as int32, in the backward pass the table's
 inverse (its size again), and where key blocks may overlap a float32 buffer of one row per key slot for dK and for dV.
@@ -7,33 +7,21 @@ inverse (its size again), and where key blocks may overlap a float32 buffer of o
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
-from ...registration import empty_gradient, register, token_major
-from ..attention.reference import expand_axis_bias
-from . import reference
+from attn_core.launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
+from attn_core.ops.attention.reference import expand_axis_bias
+from attn_core.registration import empty_gradient, register, token_major
 
-Pass = Literal["forward", "query", "key"]
+from . import reference
+from .triton_config import Pass, choose_tile
+
 LOG2E = math.log2(math.e)
 # With several axes the gradients of the tables are held in registers, a power of two of columns each.
 MAX_AXES = 3
-
-
-def choose_tile(kernel: Pass, width: int, dtype: torch.dtype, arch: str, plain: bool, rows: int, columns: int) -> Tile:
-    """Tile of a kernel: every entry passes ``python -m attn_core.aot`` (no spill, shared memory within the limit).
-
-    Args:
-        width: the larger padded head width, 16…256.
-        plain: no axis bias.
-        rows, columns: how many queries and keys a tile can use at most; smaller blocks get smaller tiles.
-    """
-    if arch == "interpreter":
-        return Tile(16, 16, 4, 1)
-    return Tile(min(64, power_of_two(rows, 16)), min(64, power_of_two(columns, 16)), 4, 2)
 
 
 def forward(
@@ -54,7 +42,22 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     from .triton_forward import forward_kernel
 
-    arguments = (q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, axis_bias, causal, self_logit, scale, per_row)
+    arguments = (
+        q,
+        k,
+        v,
+        q_index,
+        kv_index,
+        table,
+        kv_weight,
+        q_pos,
+        k_pos,
+        axis_bias,
+        causal,
+        self_logit,
+        scale,
+        per_row,
+    )
     out, lse = fake_forward(*arguments)
     # Programs write where their slots point; what no slot points to keeps these values.
     out.zero_()
@@ -98,7 +101,7 @@ def backward(
     per_row: bool,
     needs: list[bool],
 ) -> list[Tensor]:
-    from ..attention.triton_tiles import delta_kernel
+    from attn_core.ops.attention.triton_tiles import delta_kernel
 
     problem = _Problem(
         q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, axis_bias, causal, self_logit, scale, per_row
@@ -174,23 +177,31 @@ def _query_pass(
         for t, need in zip(problem.tables, folded_needs, strict=True)
     ]
     padded = [power_of_two(t.shape[3], 16) for t in problem.tables] + [16] * MAX_AXES
-    launch(
-        query_kernel,
-        problem.programs(tile),
-        q.device,
-        tile,
-        *problem.arguments,
-        *incoming,
-        dq,
-        shares,
-        *(buffers + [None] * MAX_AXES)[:MAX_AXES],
-        *(dq.stride()[:3] if dq is not None else (0, 0, 0)),
-        problem.tables[0].shape[3] if problem.tables else 1,
-        **problem.constants(tile),
-        N0=padded[0],
-        N1=padded[1],
-        N2=padded[2],
-    )
+    nothing: list[Tensor | None] = [None] * MAX_AXES
+    work = [(dq, shares, (buffers + nothing)[:MAX_AXES])]
+    if any(need_tables) and (problem.width > 64 or q.dtype == torch.float32):
+        # Registers hold either dQ or the tables' gradients.
+        work = [(dq, shares, nothing), (None, None, work[0][2])]
+    for own_dq, own_shares, own_tables in work:
+        if own_dq is None and own_shares is None and not any(x is not None for x in own_tables):
+            continue
+        launch(
+            query_kernel,
+            problem.programs(tile),
+            q.device,
+            tile,
+            *problem.arguments,
+            *incoming,
+            own_dq,
+            own_shares,
+            *own_tables,
+            *(own_dq.stride()[:3] if own_dq is not None else (0, 0, 0)),
+            problem.tables[0].shape[3] if problem.tables else 1,
+            **problem.constants(tile),
+            N0=padded[0],
+            N1=padded[1],
+            N2=padded[2],
+        )
     if problem.per_row:
         order, start = _invert(problem.q_index.flatten(2), queries)
         dq = _sum_of_slots(dq, order, start, empty_gradient(q, True)) if dq is not None else None
@@ -240,7 +251,7 @@ def _key_pass(
         ]
     dk, dv = gradients
     # Both accumulators of wide heads at once would not fit the registers: one pass for each.
-    wide = max(problem.block_d, problem.block_dv) > 128
+    wide = problem.width > 128
     for own_dk, own_dv in ((dk, None), (None, dv)) if wide else ((dk, dv),):
         if own_dk is None and own_dv is None:
             continue
@@ -267,7 +278,9 @@ def _key_pass(
     if not problem.disjoint:
         order, start = _invert(index.flatten(2), tokens)
         dk, dv = (
-            _sum_of_slots(shares, order, start, empty_gradient(x, True)) if shares is not None and x is not None else None
+            _sum_of_slots(shares, order, start, empty_gradient(x, True))
+            if shares is not None and x is not None
+            else None
             for shares, x in zip(gradients, operands, strict=True)
         )
     return dk, dv
@@ -367,6 +380,7 @@ class _Problem:
         if len(self.tables) > MAX_AXES:  # all before the last two become one table, their outer sum
             self.tables[:-2] = [expand_axis_bias(self.tables[:-2]).contiguous()]
         self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
+        self.width = max(self.block_d, self.block_dv)
         blocks, queries_per_block = q_index.shape[2:]
         keys_per_block = kv_index.shape[3]
         self.slots = table.shape[3] if table is not None else 1
@@ -408,8 +422,8 @@ class _Problem:
             queries *= self.slots
         else:
             keys *= self.slots
-        width = max(self.block_d, self.block_dv)
-        return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device), not self.tables, queries, keys)
+        arch = architecture(self.q.device)
+        return choose_tile(kernel, self.width, self.q.dtype, arch, not self.tables, queries, keys)
 
     def programs(self, tile: Tile) -> int:
         batch, heads = self.q.shape[:2]
@@ -525,3 +539,67 @@ def block_attention(
         return out, lse
     blocks = q_index.shape[2:]
     return reference.reduce_rows(out.unflatten(2, blocks), lse.unflatten(2, blocks), q_index, q.shape[2], reduce)
+
+
+AOT_FORMS: dict[str, dict[str, Any]] = {
+    "biformer 49×64 top-1": {"blocks": 49, "queries": 64, "topk": 1},
+    "biformer 49×16 top-4": {"blocks": 49, "queries": 16, "topk": 4},
+    "biformer 49×4 top-16": {"blocks": 49, "queries": 4, "topk": 16},
+    "soft 49×64 top-4": {"blocks": 49, "queries": 64, "topk": 4, "weighted": True},
+    "windows 49": {"blocks": 64, "queries": 49},
+    "halo 8+3": {"blocks": 64, "queries": 64, "axes": (14, 14), "overlap": True},
+    "clusters": {"blocks": 16, "queries": 128, "axes": (128,), "causal": True, "self_logit": -5e4, "per_row": True},
+}
+
+
+def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Runs on meta tensors that reach every tile of the table and every form of the kernels."""
+    usual = [
+        *[(torch.bfloat16, 32, form) for form in AOT_FORMS],
+        *[(torch.bfloat16, 64, form) for form in ("soft 49×64 top-4", "biformer 49×4 top-16", "halo 8+3")],
+        *[(torch.bfloat16, 128, form) for form in ("soft 49×64 top-4", "clusters")],
+        *[(torch.bfloat16, 256, form) for form in ("soft 49×64 top-4", "halo 8+3")],
+        *[(torch.float32, width, form) for width in (64, 128) for form in ("soft 49×64 top-4", "halo 8+3")],
+        (torch.float16, 40, "windows 49"),
+    ]
+    few = [
+        (torch.bfloat16, 32, "biformer 49×16 top-4"),
+        (torch.bfloat16, 32, "biformer 49×4 top-16"),
+        (torch.float32, 64, "halo 8+3"),
+    ]
+    for dtype, width, form in few if quick else usual:
+        label = f"{str(dtype).removeprefix('torch.')} {width} {form}"
+        yield label, functools.partial(_aot_run, dtype, width, **AOT_FORMS[form])
+
+
+def _aot_run(
+    dtype: torch.dtype,
+    width: int,
+    blocks: int,
+    queries: int,
+    topk: int = 0,
+    axes: tuple[int, ...] = (),
+    weighted: bool = False,
+    overlap: bool = False,
+    causal: bool = False,
+    self_logit: float | None = None,
+    per_row: bool = False,
+) -> None:
+    batch, heads, tokens = 2, 4, blocks * queries
+
+    def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    q, k, v = (meta(batch, tokens, heads, width).transpose(1, 2) for _ in range(3))
+    q_index = meta(1, 1, blocks, queries, dtype=torch.int32)
+    keys = math.prod(axes) if axes else queries
+    kv_index = meta(1, 1, blocks, keys, dtype=torch.int32) if overlap or per_row else q_index
+    table = meta(batch, 1, blocks, topk, dtype=torch.int64) if topk else None
+    weight = meta(batch, 1, blocks, topk) if weighted else None
+    tables = [meta(batch, heads, tokens, size) for size in axes]
+    problem = (
+        q, k, v, q_index, kv_index, table, weight, None, None, tables, causal, self_logit, width**-0.5, per_row
+    )  # fmt: skip
+    out, lse = forward(*problem)
+    needs = [True, True, True, weighted, *[True] * len(axes)]
+    backward(torch.empty_like(out), torch.empty_like(lse), out, lse, *problem, needs)

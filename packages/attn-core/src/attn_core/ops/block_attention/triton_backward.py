@@ -8,12 +8,15 @@ a float32 buffer, and :func:`reduce_kernel` adds up the shares of each token. Ev
 import triton
 import triton.language as tl
 
-from ..attention.triton_tiles import accumulate, load_lse, product
+from attn_core.ops.attention.triton_tiles import accumulate, load_lse, product
+
 from .triton_forward import coordinate, key_tokens, load_tokens, positions, slot_bias, store_tokens, tile_logits
 
 
 @triton.jit
-def add_to_table(gradient, total, at, BLOCK: tl.constexpr, DTYPE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
+def add_to_table(
+    gradient, total, at, BLOCK: tl.constexpr, DTYPE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr
+):
     """total[:, n] += Σ of the columns of ``gradient`` whose coordinate ``at`` is n: a product with one-hot columns."""
     hot = (at[:, None] == tl.arange(0, BLOCK)[None, :]).to(DTYPE)
     return accumulate(gradient.to(DTYPE), hot, total, UPCAST, PRECISION)
@@ -97,7 +100,11 @@ def query_kernel(
             inside_j = u >= 0
             k_at = positions(KPOS + b * kpos_b if KPOS is not None else None, u, inside_j)
             k = load_tokens(K, u, k_n, inside_j, D, BLOCK_D)
-            weight = tl.load(WEIGHT + slot, mask=slot < KS, other=0.0).to(tl.float32)[None, :] if WEIGHT is not None else None
+            weight = (
+                tl.load(WEIGHT + slot, mask=slot < KS, other=0.0).to(tl.float32)[None, :]
+                if WEIGHT is not None
+                else None
+            )
             dots = product(q, tl.trans(k), UPCAST, PRECISION)
             s = tile_logits(
                 dots, scale2, weight, bias, self2, q_at[:, None], k_at[None, :], inside_j[None, :], CAUSAL, SELF
@@ -125,7 +132,8 @@ def query_kernel(
                 dbias += ds
             if WEIGHT is not None:
                 ds *= weight
-            dq = accumulate(ds.to(k.dtype), k, dq, UPCAST, PRECISION)
+            if DQ is not None:
+                dq = accumulate(ds.to(k.dtype), k, dq, UPCAST, PRECISION)
         if AXES == 1:
             if DT0 is not None:
                 cells = x0 + tl.arange(0, BX)

@@ -11,7 +11,7 @@ Rows and keys are reached through their token numbers: two dependent loads, an i
 import triton
 import triton.language as tl
 
-from ..attention.triton_tiles import LOG2E, accumulate, finish, product, softmax_step
+from attn_core.ops.attention.triton_tiles import LOG2E, accumulate, finish, product, softmax_step
 
 
 @triton.jit
@@ -158,7 +158,11 @@ def forward_kernel(
             inside_j = u >= 0
             k_at = positions(KPOS + b * kpos_b if KPOS is not None else None, u, inside_j)
             k = load_tokens(K, u, k_n, inside_j, D, BLOCK_D)
-            weight = tl.load(WEIGHT + slot, mask=slot < KS, other=0.0).to(tl.float32)[None, :] if WEIGHT is not None else None
+            weight = (
+                tl.load(WEIGHT + slot, mask=slot < KS, other=0.0).to(tl.float32)[None, :]
+                if WEIGHT is not None
+                else None
+            )
             s = tile_logits(
                 product(q, tl.trans(k), UPCAST, PRECISION), scale2, weight, bias, self2,
                 q_at[:, None], k_at[None, :], inside_j[None, :], CAUSAL, SELF,

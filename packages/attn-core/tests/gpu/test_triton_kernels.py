@@ -1,0 +1,135 @@
+"""The Triton kernels on a GPU: every dtype at real sizes, compiled graphs, equal bits, memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attn_core import attention, block_attention, halo_index, topk_route, window_index
+from attn_core.testing import TOLERANCE, Case, assert_matches_reference, every_case, gradients, leaves, run
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+CASES = [case for case in every_case() if case.operator in (attention, block_attention)]
+
+
+def data(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).to("cuda", dtype).requires_grad_()
+
+
+def heads(batch: int, tokens: int, count: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Heads split from a projection, as models hand them over."""
+    return data(batch, tokens, count, width, dtype=dtype).detach().transpose(1, 2).requires_grad_()
+
+
+def real(
+    operator: Callable[..., Any], name: str, build: Callable[[torch.dtype], tuple[list[Any], dict[str, Any]]]
+) -> Case:
+    return Case(operator, name, lambda dtype, device: build(dtype))
+
+
+def plain(dtype: torch.dtype, width: int, **options: Any) -> tuple[list[Any], dict[str, Any]]:
+    return [heads(2, 777, 4, width, dtype), heads(2, 1031, 2, width, dtype), heads(2, 1031, 2, width, dtype)], options
+
+
+def box_bias(dtype: torch.dtype) -> tuple[list[Any], dict[str, Any]]:
+    tables = [data(2, 4, 300, 50, dtype=dtype), data(2, 1, 300, 84, dtype=dtype)]
+    return [heads(2, n, 4, 32, dtype) for n in (300, 4200, 4200)], {"axis_bias": tables}
+
+
+def volume(dtype: torch.dtype) -> tuple[list[Any], dict[str, Any]]:
+    tables = [data(1, 2, 512, n, dtype=dtype) for n in (8, 10, 12)]
+    return [heads(1, n, 2, 32, dtype) for n in (512, 960, 960)], {"axis_bias": tables}
+
+
+def relative_bias(dtype: torch.dtype) -> tuple[list[Any], dict[str, Any]]:
+    return [heads(16, 196, 4, 32, dtype) for _ in range(3)], {"bias": data(1, 4, 196, 196, dtype=dtype)}
+
+
+def biformer(dtype: torch.dtype, side: int, topk: int, soft: bool) -> tuple[list[Any], dict[str, Any]]:
+    tokens = window_index(side, side, (side // 7, side // 7), device="cuda")
+    q, k, v = (heads(2, side * side, 4, 32, dtype) for _ in range(3))
+    regions = torch.randn(2, 2, 49, 128, device="cuda")
+    table, weight = topk_route(regions[0], regions[1], topk)
+    return [q, k, v, tokens, tokens, table], {"kv_weight": weight.to(dtype).requires_grad_()} if soft else {}
+
+
+def halo(dtype: torch.dtype) -> tuple[list[Any], dict[str, Any]]:
+    indices = [window_index(32, 32, (8, 8), device="cuda"), halo_index(32, 32, (8, 8), (3, 3), device="cuda")]
+    tables = [data(2, 4, 1024, 14, dtype=dtype) for _ in range(2)]
+    return [*(heads(2, 1024, 4, 32, dtype) for _ in range(3)), *indices], {"axis_bias": tables}
+
+
+REAL = [
+    *(real(attention, f"width {w}", lambda dtype, w=w: plain(dtype, w)) for w in (20, 32, 64, 80, 128, 256)),
+    real(attention, "causal", lambda dtype: plain(dtype, 64, causal="lower_right")),
+    real(attention, "box bias", box_bias),
+    real(attention, "volume", volume),
+    real(attention, "relative bias", relative_bias),
+    real(block_attention, "stage 1", lambda dtype: biformer(dtype, 56, 1, False)),
+    real(block_attention, "stage 2", lambda dtype: biformer(dtype, 28, 4, False)),
+    real(block_attention, "stage 3, soft", lambda dtype: biformer(dtype, 14, 16, True)),
+    real(block_attention, "halo", halo),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *REAL], ids=str)
+def test_equals_float64_reference(case: Case, dtype: torch.dtype) -> None:
+    assert_matches_reference(case, dtype, "triton", device="cuda")
+
+
+@pytest.mark.parametrize("case", REAL, ids=str)
+def test_two_runs_give_equal_bits(case: Case) -> None:
+    runs = []
+    for _ in range(2):
+        args, kwargs = case.inputs(torch.bfloat16, "cuda")
+        outputs = run(case, args, kwargs, "triton")
+        runs.append([*outputs, *gradients(outputs, leaves(args, kwargs))])
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("case", [REAL[2], REAL[7], REAL[10], REAL[13]], ids=str)
+def test_compiles_to_one_graph_with_the_same_results(case: Case) -> None:
+    args, kwargs = case.inputs(torch.float32, "cuda")
+    eager = run(case, args, kwargs, "triton")
+    compiled = torch.compile(lambda *a, **k: case.operator(*a, **k, backend="triton"), fullgraph=True)(*args, **kwargs)
+    for expected, actual in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(actual, expected, atol=TOLERANCE[torch.float32], rtol=0, equal_nan=True)
+    for expected, actual in zip(
+        gradients(eager, leaves(args, kwargs)), gradients(compiled, leaves(args, kwargs)), strict=True
+    ):
+        torch.testing.assert_close(actual, expected, atol=2 * TOLERANCE[torch.float32], rtol=0)
+
+
+def test_memory_of_a_routed_step_is_flat_in_top_k() -> None:
+    peaks = []
+    for topk in (2, 4, 16):
+        args, kwargs = biformer(torch.bfloat16, 56, topk, False)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        out, _ = block_attention(*args, **kwargs, backend="triton")
+        out.sum().backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[-1] <= 1.05 * peaks[0], peaks
+
+
+def test_memory_of_axis_bias_grows_linearly() -> None:
+    def peak(rows: int) -> int:
+        q, k, v = (heads(1, rows * 64, 4, 32, torch.bfloat16) for _ in range(3))
+        tables = [data(1, 4, rows * 64, size, dtype=torch.bfloat16) for size in (16, rows * 4)]
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        out, _ = attention(q, k, v, axis_bias=tables, backend="triton")
+        out.sum().backward()
+        return torch.cuda.max_memory_allocated() - before
+
+    # Twice the tokens with a table twice as wide: the operands grow up to fourfold in the table alone, scores would
+    # need 4 · 4096² · 2 bytes.
+    assert peak(64) < 4 * 4096**2 * 2 / 4
