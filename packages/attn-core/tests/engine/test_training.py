@@ -9,7 +9,7 @@ from tiny_task import PACKAGE, Points
 
 from attn_core.engine import ConfigError, EngineError, NonFiniteLossError
 from attn_core.engine.checkpoint import list_checkpoints
-from attn_core.engine.optim import OptimWrapper
+from attn_core.engine.optim import GroupedConstructor, OptimWrapper
 from attn_core.engine.run import TrainOptions, evaluate, open_run, train
 from attn_core.engine.sampling import ResumableBatchSampler, build_dataloader
 
@@ -57,6 +57,14 @@ def test_amp_on_the_cpu_computes_in_bfloat16_and_learns(tmp_path):
     losses = [json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[-2]) for run in ("run", "plain")]
     assert losses[0]["loss"] != losses[1]["loss"]
     assert abs(losses[0]["loss"] - losses[1]["loss"]) < 0.05
+
+
+def test_parameters_with_equal_settings_share_a_group():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+    settings = {"optimizer": {"type": torch.optim.AdamW, "lr": 0.1, "weight_decay": 0.05}, "type": OptimWrapper}
+    wrapper = GroupedConstructor(settings, {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0})(net)
+    groups = {group["weight_decay"]: len(group["params"]) for group in wrapper.optimizer.param_groups}
+    assert groups == {0.05: 2, 0.0: 4}
 
 
 def test_the_best_weights_are_selected_on_the_validation_split_and_tested_once(tmp_path):

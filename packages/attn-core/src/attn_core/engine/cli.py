@@ -43,7 +43,7 @@ def build_cli(package: TaskPackage) -> typer.Typer:
     @app.command("train")
     def train_command(
         recipe: Annotated[str | None, typer.Argument(help="Name (see list) or .py file.", show_default=False)] = None,
-        out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory [default: runs/<recipe>].")] = None,
+        out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory (default: runs/<recipe>).")] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest intact checkpoint.")] = False,
         amp: Annotated[bool, typer.Option("--amp", help="bfloat16 autocast, on CPU and GPU.")] = False,
         launcher: Annotated[str, typer.Option(help="none, or pytorch under torchrun.")] = "none",
@@ -52,7 +52,7 @@ def build_cli(package: TaskPackage) -> typer.Typer:
             list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: a.b=c (repeatable).")
         ] = None,
         seed: Annotated[
-            int | None, typer.Option(help="Seed of everything random [default: the recipe's, or 0].")
+            int | None, typer.Option(help="Seed of everything random (default: the recipe's, or 0).")
         ] = None,
         device: _Device = "auto",
         tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files too.")] = False,
@@ -96,7 +96,7 @@ def build_cli(package: TaskPackage) -> typer.Typer:
     @app.command("predict")
     def predict_command(
         inputs: Annotated[list[Path], typer.Argument(help="Files or folders.", metavar="INPUT...")],
-        run: Annotated[str | None, typer.Option(help="Run directory [default: the newest under runs].")] = None,
+        run: Annotated[str | None, typer.Option(help="Run directory (default: the newest under runs).")] = None,
         out_dir: Annotated[Path, typer.Option("--out", help="Where files are written.")] = Path("predictions"),
         device: _Device = "auto",
     ) -> None:
@@ -112,9 +112,9 @@ def build_cli(package: TaskPackage) -> typer.Typer:
 
     @app.command("export")
     def export_command(
-        target: Annotated[str | None, typer.Argument(help="Run directory or model name [default: newest run].")] = None,
+        target: Annotated[str | None, typer.Argument(help="Run directory or model name (default: newest run).")] = None,
         kind: Annotated[str, typer.Option("--format", help="onnx or torch-export.")] = "onnx",
-        file: Annotated[Path | None, typer.Option("--out", help="File [default: exports/<name>].")] = None,
+        file: Annotated[Path | None, typer.Option("--out", help="File (default: exports/<name>).")] = None,
     ) -> None:
         """Write a model for other runtimes and compare the outputs."""
         function = _need(package, "export", package.export)
@@ -128,7 +128,7 @@ def build_cli(package: TaskPackage) -> typer.Typer:
 
     @app.command("benchmark")
     def benchmark_command(
-        models: Annotated[list[str] | None, typer.Argument(help="Model names [default: the package's choice].")] = None,
+        models: Annotated[list[str] | None, typer.Argument(help="Model names (default: the package's choice).")] = None,
         batch_size: Annotated[int | None, typer.Option(help="Samples per call.")] = None,
         device: _Device = "auto",
         file: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file.")] = None,

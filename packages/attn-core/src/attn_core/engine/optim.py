@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.optim import OptimWrapper as _OptimWrapper
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
@@ -65,6 +66,27 @@ class OptimWrapper(_OptimWrapper):
             norm = norm.full_tensor()
         _require_finite("gradient norm", norm.detach())
         self.message_hub.update_scalar(f"train/{self.grad_name}", float(norm))
+
+
+class GroupedConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's constructor, with one parameter group per setting instead of one per parameter.
+
+    With ``paramwise_cfg`` mmengine gives every parameter a group of its own, and torch's optimizers then make one
+    call per parameter instead of one for all.
+    """
+
+    def add_params(
+        self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", is_dcn_module: Any = None
+    ) -> None:
+        """Collect the groups of a module and its children; the outermost call merges them."""
+        super().add_params(params, module, prefix, is_dcn_module)
+        if prefix:
+            return
+        merged: dict[str, dict[str, Any]] = {}
+        for group in params:
+            settings = {name: value for name, value in group.items() if name != "params"}
+            merged.setdefault(repr(sorted(settings.items())), {**settings, "params": []})["params"] += group["params"]
+        params[:] = merged.values()
 
 
 def _require_finite(what: str, value: Tensor) -> None:

@@ -356,7 +356,8 @@ def _finish(package: TaskPackage, runner: Runner, config: dict[str, Any], result
     (directory / "result.json").write_text(json.dumps(content, indent=1) + "\n")
     written = ["result.json"]
     if (directory / "metrics.jsonl").exists():
-        draw_curves(directory / "metrics.jsonl", directory / "curves.png")
+        chosen = int(best.rsplit("_", 1)[1]) if best else None
+        draw_curves(directory / "metrics.jsonl", directory / "curves.png", chosen=chosen)
         written.append("curves.png")
     split = next((split for split in ("test", "val") if f"{split}_dataloader" in config), None)
     if package.draw_predictions is not None and split is not None and runner.world_size == 1:

@@ -38,7 +38,7 @@ from attn_core.engine.checkpoint import (
 from attn_core.engine.distributed import choose_device, same_everywhere, spread, start_processes
 from attn_core.engine.errors import CheckpointError, ConfigError
 from attn_core.engine.loops import EpochLoop, StepLoop
-from attn_core.engine.optim import OptimWrapper
+from attn_core.engine.optim import GroupedConstructor, OptimWrapper
 from attn_core.engine.sampling import build_dataloader
 from attn_core.engine.task import TaskModel
 
@@ -171,7 +171,7 @@ class Runner(_Runner):
             ConfigError: if the recipe names a wrapper without the guard.
         """
         if isinstance(optim_wrapper, dict) and "optimizer" in optim_wrapper:
-            optim_wrapper = {"type": OptimWrapper, **optim_wrapper}
+            optim_wrapper = {"type": OptimWrapper, "constructor": GroupedConstructor, **optim_wrapper}
             kind = optim_wrapper["type"]
             kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
             if not (isinstance(kind, type) and issubclass(kind, OptimWrapper)):
