@@ -206,7 +206,7 @@ def table(reports: list[Report]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m attn_core.aot", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m attn_core.aot", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=sorted(SHARED_LIMIT), default=list(DEFAULT_ARCHITECTURES))
     parser.add_argument("--op", nargs="+", choices=operators(), default=operators())
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")

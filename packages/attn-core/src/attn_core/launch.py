@@ -134,3 +134,8 @@ def power_of_two(size: int, least: int = 1) -> int:
 def unit_stride(x: Tensor) -> Tensor:
     """``x`` itself when its last dimension is contiguous, else one copy: kernels take every other stride as it is."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def broadcast_strides(x: Tensor) -> tuple[int, ...]:
+    """Strides with 0 along dimensions of size 1, so that every index reads the one element there is."""
+    return tuple(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))

@@ -85,7 +85,17 @@ LARGE = [
 
 
 # What the other cases cover as well is left out: a case of 72 programs takes two seconds here.
-COVERED = {"windows", "wide value", "routed", "routed, one table for all images", "routed to most regions", "causal"}
+COVERED = {
+    "windows",
+    "wide value",
+    "halo with axis bias",
+    "routed",
+    "routed, one table for all images",
+    "routed to most regions",
+    "soft routing",
+    "causal",
+    "self logit",
+}
 CASES = [*(case for case in block_attention_cases() if case.name not in COVERED), *LARGE]
 
 
@@ -99,7 +109,7 @@ def test_float16_equals_float64_reference(case: Case) -> None:
     assert_matches_reference(case, torch.float16, "triton")
 
 
-@pytest.mark.parametrize("case", [LARGE[1], LARGE[6]], ids=str)
+@pytest.mark.parametrize("case", [LARGE[3], LARGE[6]], ids=str)
 def test_two_runs_give_equal_bits(case: Case) -> None:
     runs = []
     for _ in range(2):

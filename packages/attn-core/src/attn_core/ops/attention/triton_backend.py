@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attn_core.launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
+from attn_core.launch import Tile, architecture, broadcast_strides, launch, power_of_two, product_options, unit_stride
 from attn_core.registration import empty_gradient, register, token_major
 
 from . import reference
@@ -236,12 +236,12 @@ class _Problem:
             *self.q.stride()[:3],
             *self.k.stride()[:3],
             *self.v.stride()[:3],
-            *(_broadcast_strides(bias) if bias is not None else (0,) * 4),
-            *(_broadcast_strides(mask)[:1] + mask.stride()[1:] if mask is not None else (0, 0)),
+            *(broadcast_strides(bias) if bias is not None else (0,) * 4),
+            *(broadcast_strides(mask)[:1] + mask.stride()[1:] if mask is not None else (0, 0)),
             *(
                 s
                 for table in (last, first, second)
-                for s in (_broadcast_strides(table)[:3] if table is not None else (0,) * 3)
+                for s in (broadcast_strides(table)[:3] if table is not None else (0,) * 3)
             ),
             q.shape[1],
             q.shape[1] // k.shape[1],
@@ -331,11 +331,6 @@ class _Problem:
             buffer.sum_to_size(table.shape).to(table.dtype).contiguous() if buffer is not None and need else None
             for buffer, table, need in zip(buffers, axis_bias, needs, strict=True)
         ]
-
-
-def _broadcast_strides(x: Tensor) -> tuple[int, ...]:
-    """Strides with 0 along dimensions of size 1."""
-    return tuple(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def _reference(

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# Kernels are Triton, not Python: constants stand where constexpr is declared, constant conditions decide what is bound.
 """Backward kernels of attention; tiles, tables and argument names as in :mod:`.triton_forward`.
 
 P = exp(s − lse); dP = dO Vᵀ; dS = P∘(dP − δ). Three passes, each owning what it writes: queries (dQ and the axis

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# Kernels are Triton, not Python: constants stand where constexpr is declared, constant conditions decide what is bound.
 """Forward kernel of attention, and the logits of one tile, which the backward kernels share.
 
 Keys are walked in tiles of BN. Without axis bias a tile is BN consecutive keys. With it the keys form a grid of ROWS

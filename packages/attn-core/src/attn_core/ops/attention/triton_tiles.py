@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# Kernels are Triton, not Python: constants stand where constexpr is declared, constant conditions decide what is bound.
 """Pieces that the kernels of several operators share: products, loads of rows, the base-2 online softmax."""
 
 import triton

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
+from attn_core.launch import Tile, architecture, broadcast_strides, launch, power_of_two, product_options, unit_stride
 from attn_core.ops.attention.reference import expand_axis_bias
 from attn_core.registration import empty_gradient, register, token_major
 
@@ -240,7 +240,7 @@ def _key_pass(
         inverse_strides = (0, 0, 0, 0)
     else:
         order, start = _invert(problem.table.flatten(2), blocks)
-        inverse_strides = (*_broadcast_strides(order)[:2], *_broadcast_strides(start)[:2])
+        inverse_strides = (*broadcast_strides(order)[:2], *broadcast_strides(start)[:2])
     operands = [x if need else None for x, need in ((k, need_k), (v, need_v))]
     if problem.disjoint:
         gradients = [empty_gradient(x, True).zero_() if x is not None else None for x in operands]
@@ -315,8 +315,8 @@ def _sum_of_slots(shares: Tensor, order: Tensor, start: Tensor, out: Tensor) -> 
         order,
         start,
         out,
-        *_broadcast_strides(order)[:2],
-        *_broadcast_strides(start)[:2],
+        *broadcast_strides(order)[:2],
+        *broadcast_strides(start)[:2],
         *out.stride()[:3],
         heads,
         out.shape[2],
@@ -373,7 +373,8 @@ class _Problem:
         # One list for queries and keys: since no query stands in two blocks, no key does.
         self.disjoint = not per_row and _same_memory(q_index, kv_index)
         self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
-        self.q_index, self.kv_index, self.table = _compact(q_index), _compact(kv_index), _compact(table)
+        self.q_index, self.kv_index = _compact(q_index), _compact(kv_index)
+        self.table = _compact(table) if table is not None else None
         self.weight = kv_weight.contiguous() if kv_weight is not None else None
         self.causal, self.self_logit, self.per_row = causal, self_logit, per_row
         self.tables = [unit_stride(x) for x in axis_bias]
@@ -386,7 +387,7 @@ class _Problem:
         self.slots = table.shape[3] if table is not None else 1
         self.results = blocks * queries_per_block if per_row else q.shape[2]
         self.empty = 0 in (q.numel(), k.numel(), self.q_index.numel(), self.kv_index.numel(), self.slots)
-        positions = [_compact(x) for x in (q_pos, k_pos)]
+        positions = [_compact(x) if x is not None else None for x in (q_pos, k_pos)]
         tables = (self.tables + [None] * MAX_AXES)[:MAX_AXES]
         sizes = [x.shape[3] if x is not None else 1 for x in tables]
         indices = (self.q_index, self.kv_index, self.table, self.weight)
@@ -400,9 +401,9 @@ class _Problem:
             *self.q.stride()[:3],
             *self.k.stride()[:3],
             *self.v.stride()[:3],
-            *(stride for x in indices for stride in (_broadcast_strides(x)[:2] if x is not None else (0, 0))),
-            *(_broadcast_strides(x)[0] if x is not None else 0 for x in positions),
-            *(stride for x in tables for stride in (_broadcast_strides(x)[:3] if x is not None else (0, 0, 0))),
+            *(stride for x in indices for stride in (broadcast_strides(x)[:2] if x is not None else (0, 0))),
+            *(broadcast_strides(x)[0] if x is not None else 0 for x in positions),
+            *(stride for x in tables for stride in (broadcast_strides(x)[:3] if x is not None else (0, 0, 0))),
             q.shape[1],
             q.shape[1] // k.shape[1],
             blocks,
@@ -460,8 +461,8 @@ class _Problem:
         }
 
 
-def _compact(index: Tensor | None) -> Tensor | None:
-    return index.to(torch.int32).contiguous() if index is not None else None
+def _compact(index: Tensor) -> Tensor:
+    return index.to(torch.int32).contiguous()
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -470,11 +471,6 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     if a.device.type == "meta":
         return False
     return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
-
-
-def _broadcast_strides(x: Tensor) -> tuple[int, ...]:
-    """Strides with 0 along dimensions of size 1."""
-    return tuple(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def _reference(

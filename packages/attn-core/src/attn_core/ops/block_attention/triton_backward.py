@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# Kernels are Triton, not Python: constants stand where constexpr is declared, constant conditions decide what is bound.
 """Backward kernels of block attention; tiles and argument names as in :mod:`.triton_forward`.
 
 Queries own dQ, the axis tables' rows and the weights' gradient. Keys walk the table's inverse: for each key block, the

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# Kernels are Triton, not Python: constants stand where constexpr is declared, constant conditions decide what is bound.
 """Forward kernel of block attention, and the pieces its backward kernels share.
 
 A program owns BM slots of one query block. It walks the keys in tiles of BN columns, RB = BN/BX table slots of BX key
