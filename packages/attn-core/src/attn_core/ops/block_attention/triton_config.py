@@ -16,7 +16,7 @@ TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
         256: (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     },
     ("forward", False): {
-        64: (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+        64: (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
         128: (Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
         256: (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     },
@@ -26,7 +26,7 @@ TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
         256: (Tile(64, 32, 8, 2), Tile(32, 32, 4, 1)),
     },
     ("query", False): {
-        64: (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+        64: (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
         128: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
         256: (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
     },
