@@ -1,0 +1,58 @@
+"""What the packages offer by name, and what importing the core loads."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = [file.parent.name.replace("-", "_") for file in sorted(ROOT.glob("packages/*/pyproject.toml"))]
+# Programs, recipes, and kernels, which need a package that not every platform has.
+NOT_IMPORTED = ("__main__", "configs", "triton_")
+
+
+def _modules(package: str) -> Iterator[ModuleType]:
+    root = importlib.import_module(package)
+    yield root
+    for module in pkgutil.walk_packages(root.__path__, f"{package}."):
+        if not any(part.startswith(NOT_IMPORTED) for part in module.name.split(".")):
+            yield importlib.import_module(module.name)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_name_in_all_exists_and_is_documented(package: str) -> None:
+    for module in _modules(package):
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isroutine(value):
+                inherited = inspect.isclass(value) and any(value.__doc__ == base.__doc__ for base in value.__mro__[1:])
+                assert value.__doc__, f"{module.__name__}.{name} has no docstring"
+                assert not inherited, f"{module.__name__}.{name} has only its base's docstring"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_says_what_it_is(package: str) -> None:
+    assert [module.__name__ for module in _modules(package) if not module.__doc__] == []
+
+
+def _loaded_by(statement: str) -> set[str]:
+    """Names of the modules that a fresh interpreter holds after ``statement``; a warning is an error."""
+    code = f"import json, sys\n{statement}\nprint(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+def test_importing_attn_core_loads_torch_and_jaxtyping_and_no_kernel_or_engine() -> None:
+    loaded = _loaded_by("import attn_core") - _loaded_by("import torch, jaxtyping")
+    foreign = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names - {"attn_core"}
+    assert {name for name in foreign if not name.startswith("_")} == set()
+    heavy = ("attn_core.engine", "attn_core.bench", "attn_core.testing")
+    assert [name for name in loaded if name.startswith(heavy) or name.endswith("triton_backend")] == []
