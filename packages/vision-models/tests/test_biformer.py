@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vision_models import BiFormer, BiFormerDense, create_model, load_official
 from vision_models.bench.gathered import gathered
-from vision_models.bilevel_routing import RoutedAttention
 from vision_models.biformer import KEY_MAP, official_names
+from vision_models.bilevel_routing import RoutedAttention
 
 SMALL: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (16, 32, 32, 64), "head_dim": 16, "topks": (1, 4, 9, -2)}
 

@@ -11,7 +11,7 @@ from vision_models.biformer import BiFormer
 from vision_models.data import Digits
 from vision_models.metrics import CrossEntropy
 
-epochs = 40
+epochs = 60
 warmup = 2
 model = dict(
     type=ClassificationTask,
@@ -24,7 +24,7 @@ model = dict(
         head_dim=16,
         n_win=(4, 4, 2, 1),
         topks=(4, 8, 4, -2),
-        drop_path_rate=0.05,
+        drop_path_rate=0.1,
     ),
     label_smoothing=0.1,
 )

@@ -38,10 +38,10 @@ class Digits(Dataset[dict[str, Any]]):
         *,
         size: int = 32,
         augment: bool = False,
-        degrees: float = 12.0,
-        shift: float = 0.8,
-        scale: float = 0.12,
-        shear: float = 0.15,
+        degrees: float = 15.0,
+        shift: float = 1.0,
+        scale: float = 0.15,
+        shear: float = 0.2,
     ) -> None:
         if split not in ("train", "val", "test"):
             raise ValueError(f"Digits: split must be 'train', 'val' or 'test', got split={split!r}")
