@@ -1,0 +1,126 @@
+"""Tables of models and operators in the READMEs, from the registries.
+
+``python tools/model_table.py`` rewrites what stands between ``<!-- models -->`` and ``<!-- /models -->`` (likewise
+``operators``); ``--check`` changes nothing and exits with 1 if a table is out of date.
+"""
+
+import argparse
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import attn_core
+from attn_core.dispatch import BACKENDS
+
+ROOT = Path(__file__).resolve().parent.parent
+# Packages with a registry: module → folder.
+MODEL_PACKAGES = {"vision_models": "vision-models"}
+
+
+def operator_table() -> str:
+    """One row for each operator of attn_core: source, what it computes, backends, tests."""
+    lines = ["| operator | computes | backends | source | tests |", "|---|---|---|---|---|"]
+    for name in attn_core.__all__:
+        operator = getattr(attn_core, name)
+        folder = ROOT / "packages/attn-core/src/attn_core/ops" / name
+        if not folder.is_dir():
+            continue
+        files = {"reference": "reference.py", "torch": "torch_backend.py", "triton": "triton_backend.py"}
+        present = [backend for backend in BACKENDS if (folder / files[backend]).exists()]
+        tests = [f"tests/test_every_op.py -k {name}"]
+        tests += [f"tests/{file}" for file in (f"ops/test_{name}.py",) if (folder.parents[3] / "tests" / file).exists()]
+        cells = [f"`{name}`", _summary(operator), ", ".join(present), f"`src/attn_core/ops/{name}/`"]
+        lines.append(f"| {' | '.join([*cells, ' · '.join(f'`{test}`' for test in tests)])} |")
+    return "\n".join(lines)
+
+
+def model_table(module: str, *, tests_at: str) -> str:
+    """One row for each model of a package; small siblings for tests are left out.
+
+    Args:
+        tests_at: path of the package's tests as seen from the file that shows the table.
+    """
+    package = importlib.import_module(module)
+    lines = ["| model | parameters | published | paper | official code | parity test |", "|---|--:|---|---|---|---|"]
+    for name in package.list_models():
+        if name.startswith("test_"):
+            continue
+        with torch.device("meta"):
+            model = package.create_model(name)
+        cfg = model.default_cfg
+        source = sys.modules[type(model).__module__]
+        published = re.search(r"published (.*? %)", inspect.getdoc(getattr(source, name)) or "")
+        paper = cfg["paper_ids"].removeprefix("arXiv:")
+        test = f"{tests_at}/test_{source.__name__.rpartition('.')[2]}.py"
+        cells = [
+            f"`{name}`",
+            f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+            published[1] if published else "–",
+            f"[arXiv {paper}](https://arxiv.org/abs/{paper})",
+            f"[{'/'.join(cfg['origin_url'].split('/')[-2:])}]({cfg['origin_url']}) ({cfg['license'].upper()})",
+            f"`{test}`",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _summary(operator: Callable[..., object]) -> str:
+    return (inspect.getdoc(operator) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "`").rstrip(".")
+
+
+def tables() -> dict[Path, dict[str, str]]:
+    """README → name of the marker → table."""
+    wanted = {ROOT / "packages/attn-core/README.md": {"operators": operator_table()}}
+    everything = []
+    for module, folder in MODEL_PACKAGES.items():
+        wanted[ROOT / f"packages/{folder}/README.md"] = {"models": model_table(module, tests_at="tests")}
+        everything.append(model_table(module, tests_at=f"packages/{folder}/tests"))
+    wanted[ROOT / "README.md"] = {"models": "\n".join(everything)}
+    return wanted
+
+
+def with_table(text: str, marker: str, table: str) -> str:
+    """The text with ``table`` between its markers.
+
+    Raises:
+        ValueError: the markers are missing.
+    """
+    between = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- /{marker} -->)", re.DOTALL)
+    if not between.search(text):
+        raise ValueError(f"there is no <!-- {marker} --> … <!-- /{marker} -->")
+    return between.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare, change nothing")
+    arguments = parser.parse_args()
+    problems = 0
+    for file, wanted in tables().items():
+        text = changed = file.read_text(encoding="utf-8")
+        for marker, table in wanted.items():
+            try:
+                changed = with_table(changed, marker, table)
+            except ValueError as problem:
+                problems += 1
+                print(f"model_table: {file.relative_to(ROOT)}: {problem}", file=sys.stderr)
+        if changed == text:
+            continue
+        if arguments.check:
+            problems += 1
+            print(
+                f"model_table: {file.relative_to(ROOT)}: out of date; run python tools/model_table.py", file=sys.stderr
+            )
+        else:
+            file.write_text(changed, encoding="utf-8")
+            print(f"wrote {file.relative_to(ROOT)}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
