@@ -113,7 +113,7 @@ def under_autocast(*tensors: Any) -> tuple[Any, ...]:
     """Data tensors in autocast's dtype where autocast is on; float64 stays, as in torch's own operators."""
     first = next(tensor for tensor in tensors if tensor is not None)
     kind = first.device.type
-    if not torch.is_autocast_enabled(kind):
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)

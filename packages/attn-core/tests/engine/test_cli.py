@@ -113,6 +113,7 @@ def test_eval_predict_info_list_and_benchmark_answer(cli, finished, tmp_path):
     tested = json.loads((finished / "result.json").read_text())["test"]["accuracy"]
     assert cli("eval", str(finished)) == (0, f"test accuracy: {100 * tested:.2f} %\n", "")
     assert cli("predict", "a.bin", "--run", str(finished)) == (0, "a.bin: left\n", "")
+    assert cli("predict", "a.bin", "--run", str(finished), "--loud") == (0, "A.BIN: LEFT\n", "")
     assert cli("predict", "empty.bin", "--run", str(finished)) == (1, "", "tiny predict: empty.bin is empty\n")
     assert cli("info", "net") == (0, "name: net\nparameters: 1\n", "")
     assert "points" in cli("list")[1]

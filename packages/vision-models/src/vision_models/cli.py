@@ -1,9 +1,6 @@
 """The command ``vision-models``: train, eval, predict, export, benchmark, list, info."""
 
-import functools
-import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +10,7 @@ from attn_core.engine.cli import run_cli
 
 from .bench.biformer import benchmark
 from .models import create_model, list_models
-from .predictions import CENTER, draw_predictions, predict
+from .predictions import draw_predictions, predict
 
 
 def info(name: str) -> Mapping[str, object]:
@@ -57,10 +54,7 @@ PACKAGE = TaskPackage(
     name="vision-models",
     module="vision_models",
     default_recipe="biformer_digits",
-    summary=(
-        "Attention backbones for vision. predict also takes --region Y,X (fractions of height and width, 0.5,0.5 by "
-        "default): the point whose region the routing picture follows; benchmark also takes --compile."
-    ),
+    summary="Attention backbones for vision.",
     list_models=list_models,
     info=info,
     predict=predict,
@@ -71,40 +65,5 @@ PACKAGE = TaskPackage(
 
 
 def main() -> None:
-    """Entry point; ``--region`` and ``--compile`` are ours alone, so they are taken out before the shared command."""
-    arguments = sys.argv[1:]
-    package = PACKAGE
-    if arguments[:1] == ["predict"]:
-        arguments, text = _take_option(arguments, "--region")
-        point = CENTER if text is None else _point(text)
-        package = replace(package, predict=functools.partial(predict, point=point))
-    if arguments[:1] == ["benchmark"] and "--compile" in arguments:
-        arguments.remove("--compile")
-        package = replace(package, benchmark=functools.partial(benchmark, compiled=True))
-    run_cli(package, arguments)
-
-
-def _take_option(arguments: list[str], option: str) -> tuple[list[str], str | None]:
-    for i, argument in enumerate(arguments):
-        if argument == option:
-            if i + 1 == len(arguments):
-                _refuse(f"{option} needs a value such as 0.5,0.5")
-            return arguments[:i] + arguments[i + 2 :], arguments[i + 1]
-        if argument.startswith(f"{option}="):
-            return arguments[:i] + arguments[i + 1 :], argument.partition("=")[2]
-    return arguments, None
-
-
-def _point(text: str) -> tuple[float, float]:
-    try:
-        y, x = (float(part) for part in text.split(","))
-    except ValueError:
-        y = x = -1.0
-    if not (0 <= y <= 1 and 0 <= x <= 1):
-        _refuse(f"--region must be two fractions of height and width such as 0.5,0.5, got {text!r}")
-    return y, x
-
-
-def _refuse(message: str) -> None:
-    print(f"vision-models predict: {message}", file=sys.stderr)
-    sys.exit(2)
+    """Entry point of the command."""
+    run_cli(PACKAGE)

@@ -3,9 +3,10 @@
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
@@ -17,17 +18,27 @@ from .data.imagefolder import SUFFIXES
 from .data.images import Preprocess
 from .routing_picture import draw_routing, routings
 
-CENTER = (0.5, 0.5)
-
 
 def predict(
-    run: TrainedRun, inputs: Sequence[Path], out: Path, *, point: tuple[float, float] = CENTER
+    run: TrainedRun,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    region: Annotated[
+        tuple[float, float], typer.Option(metavar="Y X", help="Point whose region the routing picture follows.")
+    ] = (0.5, 0.5),
 ) -> Iterator[str]:
-    """Top-5 of each picture as a line; ``<out>/<name>_routing.png`` shows what the region at ``point`` reads.
+    """Top-5 of each picture as a line; ``<out>/<name>_routing.png`` shows what the region at a point reads.
+
+    Args:
+        region: the point, as fractions of the picture's height and width.
 
     Raises:
-        ValueError: a picture that cannot be read, a folder without pictures, a run without a known preprocessing.
+        ValueError: a point outside [0, 1]; a picture that cannot be read, a folder without pictures, a run without a
+            known preprocessing.
     """
+    if not all(0 <= fraction <= 1 for fraction in region):
+        raise ValueError(f"--region must be two fractions of height and width such as 0.5 0.5, got {region}")
     options = run.data_info.get("preprocess")
     if options is None:
         raise ValueError(f"{run.directory}: its data set says nothing about preprocessing (metainfo['preprocess'])")
@@ -44,7 +55,7 @@ def predict(
         line = f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in scores)
         if isinstance(net, BiFormer):
             picture = out / f"{path.stem}_routing.png"
-            draw_routing(image, routings(net, tensor), scores, point, picture)
+            draw_routing(image, routings(net, tensor), scores, region, picture)
             line += f" → {picture}"
         yield line
 

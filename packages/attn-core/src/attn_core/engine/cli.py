@@ -1,12 +1,14 @@
 """The command line of every task package: the same verbs and flags, implemented once."""
 
 import difflib
+import functools
+import inspect
 import json
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -93,12 +95,12 @@ def build_cli(package: TaskPackage) -> typer.Typer:
         for name, value in evaluate(package, run, split=split, device=device).items():
             out.print(f"{split} {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
 
-    @app.command("predict")
     def predict_command(
         inputs: Annotated[list[Path], typer.Argument(help="Files or folders.", metavar="INPUT...")],
         run: Annotated[str | None, typer.Option(help="Run directory (default: the newest under runs).")] = None,
         out_dir: Annotated[Path, typer.Option("--out", help="Where files are written.")] = Path("predictions"),
         device: _Device = "auto",
+        **options: Any,
     ) -> None:
         """Apply a trained model to your own inputs."""
         function = _need(package, "predict", package.predict)
@@ -107,8 +109,10 @@ def build_cli(package: TaskPackage) -> typer.Typer:
                 raise EngineError(f"predict: {path} does not exist")
         trained = open_run(package, run, device=device)
         with torch.inference_mode():
-            for line in function(trained, inputs, out_dir):
+            for line in function(trained, inputs, out_dir, **options):
                 out.print(line, markup=False)
+
+    app.command("predict")(_with_options_of(package.predict, predict_command))
 
     @app.command("export")
     def export_command(
@@ -126,19 +130,21 @@ def build_cli(package: TaskPackage) -> typer.Typer:
         batch = "any batch size" if report.any_batch else f"batch size {what.inputs[0].shape[0]} only"
         out.print(f"wrote {report.path} ({batch}); largest relative difference {report.error:.1e}", markup=False)
 
-    @app.command("benchmark")
     def benchmark_command(
         models: Annotated[list[str] | None, typer.Argument(help="Model names (default: the package's choice).")] = None,
         batch_size: Annotated[int | None, typer.Option(help="Samples per call.")] = None,
         device: _Device = "auto",
         file: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file.")] = None,
+        **options: Any,
     ) -> None:
         """Measure speed and memory of models."""
         function = _need(package, "benchmark", package.benchmark)
-        rows = list(function(BenchmarkRequest(models or [], batch_size, choose_device(device), file)))
+        rows = list(function(BenchmarkRequest(models or [], batch_size, choose_device(device), file), **options))
         if file is not None:
             file.write_text(json.dumps([dict(row) for row in rows], indent=1, default=str) + "\n")
         out.print(_table(rows))
+
+    app.command("benchmark")(_with_options_of(package.benchmark, benchmark_command))
 
     @app.command("list")
     def list_command() -> None:
@@ -162,6 +168,22 @@ def build_cli(package: TaskPackage) -> typer.Typer:
             out.print(f"{key}: {value}", markup=False)
 
     return app
+
+
+def _with_options_of(function: Callable[..., Any] | None, command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with the keyword-only parameters of a package's function as further command line options."""
+    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    theirs = inspect.signature(function).parameters.values() if function else ()
+    added = [p for p in theirs if p.kind is p.KEYWORD_ONLY]
+
+    @functools.wraps(command)
+    def combined(**values: Any) -> None:
+        command(**values)
+
+    described: Any = combined
+    described.__signature__ = inspect.Signature([*own, *added])
+    described.__annotations__ = {p.name: p.annotation for p in (*own, *added)}
+    return combined
 
 
 def run_cli(package: TaskPackage, arguments: Sequence[str] | None = None) -> NoReturn:

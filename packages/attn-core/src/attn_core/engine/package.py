@@ -67,7 +67,8 @@ class TaskPackage:
     """Everything that distinguishes one task package's command line from another's.
 
     Only ``name``, ``module`` and ``default_recipe`` are needed for ``train`` and ``eval``; a verb whose callable is
-    missing exits with one line that says so.
+    missing exits with one line that says so. Keyword-only parameters of ``predict`` and ``benchmark`` become options
+    of the verb: ``loud: Annotated[bool, typer.Option(help=...)] = False``.
 
     Attributes:
         name: The command, e.g. ``"vision-models"``.
@@ -80,7 +81,7 @@ class TaskPackage:
         predict: (run, inputs, out directory) → lines to print. Writes its files under the out directory. Raise
             ValueError or OSError with one clear line for an unusable input.
         export: Run or registered model name → what to export.
-        benchmark: Options → rows (dicts with equal keys) that are printed as a table and written to ``--json``.
+        benchmark: BenchmarkRequest → rows (dicts with equal keys) that are printed as a table and written to ``--json``.
         draw_predictions: (model, data loader, file) → writes ``predictions.png`` at the end of a run. The model is the
             `TaskModel` in eval mode with the best weights; the loader iterates over the test split (validation if the
             recipe has none).
@@ -92,9 +93,9 @@ class TaskPackage:
     summary: str = ""
     list_models: Callable[[], Iterable[str]] | None = None
     info: Callable[[str], Mapping[str, object]] | None = None
-    predict: Callable[[TrainedRun, Sequence[Path], Path], Iterable[str]] | None = None
+    predict: Callable[..., Iterable[str]] | None = None
     export: Callable[[TrainedRun | str], ExportTarget] | None = None
-    benchmark: Callable[[BenchmarkRequest], Iterable[Mapping[str, object]]] | None = None
+    benchmark: Callable[..., Iterable[Mapping[str, object]]] | None = None
     draw_predictions: Callable[[nn.Module, Iterable[dict[str, Any]], Path], None] | None = None
 
 

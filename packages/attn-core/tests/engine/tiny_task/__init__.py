@@ -1,9 +1,11 @@
 """A task package as small as possible: two classes of noisy points, a network with dropout, augmentation."""
 
 import random
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor, nn
 
 from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
@@ -63,11 +65,12 @@ def _export(source: TrainedRun | str) -> ExportTarget:
     return ExportTarget(net, (torch.randn(2, 4),), "tiny")
 
 
-def _predict(run: TrainedRun, inputs, out):
+def _predict(run: TrainedRun, inputs, out, *, loud: Annotated[bool, typer.Option(help="In capitals.")] = False):
     for path in inputs:
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty")
-        yield f"{path.name}: {run.data_info['classes'][0]}"
+        line = f"{path.name}: {run.data_info['classes'][0]}"
+        yield line.upper() if loud else line
 
 
 PACKAGE = TaskPackage(

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor, nn
 
 from attn_core.engine import BenchmarkRequest
@@ -26,7 +27,11 @@ TOPKS = (1, 4, 16)
 LARGE_SIDE = 224  # stage-1 map of an 896² image
 
 
-def benchmark(request: BenchmarkRequest, *, compiled: bool = False) -> list[dict[str, Any]]:
+def benchmark(
+    request: BenchmarkRequest,
+    *,
+    compiled: Annotated[bool, typer.Option("--compile", help="Time both sides under torch.compile.")] = False,
+) -> list[dict[str, Any]]:
     """One row per model and quantity: ours, gathered, ratio; then memory against top-k at 896².
 
     Args:
