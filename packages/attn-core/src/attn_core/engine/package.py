@@ -81,7 +81,7 @@ class TaskPackage:
         predict: (run, inputs, out directory) → lines to print. Writes its files under the out directory. Raise
             ValueError or OSError with one clear line for an unusable input.
         export: Run or registered model name → what to export.
-        benchmark: BenchmarkRequest → rows (dicts with equal keys) that are printed as a table and written to ``--json``.
+        benchmark: BenchmarkRequest → rows (dicts with equal keys), printed as a table and written to ``--json``.
         draw_predictions: (model, data loader, file) → writes ``predictions.png`` at the end of a run. The model is the
             `TaskModel` in eval mode with the best weights; the loader iterates over the test split (validation if the
             recipe has none).
