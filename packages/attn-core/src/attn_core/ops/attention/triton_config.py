@@ -11,7 +11,7 @@ Pass = Literal["forward", "query", "key", "bias"]
 # (kernel, without bias) → width bucket → tiles for sm_80 and for sm_90 on: rows, columns, warps, stages.
 TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
     ("forward", True): {
-        64: (Tile(128, 64, 4, 3), Tile(128, 64, 4, 3)),
+        64: (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3)),
         128: (Tile(64, 64, 8, 2), Tile(128, 64, 8, 3)),
         256: (Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
     },
