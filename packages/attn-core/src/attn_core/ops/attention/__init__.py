@@ -35,7 +35,7 @@ def attention(
     *,
     scale: float | None = None,
     bias: Float[Tensor, "#B #H #N #M"] | None = None,
-    axis_bias: Sequence[Float[Tensor, "b h N n"]] | None = None,
+    axis_bias: Sequence[Float[Tensor, "#B #H N _"]] | None = None,
     key_mask: Bool[Tensor, "#B M"] | None = None,
     causal: Literal["upper_left", "lower_right"] | None = None,
     backend: Backend | None = None,
