@@ -1,14 +1,22 @@
 """Every code block of every README and page: Python is executed, shell commands must name things that exist."""
 
 import contextlib
+import functools
+import importlib
+import importlib.metadata
 import importlib.util
 import io
+import itertools
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+
+from attn_core.engine.cli import build_cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -17,12 +25,23 @@ PAGES = [
     *sorted(ROOT.glob("docs/**/*.md")),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-VERBS = {"train", "eval", "predict", "export", "benchmark", "list", "info", "--help"}
 
 
 def _scripts() -> set[str]:
     files = ROOT.glob("packages/*/pyproject.toml")
     return {script for file in files for script in tomllib.loads(file.read_text("utf-8"))["project"].get("scripts", {})}
+
+
+@functools.cache
+def _options(script: str) -> dict[str, set[str]]:
+    """Verb → long options of a console script."""
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name=script)
+    package = importlib.import_module(entry.module).PACKAGE
+    commands = typer.main.get_command(build_cli(package)).commands  # pyright: ignore[reportAttributeAccessIssue]
+    return {
+        verb: {"--help", *(name for option in command.params for name in (*option.opts, *option.secondary_opts))}
+        for verb, command in commands.items()
+    }
 
 
 def _blocks(page: Path) -> list[tuple[str, str]]:
@@ -61,10 +80,17 @@ def test_shell_blocks_name_programs_and_paths_that_exist(page: Path) -> None:
         if kind != "bash":
             continue
         for line in body.replace("\\\n", " ").splitlines():
-            for command in re.split(r"&&|\|\||[|;]", line):
-                words = shlex.split(command, comments=True)
-                if words:
-                    _check(words, f"{_name(page)}: {line.strip()}")
+            for words in _commands(line):
+                _check(words, f"{_name(page)}: {line.strip()}")
+
+
+def _commands(line: str) -> Iterator[list[str]]:
+    """The commands of a line, split at |, && and ;, without comments."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+    lexer.whitespace_split = True
+    for is_operator, words in itertools.groupby(lexer, key=lambda word: set(word) <= set("|&;")):
+        if not is_operator:
+            yield list(words)
 
 
 def _check(words: list[str], where: str) -> None:
@@ -75,19 +101,22 @@ def _check(words: list[str], where: str) -> None:
         words = words[1:]
     program, *arguments = words
     if program in _scripts():
+        verbs = _options(program)
         assert arguments, where
-        assert arguments[0] in VERBS, where
+        assert arguments[0] in verbs, where
+        given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+        assert given <= verbs[arguments[0]], where
     elif program == "torchrun":
         module = arguments[arguments.index("-m") + 1]
         assert importlib.util.find_spec(module), where
     elif program == "python" and arguments[:1] == ["-m"]:
-        module = arguments[1].partition(".")[0] if arguments[1] == "venv" else arguments[1]
-        assert importlib.util.find_spec(module), where
-        assert importlib.util.find_spec(f"{module}.__main__") or module in ("venv", "attn_core.aot"), where
+        assert importlib.util.find_spec(arguments[1]), where
     elif program == "python":
         assert (ROOT / arguments[0]).is_file(), where
     elif "/" in program:
         assert (ROOT / program).is_file(), where
+    elif program == "bash":
+        assert (ROOT / arguments[0]).is_file(), where
     else:
         assert program in {"pip", "uv", "pytest", "ruff", "pyright", "git", "cd", "pre-commit"}, where
     for word in arguments:
