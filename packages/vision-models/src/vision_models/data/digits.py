@@ -17,6 +17,7 @@ from .splits import stratified_parts
 
 SIDE = 8
 LEVELS = 16
+PIXEL = 2 / SIDE  # of the original, in the coordinates of grid_sample
 DATA_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
@@ -26,7 +27,8 @@ class Digits(Dataset[dict[str, Any]]):
     Args:
         split: ``"val"`` serves every choice, ``"test"`` the final number only.
         size: side that images are enlarged to, bilinearly.
-        augment: random rotation (±``degrees``), shift (±``shift`` original pixels), scale (±``scale``) and shear.
+        augment: random rotation (±``degrees``), shift (±``shift`` original pixels), scale (±``scale``) and shear,
+            smooth displacements (``elastic`` original pixels) and stroke weight (ink^(e^±``contrast``)).
 
     Shapes: image (1, size, size) float32 in [−1, 1].
     Raises: ValueError if the installed data are not the ones that results were measured on.
@@ -42,6 +44,8 @@ class Digits(Dataset[dict[str, Any]]):
         shift: float = 1.0,
         scale: float = 0.15,
         shear: float = 0.2,
+        elastic: float = 0.0,
+        contrast: float = 0.0,
     ) -> None:
         if split not in ("train", "val", "test"):
             raise ValueError(f"Digits: split must be 'train', 'val' or 'test', got split={split!r}")
@@ -56,6 +60,8 @@ class Digits(Dataset[dict[str, Any]]):
         self.shift = shift
         self.scale = scale
         self.shear = shear
+        self.elastic = elastic
+        self.contrast = contrast
         self.metainfo: dict[str, Any] = {
             "classes": [str(digit) for digit in range(10)],
             "preprocess": {"mode": "L", "size": [size, size], "through": [SIDE, SIDE], "mean": [0.5], "std": [0.5]},
@@ -66,11 +72,25 @@ class Digits(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.images[index : index + 1]
+        image = F.interpolate(image, (self.size, self.size), mode="bilinear", align_corners=False)
         if self.augment:
-            image = _warp(image, self._random_map(), self.size)
-        else:
-            image = F.interpolate(image, (self.size, self.size), mode="bilinear", align_corners=False)
+            image = self._warped(image)
         return {"image": image[0], "label": self.labels[index]}
+
+    def _warped(self, image: Tensor) -> Tensor:
+        """Sample (1, 1, size, size) at randomly displaced positions; outside is background.
+
+        It is enlarged before: warping 8×8 pixels would let strokes fade at the border as they never do in evaluation.
+        """
+        grid = F.affine_grid(self._random_map(), [1, 1, self.size, self.size], align_corners=False)
+        if self.elastic > 0:
+            knots = torch.randn(1, 2, 4, 4) * (self.elastic * PIXEL)
+            field = F.interpolate(knots, (self.size, self.size), mode="bicubic", align_corners=True)
+            grid = grid + field.permute(0, 2, 3, 1)
+        ink = F.grid_sample((image + 1) / 2, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        if self.contrast > 0:
+            ink = ink ** math.exp(self.contrast * (2 * float(torch.rand(())) - 1))
+        return 2 * ink - 1
 
     def _random_map(self) -> Tensor:
         """A random affine map (1, 2, 3) from output to input coordinates, both in [−1, 1]."""
@@ -78,21 +98,14 @@ class Digits(Dataset[dict[str, Any]]):
         angle = math.radians(self.degrees) * u[0]
         cos, sin = math.cos(angle), math.sin(angle)
         zoom_y, zoom_x, shear = 1 + self.scale * u[1], 1 + self.scale * u[2], self.shear * u[3]
-        pixel = 2 / SIDE
         return torch.tensor(
             [
                 [
-                    [zoom_x * cos, zoom_x * (shear * cos - sin), self.shift * pixel * u[4]],
-                    [zoom_y * sin, zoom_y * (shear * sin + cos), self.shift * pixel * u[5]],
+                    [zoom_x * cos, zoom_x * (shear * cos - sin), self.shift * PIXEL * u[4]],
+                    [zoom_y * sin, zoom_y * (shear * sin + cos), self.shift * PIXEL * u[5]],
                 ]
             ]
         )
-
-
-def _warp(image: Tensor, theta: Tensor, size: int) -> Tensor:
-    """Sample ``image`` (values ≥ −1, background −1) at mapped positions; outside is background."""
-    grid = F.affine_grid(theta, [1, 1, size, size], align_corners=False)
-    return F.grid_sample(image + 1, grid, mode="bilinear", padding_mode="zeros", align_corners=False) - 1
 
 
 def _load() -> tuple[np.ndarray, np.ndarray]:

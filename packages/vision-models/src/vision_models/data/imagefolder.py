@@ -20,6 +20,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
         augment: random crop and flip, ``auto_augment`` (timm's policy string), color is left to it, random erasing.
         classes: names to number by, so that validation cannot be numbered otherwise than training; those found by
             default.
+        num_classes: how many the model has outputs for; fewer or more folders are an error.
 
     Shapes: image (3, size, size) float32, normalized with ImageNet's mean and deviation.
     Raises: ValueError for a missing or empty folder, fewer than two classes, and pictures that cannot be read.
@@ -35,6 +36,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
         erasing: float = 0.25,
         crop_pct: float = 0.875,
         classes: list[str] | None = None,
+        num_classes: int | None = None,
     ) -> None:
         root = Path(root)
         if not root.is_dir():
@@ -48,6 +50,11 @@ class ImageFolder(Dataset[dict[str, Any]]):
         if classes is not None and set(found) - set(classes):
             raise ValueError(f"ImageFolder: {root} holds unknown classes {sorted(set(found) - set(classes))[:5]}")
         names = classes or found
+        if num_classes is not None and len(names) != num_classes:
+            raise ValueError(
+                f"ImageFolder: {root} holds {len(names)} classes, the model has {num_classes}; "
+                f"--set classes={len(names)}"
+            )
         self.samples: list[tuple[Path, int]] = []
         for name in found:
             pictures = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES)

@@ -1,0 +1,195 @@
+"""The command ``vision-models``: training, prediction, export, pictures, and one clear line for every misuse."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attn_core.engine.cli import run_cli
+from vision_models import BiFormer, create_model
+from vision_models.cli import PACKAGE
+from vision_models.data import Digits
+from vision_models.routing_picture import Routing, routings
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_cli(PACKAGE, list(arguments))
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A digits run of two epochs: not accurate, but complete."""
+    directory = tmp_path_factory.mktemp("runs") / "digits"
+    settings = ["epochs=2", "warmup=1", "train_dataloader.batch_size=128", "model.net.depths=(1,1,1,1)"]
+    assert command("train", "--out", str(directory), *(part for s in settings for part in ("--set", s))) == 0
+    return directory
+
+
+@pytest.fixture
+def digit(tmp_path: Path) -> Path:
+    data = Digits("test")
+    pixels = ((data.images[0, 0] + 1) / 2 * 255).round().to(torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "digit.png")
+    return tmp_path / "digit.png"
+
+
+@pytest.mark.slow
+def test_training_leaves_weights_metrics_and_pictures(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {"config.py", "run.json", "metrics.jsonl", "result.json", "curves.png", "predictions.png"} <= names
+    assert any(name.endswith(".safetensors") for name in names)
+    assert np.asarray(Image.open(run / "predictions.png")).std() > 20
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert any("accuracy" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_prediction_names_five_classes_and_draws_the_routing(
+    run: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("predict", str(digit), "--run", str(run), "--out", str(tmp_path / "out")) == 0
+    line = capsys.readouterr().out.strip()
+    assert line.count("%") == 5
+    assert line.endswith("digit_routing.png")
+    first = (tmp_path / "out" / "digit_routing.png").read_bytes()
+    assert (
+        command("predict", str(digit), "--run", str(run), "--out", str(tmp_path / "out"), "--region", "0.1", "0.9") == 0
+    )
+    assert (tmp_path / "out" / "digit_routing.png").read_bytes() != first
+
+
+@pytest.mark.slow
+def test_exported_run_computes_the_same(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, name in (("onnx", "d.onnx"), ("torch-export", "d.pt2")):
+        assert command("export", str(run), "--format", kind, "--out", str(tmp_path / name)) == 0
+        assert "largest relative difference" in capsys.readouterr().out
+        assert (tmp_path / name).stat().st_size > 100_000
+
+
+@pytest.mark.slow
+def test_unusable_pictures_end_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "zero.png").touch()
+    (tmp_path / "text.png").write_text("text")
+    Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(tmp_path / "dot.png")
+    Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "nan.tif")
+    (tmp_path / "bare").mkdir()
+    for name, message in {
+        "zero.png": "the file is empty (0 bytes)",
+        "text.png": "not an image",
+        "dot.png": "1×1 pixels are too few",
+        "nan.tif": "pixels are NaN or infinite",
+        "bare": "holds no pictures",
+        "absent.png": "does not exist",
+    }.items():
+        capsys.readouterr()
+        code = command("predict", str(tmp_path / name), "--run", str(run), "--out", str(tmp_path / "out"))
+        shown = capsys.readouterr()
+        assert code == 1, name
+        assert message in shown.err, name
+        assert len(shown.err.strip().splitlines()) == 1
+        assert "Traceback" not in shown.err
+
+
+@pytest.mark.slow
+def test_every_color_mode_is_predicted(run: Path, tmp_path: Path) -> None:
+    gray = np.linspace(0, 255, 256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "sixteen.png")
+    Image.fromarray(gray).convert("RGBA").save(tmp_path / "rgba.png")
+    Image.fromarray(gray).convert("CMYK").save(tmp_path / "cmyk.jpg")
+    assert command("predict", str(tmp_path), "--run", str(run), "--out", str(tmp_path / "out")) == 0
+    assert len(list((tmp_path / "out").glob("*_routing.png"))) == 4
+
+
+def test_misuse_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    for arguments, code, message in [
+        (("train", "biformer_digit", "--out", out), 2, "did you mean 'biformer_digits'?"),
+        (("train", "--out", out, "--set", "epoch=3"), 2, "did you mean 'epochs'?"),
+        (("train", "--out", out, "--set", "model.net.n_wins=3"), 2, "did you mean 'n_win'?"),
+        (("train", "biformer_cifar10", "--out", out, "--set", f"data_root={tmp_path}"), 1, "cifar-10-python.tar.gz"),
+        (("train", "biformer_imagenet", "--out", out, "--set", f"data_root={tmp_path}"), 1, "is not a folder"),
+        (("info", "biformer_tinny"), 1, "did you mean 'biformer_tiny'?"),
+        (("predict", str(tmp_path / "absent.png")), 1, "absent.png does not exist"),
+        (("trian",), 2, "did you mean 'train'?"),
+    ]:
+        capsys.readouterr()
+        assert command(*arguments) == code, arguments
+        shown = capsys.readouterr().err
+        assert message in shown, (arguments, shown)
+        assert len(shown.strip().splitlines()) == 1, shown
+
+
+def test_list_and_info_know_every_recipe_and_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("list") == 0
+    listed = capsys.readouterr().out
+    for name in ("biformer_digits", "biformer_cifar10", "biformer_cifar100", "biformer_imagenet", "biformer_tiny"):
+        assert name in listed
+        assert command("info", name) == 0
+    assert "13,142,760" in capsys.readouterr().out
+
+
+def test_recipes_are_complete() -> None:
+    """Every recipe builds its network and names only settings that exist."""
+    from attn_core.engine.config import find_recipe, load_recipe, recipe_names
+
+    for name in recipe_names("vision_models"):
+        config = load_recipe(find_recipe("vision_models", name), scope="vision_models")
+        assert config["optim_wrapper"]["optimizer"]["weight_decay"] == 0.05
+        assert (find_recipe("vision_models", name).read_text()).startswith('"""BiFormer')
+
+
+def test_routing_picture_follows_the_tables_of_the_model() -> None:
+    model = create_model("test_biformer").eval()
+    found = routings(model, torch.randn(3, 112, 112))
+    assert [r.stage for r in found] == [1, 2, 3]
+    assert [tuple(r.table.shape) for r in found] == [(49, 1), (49, 4), (49, 9)]
+    for routing in found:
+        torch.testing.assert_close(routing.weight.sum(-1), torch.ones(49))
+    routing = Routing(1, (28, 28), (4, 4), found[0].table, found[0].weight)
+    assert routing.region_at((0.0, 0.0)) == 0
+    assert routing.region_at((1.0, 1.0)) == 48
+    assert routing.region_at((0.5, 0.0)) == 21
+    assert routing.box(8) == pytest.approx((1 / 7, 1 / 7, 1 / 7, 1 / 7))
+
+
+def test_benchmark_compares_both_formulations(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attn_core.engine import BenchmarkRequest
+    from vision_models.bench import biformer as bench
+
+    monkeypatch.setattr(bench, "REPEATS", 1)
+    monkeypatch.setattr(bench, "LARGE_SIDE", 28)
+    rows: Any = bench.benchmark(BenchmarkRequest(["test_biformer"], 1, torch.device("cpu"), None))
+    assert {row["quantity"] for row in rows} >= {"forward, ms", "training step, ms", "training step, peak MiB"}
+    assert all(float(row["error"]) < 1e-4 for row in rows)
+
+
+def test_command_is_installed() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "vision-models"), "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "120"},
+    )
+    assert done.returncode == 0
+    for verb in ("train", "eval", "predict", "export", "benchmark", "list", "info"):
+        assert verb in done.stdout
+
+
+def test_default_recipe_trains_a_model_of_the_stated_size() -> None:
+    from attn_core.engine.config import find_recipe, load_recipe
+
+    options = load_recipe(find_recipe("vision_models", "biformer_digits"))["model"]["net"]
+    options.pop("type")
+    count = sum(p.numel() for p in BiFormer(**options, device="meta").parameters())
+    assert 0.55e6 < count < 0.7e6
