@@ -58,6 +58,11 @@ __all__ = ["BiFormer", "BiFormerDense"]
 NORM_LAYERS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """The image in the memory order of all later maps: torch's CPU convolutions are several times faster in it."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 @register_notrace_function
 def full_attention(qkv: Tensor, num_heads: int, scale: float) -> Tensor:
     """Softmax attention of every token to every token: (B, Y, X, 3·C) → (B, Y, X, C)."""
@@ -380,7 +385,7 @@ class BiFormer(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The normed map (B, num_features, Y/32, X/32)."""
-        return self.norm(self.stages(self.stem(x)))
+        return self.norm(self.stages(self.stem(channels_last(x))))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
@@ -411,7 +416,7 @@ class BiFormer(nn.Module):
                 f"forward_intermediates: output_fmt must be 'NCHW' or 'NHWC', got output_fmt={output_fmt!r}"
             )
         take, last = feature_take_indices(len(self.stages), indices)
-        x = self.stem(x)
+        x = self.stem(channels_last(x))
         intermediates = []
         stages = self.stages[: last + 1] if stop_early else self.stages
         for i, stage in enumerate(stages):
@@ -477,7 +482,7 @@ class BiFormerDense(BiFormer):
         self.train(self.training)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x = self.stem(x)
+        x = self.stem(channels_last(x))
         maps: list[Tensor] = []
         for stage, norm in zip(self.stages, self.extra_norms, strict=True):
             x = stage(x)

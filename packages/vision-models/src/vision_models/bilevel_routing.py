@@ -93,39 +93,37 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 @register_notrace_function
 def routed_attention(
-    qkv: Tensor,
-    pooled_kv: Optional[Tensor],  # noqa: UP045  TorchScript does not know `Tensor | None`
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     table: Tensor,
-    weight: Optional[Tensor],  # noqa: UP045
+    weight: Optional[Tensor],  # noqa: UP045  TorchScript does not know `Tensor | None`
     region: tuple[int, int],
+    pooled: bool,
     num_heads: int,
-    qk_dim: int,
     scale: float,
 ) -> Tensor:
     """Softmax attention of every token to the tokens of the regions in its region's row of ``table``.
 
-    Shapes: qkv (B, Y, X, 2·qk_dim + C); pooled_kv (B, R, J, qk_dim + C) takes the place of the regions' own keys and
-    values; table and weight (B, 1, R, K) → (B, Y, X, C).
+    Shapes: q (B, Y, X, C'), k (B, Y, X, C') and v (B, Y, X, C), or if ``pooled`` the keys and values of the regions
+    (B, R, J, ·); table and weight (B, 1, R, K) → (B, Y, X, C).
     """
-    batch, height, width, channels = qkv.shape
-    tokens = qkv.flatten(1, 2)
-    q = split_heads(tokens[..., :qk_dim], num_heads)
-    kv = tokens[..., qk_dim:] if pooled_kv is None else pooled_kv.flatten(1, 2)
-    k = split_heads(kv[..., :qk_dim], num_heads)
-    v = split_heads(kv[..., qk_dim:], num_heads)
+    batch, height, width, _ = q.shape
+    channels = v.shape[3]
     if torch.jit.is_scripting():
-        q_index = scripted_window_index(height, width, region, qkv.device)
+        q_index = scripted_window_index(height, width, region, q.device)
     else:
-        q_index = window_index(height, width, region, device=qkv.device)
+        q_index = window_index(height, width, region, device=q.device)
     kv_index = q_index
-    if pooled_kv is not None:
-        regions, keys = pooled_kv.shape[1], pooled_kv.shape[2]
-        kv_index = torch.arange(regions * keys, device=qkv.device).view(1, 1, regions, keys)
+    if pooled:
+        kv_index = torch.arange(k.shape[1] * k.shape[2], device=q.device).view(1, 1, k.shape[1], k.shape[2])
+    q, k = split_heads(q.flatten(1, 2), num_heads), split_heads(k.flatten(1, 2), num_heads)
+    v = split_heads(v.flatten(1, 2), num_heads)
     if torch.jit.is_scripting():
         out = scripted_block_attention(q, k, v, q_index, kv_index, table, weight, scale)
     else:
         out = block_attention(q, k, v, q_index, kv_index, table, kv_weight=weight, scale=scale)[0]
-    return out.transpose(1, 2).reshape(batch, height, width, channels - 2 * qk_dim)
+    return out.transpose(1, 2).reshape(batch, height, width, channels)
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -135,7 +133,11 @@ class DepthwiseConv(nn.Conv2d):
         super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim, **dd)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+        x = input.permute(0, 3, 1, 2)
+        if self.training and self.bias is not None:
+            # oneDNN's gradient of the bias doubles the time of the backward pass; that of an addition is free.
+            return self._conv_forward(x, self.weight, None).permute(0, 2, 3, 1) + self.bias
+        return self._conv_forward(x, self.weight, self.bias).permute(0, 2, 3, 1)
 
 
 class RoutedAttention(nn.Module):
@@ -171,6 +173,7 @@ class RoutedAttention(nn.Module):
         **dd: Any,
     ) -> None:
         super().__init__()
+        self.dim = dim
         self.qk_dim = qk_dim or dim
         self.num_heads = self.qk_dim // head_dim
         if self.num_heads == 0 or self.qk_dim % self.num_heads or dim % self.num_heads:
@@ -201,17 +204,22 @@ class RoutedAttention(nn.Module):
         height, width = x.shape[1], x.shape[2]
         qkv, region, table, weight = self.route(x)
 
-        pooled_kv: Optional[Tensor] = None  # noqa: UP045
-        if self.kv_pool is not None:
-            pooled_kv = self._pool_regions(qkv[..., self.qk_dim :], region)
         frame = qkv
         if self.pad_mode == "nchw":
             frame = pad_to_multiple(qkv, region[0], region[1], self.auto_pad)  # zero keys, part of the softmax
+        # One split, so that autograd joins the three gradients by one copy.
+        q, k, v = frame.split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
+        keys, values = k, v
+        if self.kv_pool is not None:
+            pooled = self._pool_regions(torch.cat([k, v], dim=-1), region)
+            keys, values = pooled[..., : self.qk_dim], pooled[..., self.qk_dim :]
         weight = weight if self.soft_routing else None
-        out = routed_attention(frame, pooled_kv, table, weight, region, self.num_heads, self.qk_dim, self.scale)
+        out = routed_attention(
+            q, keys, values, table, weight, region, self.kv_pool is not None, self.num_heads, self.scale
+        )
         out = out[:, :height, :width]
         if self.lepe is not None:
-            out = out + self.lepe(qkv[..., 2 * self.qk_dim :])[:, :height, :width]
+            out = out + self.lepe(v[:, : qkv.shape[1], : qkv.shape[2]])[:, :height, :width]
         return self.output_linear(out)
 
     def route(self, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:

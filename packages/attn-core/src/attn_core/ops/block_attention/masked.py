@@ -1,5 +1,6 @@
 """Block attention as one masked dense call: the better form when the blocks are small or most keys are read."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -59,7 +60,11 @@ def _dense_masks(plan: Plan, q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tens
         numbers = torch.arange(R, device=q.device).repeat_interleave(I).expand(count, -1)
         flat = tokens.flatten(1)
         block_of.scatter_(1, flat.where(flat >= 0, N), numbers)
-        yield images, times.log_().gather(1, block_of[:, :N, None].expand(-1, -1, M))[:, None]
+        if float(times.max()) > 1:
+            bias = times.log_()
+        else:  # the logarithm of zero is slow
+            bias = torch.zeros_like(times).masked_fill_(times == 0, -math.inf)
+        yield images, bias.gather(1, block_of[:, :N, None].expand(-1, -1, M))[:, None]
 
 
 def dense_forward(plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -91,15 +91,18 @@ def chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> Iterator[Chunk]:
 
         groups = groups.repeat_interleave(r1 - r0)
         tokens, listed = part(plan.q_index), part(plan.table)
+        blocks = listed.clamp(min=0) if plan.kv_holes else listed
         if plan.kv_index.shape[0] == 1:
-            keys = plan.kv_index[0][listed.clamp(min=0)]
+            keys = plan.kv_index[0].index_select(0, blocks.flatten()).view(*blocks.shape, J)
         else:
-            keys = plan.kv_index[groups[:, None], listed.clamp(min=0)]
+            keys = plan.kv_index[groups[:, None], blocks]
         if plan.kv_holes:
             keys = keys.masked_fill((listed < 0)[..., None], -1)
         keys = keys.flatten(1)
-        q_rows = (tokens.clamp(min=0) + groups[:, None] * q.shape[2]).flatten()
-        kv_rows = (keys.clamp(min=0) + plan.k_base[groups][:, None]).flatten()
+        q_at = tokens.clamp(min=0) if plan.q_holes else tokens
+        kv_at = keys.clamp(min=0) if plan.kv_holes else keys
+        q_rows = (q_at + groups[:, None] * q.shape[2]).flatten()
+        kv_rows = (kv_at + plan.k_base[groups][:, None]).flatten()
         yield Chunk(groups, tokens, keys, q_rows, kv_rows, g0 * R + r0, slice(r0, r1))
 
 
