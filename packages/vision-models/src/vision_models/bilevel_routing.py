@@ -133,11 +133,11 @@ class DepthwiseConv(nn.Conv2d):
         super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim, **dd)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = input.permute(0, 3, 1, 2)
-        if self.training and self.bias is not None:
+        x, bias = input.permute(0, 3, 1, 2), self.bias
+        if self.training and bias is not None:
             # oneDNN's gradient of the bias doubles the time of the backward pass; that of an addition is free.
-            return self._conv_forward(x, self.weight, None).permute(0, 2, 3, 1) + self.bias
-        return self._conv_forward(x, self.weight, self.bias).permute(0, 2, 3, 1)
+            return self._conv_forward(x, self.weight, None).permute(0, 2, 3, 1) + bias
+        return self._conv_forward(x, self.weight, bias).permute(0, 2, 3, 1)
 
 
 class RoutedAttention(nn.Module):

@@ -44,8 +44,8 @@ class Digits(Dataset[dict[str, Any]]):
         shift: float = 1.0,
         scale: float = 0.15,
         shear: float = 0.2,
-        elastic: float = 0.0,
-        contrast: float = 0.0,
+        elastic: float = 0.3,
+        contrast: float = 0.4,
     ) -> None:
         if split not in ("train", "val", "test"):
             raise ValueError(f"Digits: split must be 'train', 'val' or 'test', got split={split!r}")
