@@ -5,6 +5,7 @@ Exit code 1 if one of our backends is less exact than the tolerance table allows
 
 import argparse
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.threads < 1 or arguments.seconds <= 0:
         parser.error("--threads and --seconds must be positive")
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'attn-core[bench]'")
     device = arguments.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")

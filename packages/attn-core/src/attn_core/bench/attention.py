@@ -19,7 +19,8 @@ def cases(device: str, quick: bool) -> list[BenchCase]:
         sweep = [_axis_bias("length 64", 1, 2, 64, (4, 16), 8, sweep=True)]
         sweep += [_axis_bias("length 128", 1, 2, 128, (8, 16), 8, sweep=True)]
         return [_plain(1, 2, 64), _dense_bias(1, 2, 64), _wide_value(1, 64), _grouped(1, 64), *sweep]
-    batch = 8 if device.startswith("cuda") else 1
+    on_gpu = device.startswith("cuda")
+    batch = 8 if on_gpu else 1
     return [
         _plain(2 * batch, 8, 1024),
         _dense_bias(2 * batch, 8, 576),
@@ -27,7 +28,7 @@ def cases(device: str, quick: bool) -> list[BenchCase]:
         _axis_bias("Plain-DETR decoder, 1800 queries × 50×84", batch, 8, 1800, (50, 84), 32),
         _wide_value(batch, 4096),
         _grouped(batch, 2048),
-        *(_axis_bias(f"length {n}, axis bias", 1, 4, n, (n // 32, 32), 32, sweep=True) for n in LENGTHS),
+        *(_axis_bias(f"length {n}, axis bias", 1, 4, n, (n // 32, 32), 32, sweep=True, flex=on_gpu) for n in LENGTHS),
     ]
 
 
@@ -107,7 +108,15 @@ def _dense_bias(batch: int, heads: int, tokens: int) -> BenchCase:
 
 
 def _axis_bias(
-    name: str, batch: int, heads: int, queries: int, grid: tuple[int, int], width: int, *, sweep: bool = False
+    name: str,
+    batch: int,
+    heads: int,
+    queries: int,
+    grid: tuple[int, int],
+    width: int,
+    *,
+    sweep: bool = False,
+    flex: bool = True,
 ) -> BenchCase:
     rows, columns = grid
     keys = rows * columns
@@ -126,7 +135,9 @@ def _axis_bias(
         table_y, table_x = x["tables"]
         return lambda score, b, h, i, j: score + table_y[b, h, i, j // columns] + table_x[b, h, i, j % columns]
 
-    peers = {"SDPA, expanded bias": Provider(lambda x: lambda: expanded(x)), "flex compiled": _flex(score_mod)}
+    peers = {"SDPA, expanded bias": Provider(lambda x: lambda: expanded(x))}
+    if flex:
+        peers["flex compiled"] = _flex(score_mod)
     return _case(
         name,
         inputs,

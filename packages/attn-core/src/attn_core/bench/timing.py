@@ -12,7 +12,7 @@ from attn_core.testing import peak_memory
 
 ROUNDS = 5
 # A function slower than this takes part in every other round only.
-SLOW_SECONDS = 1.0
+SLOW_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
