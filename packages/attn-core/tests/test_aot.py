@@ -36,9 +36,13 @@ def test_cases_reach_every_tile_of_the_tables(operator: str, column: int) -> Non
     }
     module = importlib.import_module(f"attn_core.ops.{operator}.triton_config")
     shipped: list[tuple[str, Tile]] = [
-        (kernel, tiles[column]) for (kernel, _), by_width in module.TILES_16_BIT.items() for tiles in by_width.values()
+        (key[0], tiles[column]) for key, by_width in module.TILES_16_BIT.items() for tiles in by_width.values()
     ]
-    shipped += [(kernel, tile) for kernel, by_width in module.TILES_FLOAT32.items() for tile in by_width.values()]
+    shipped += [
+        (key if isinstance(key, str) else key[0], tile)
+        for key, by_width in module.TILES_FLOAT32.items()
+        for tile in by_width.values()
+    ]
     for kernel, tile in shipped:
         assert (f"{kernel}_kernel", tile.rows, tile.columns, tile.warps, tile.stages) in reached, (kernel, tile)
 

@@ -2,7 +2,7 @@
 
 ``python -m attn_core.aot`` runs each operator's backend on meta tensors, compiles the kernels that it would have
 started on each architecture, and prints their registers, stack and shared memory. The exit code is 1 if any of them
-spills, needs more shared memory than a block may have, or does not compile. No driver is needed.
+spills (NVIDIA), needs more shared memory than a block may have, or does not compile. No driver is needed.
 """
 
 import argparse
@@ -105,9 +105,10 @@ def _report(operator: str, label: str, launch: Launch, architecture: str) -> Rep
 
 
 def _failure(architecture: str, registers: int, stack: int, shared: int) -> str | None:
-    if stack > 0:
+    nvidia = architecture.startswith("sm_")
+    if nvidia and stack > 0:  # on AMD the stack is printed only: its tiles are not tuned
         return f"spills: {stack} bytes of stack"
-    if architecture.startswith("sm_") and registers > MAX_REGISTERS:
+    if nvidia and registers > MAX_REGISTERS:
         return f"{registers} registers"
     if shared > SHARED_LIMIT[architecture]:
         return f"{shared} bytes of shared memory, the limit is {SHARED_LIMIT[architecture]}"
@@ -188,21 +189,21 @@ def _identity(launch: Launch) -> str:
     return f"{launch.kernel} {launch.constants} {launch.warps} {launch.stages} {kinds}"
 
 
-def table(reports: list[Report]) -> str:
-    """Plain-text table, one line for each kernel."""
-    header = ("operator", "case", "kernel", "arch", "tile", "reg", "stack", "shared", "mma", "s", "")
-    rows = [
-        (
-            r.operator, r.case, r.kernel, r.architecture, r.options, str(r.registers), str(r.stack),
-            str(r.shared), str(r.mma), f"{r.seconds:.1f}", r.failure or "ok",
-        )
-        for r in reports
-    ]  # fmt: skip
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *rows)
-    )
+COLUMNS = {
+    "operator": 16, "case": 32, "kernel": 8, "arch": 7, "tile": 18, "reg": 4, "stack": 6, "shared": 7, "mma": 4, "s": 5
+}  # fmt: skip
+
+
+def line(*cells: object) -> str:
+    """One line of the table; the last cell may be longer than any column."""
+    *fixed, last = cells
+    padded = [str(cell).ljust(width) for cell, width in zip(fixed, COLUMNS.values(), strict=True)]
+    return " ".join([*padded, str(last)])
+
+
+def described(r: Report) -> str:
+    resources = (r.registers, r.stack, r.shared, r.mma, f"{r.seconds:.1f}", r.failure or "ok")
+    return line(r.operator, r.case, r.kernel, r.architecture, r.options, *resources)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -214,9 +215,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--failures", action="store_true", help="print only what fails")
     arguments = parser.parse_args(argv)
     start = time.perf_counter()
-    reports = list(run(arguments.arch, arguments.op, arguments.quick, arguments.jobs))
+    print(line(*COLUMNS, ""), flush=True)
+    reports = []
+    for report in run(arguments.arch, arguments.op, arguments.quick, arguments.jobs):
+        reports.append(report)
+        if report.failure or not arguments.failures:
+            print(described(report), flush=True)
     failed = [report for report in reports if report.failure]
-    print(table(failed if arguments.failures else reports))
     most = max((report.registers for report in reports if report.architecture.startswith("sm_")), default=0)
     print(
         f"{len(reports)} kernels for {', '.join(arguments.arch)} in {time.perf_counter() - start:.0f} s: "

@@ -255,9 +255,9 @@ class _Problem:
         )
 
     def tile(self, kernel: Pass) -> Tile:
-        plain = self.bias is None and not self.tables
+        load = ("plain", "bias", "both")[(self.bias is not None) + bool(self.tables)]
         width = max(self.block_d, self.block_dv)
-        return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device), plain)
+        return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device), load)
 
     def programs(self, tile: Tile) -> int:
         batch, heads, queries, _ = self.q.shape
@@ -397,9 +397,10 @@ def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     usual = [
         (torch.bfloat16, 32, "axes 16³"),
         *((torch.bfloat16, 64, form) for form in ("causal gqa", "ragged mask", "bias over batch", "axes 50×84")),
-        *((torch.bfloat16, 128, form) for form in ("causal gqa", "axes 50×84")),
-        *((torch.bfloat16, 256, form) for form in ("causal gqa", "bias over batch", "axes 50×84")),
-        *((torch.float32, width, form) for width in (64, 128) for form in ("causal gqa", "bias over batch")),
+        *((torch.bfloat16, 128, form) for form in ("causal gqa", "axes 50×84", "bias axes 14×14")),
+        *((torch.bfloat16, 256, form) for form in AOT_FORMS if form not in ("plain", "ragged mask", "axes 16³")),
+        *((torch.float32, 64, form) for form in ("causal gqa", "bias over batch", "bias axes 14×14")),
+        *((torch.float32, 128, form) for form in ("causal gqa", "bias over batch", "bias axes 14×14")),
         (torch.float16, 40, "bias axes 14×14"),
     ]
     few = [(torch.bfloat16, 64, "plain"), (torch.bfloat16, 32, "axes 50×84"), (torch.float32, 64, "causal gqa")]

@@ -8,63 +8,89 @@ from attn_core.launch import OLDER, Tile, at_width, for_small_memory
 
 Pass = Literal["forward", "query", "key", "bias"]
 
-# (kernel, without bias) → width bucket → tiles for sm_80 and for sm_90 on: rows, columns, warps, stages.
-TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
-    ("forward", True): {
+Load = Literal["plain", "bias", "both"]
+
+# (kernel, what is added to the scores) → width bucket → tiles for sm_80 and for sm_90 on: rows, columns, warps, stages.
+TILES_16_BIT: dict[tuple[Pass, Load], dict[int, tuple[Tile, Tile]]] = {
+    ("forward", "plain"): {
         64: (Tile(128, 64, 4, 3), Tile(128, 64, 8, 3)),
         128: (Tile(64, 64, 8, 2), Tile(128, 64, 8, 3)),
         256: (Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
     },
-    ("forward", False): {
+    ("forward", "bias"): {
         64: (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
         128: (Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
         256: (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
     },
-    ("query", True): {
+    ("forward", "both"): {
+        128: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+        256: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+    },
+    ("query", "plain"): {
         64: (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
         128: (Tile(64, 64, 8, 2), Tile(64, 64, 4, 2)),
         256: (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     },
-    ("query", False): {
+    ("query", "bias"): {
         64: (Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
         128: (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
         256: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
-    ("key", True): {
+    ("query", "both"): {
+        64: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+        128: (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+        256: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+    },
+    ("key", "plain"): {
         64: (Tile(64, 64, 8, 2), Tile(64, 128, 8, 2)),
         128: (Tile(32, 64, 8, 2), Tile(32, 64, 8, 2)),
         256: (Tile(64, 64, 8, 2), Tile(32, 32, 4, 2)),
     },
-    ("key", False): {
+    ("key", "bias"): {
         64: (Tile(32, 64, 8, 2), Tile(64, 64, 8, 2)),
         128: (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
         256: (Tile(32, 64, 8, 2), Tile(32, 32, 8, 2)),
     },
-    ("bias", False): {
+    ("key", "both"): {
+        128: (Tile(32, 64, 8, 2), Tile(32, 64, 8, 2)),
+        256: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+    },
+    ("bias", "bias"): {
         64: (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-        256: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+        256: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 1)),
+    },
+    ("bias", "both"): {
+        128: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+        256: (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
 }
 # float32 is multiplied without tensor cores: small tiles, the same for every architecture.
-TILES_FLOAT32: dict[Pass, dict[int, Tile]] = {
-    "forward": {64: Tile(32, 32, 4, 2), 128: Tile(16, 16, 4, 1)},
-    "query": {64: Tile(32, 32, 4, 2), 128: Tile(32, 32, 8, 2)},
-    "key": {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
-    "bias": {64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 8, 1)},
+TILES_FLOAT32: dict[tuple[Pass, Load], dict[int, Tile]] = {
+    ("forward", "plain"): {64: Tile(32, 32, 4, 2), 128: Tile(16, 16, 4, 1)},
+    ("forward", "bias"): {64: Tile(32, 32, 4, 2), 128: Tile(16, 16, 4, 1)},
+    ("forward", "both"): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1)},
+    ("query", "plain"): {64: Tile(32, 32, 8, 2), 128: Tile(32, 32, 8, 2)},
+    ("query", "bias"): {64: Tile(32, 32, 8, 2), 128: Tile(32, 32, 8, 2)},
+    ("query", "both"): {64: Tile(32, 32, 8, 1), 128: Tile(32, 32, 8, 2)},
+    ("key", "plain"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
+    ("key", "bias"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
+    ("key", "both"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
+    ("bias", "bias"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 8, 1)},
+    ("bias", "both"): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 2)},
 }
 
 
-def choose_tile(kernel: Pass, width: int, dtype: torch.dtype, arch: str, plain: bool) -> Tile:
+def choose_tile(kernel: Pass, width: int, dtype: torch.dtype, arch: str, load: Load) -> Tile:
     """Tile of a kernel: every entry passes ``python -m attn_core.aot`` (no spill, shared memory within the limit).
 
     Args:
         width: the larger padded head width, 16…256.
-        plain: neither dense nor axis bias; biases live in registers and need smaller tiles.
+        load: whether dense or axis bias is added, or both; biases live in registers and need smaller tiles.
     """
     if arch == "interpreter":
         return Tile(16, 32, 4, 1)
     if dtype == torch.float32:
-        tile = at_width(TILES_FLOAT32[kernel], width)
+        tile = at_width(TILES_FLOAT32[kernel, load], width)
     else:
-        tile = at_width(TILES_16_BIT[kernel, plain], width)[0 if arch in OLDER else 1]
+        tile = at_width(TILES_16_BIT[kernel, load], width)[0 if arch in OLDER else 1]
     return for_small_memory(tile, width, dtype, arch)

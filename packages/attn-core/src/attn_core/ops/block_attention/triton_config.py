@@ -28,26 +28,25 @@ TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
     ("query", False): {
         64: (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
         128: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
-        256: (Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+        256: (Tile(32, 32, 4, 1), Tile(32, 32, 8, 2)),
     },
     ("key", True): {
         32: (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
         64: (Tile(32, 64, 4, 2), Tile(64, 64, 4, 2)),
         128: (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
-        256: (Tile(32, 64, 8, 2), Tile(32, 32, 4, 1)),
+        256: (Tile(32, 64, 8, 2), Tile(32, 32, 4, 2)),
     },
     ("key", False): {
-        64: (Tile(32, 64, 4, 2), Tile(64, 64, 4, 2)),
+        64: (Tile(32, 64, 4, 2), Tile(64, 64, 8, 2)),
         128: (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
-        256: (Tile(32, 64, 8, 2), Tile(32, 32, 4, 1)),
+        256: (Tile(32, 64, 8, 2), Tile(32, 32, 4, 2)),
     },
 }
 # float32 is multiplied without tensor cores: small tiles, the same for every architecture.
-# float32 is multiplied without tensor cores: small tiles, the same for every architecture.
 TILES_FLOAT32: dict[Pass, dict[int, Tile]] = {
-    "forward": {64: Tile(32, 32, 4, 2), 128: Tile(16, 16, 8, 1)},
+    "forward": {64: Tile(32, 16, 4, 2), 128: Tile(16, 16, 8, 1)},
     "query": {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 8, 1)},
-    "key": {64: Tile(32, 32, 8, 2), 128: Tile(32, 32, 8, 2)},
+    "key": {64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 8, 1)},
 }
 
 
@@ -69,6 +68,7 @@ def choose_tile(kernel: Pass, width: int, dtype: torch.dtype, arch: str, plain: 
     rows, columns = min(tile.rows, power_of_two(rows, 16)), min(tile.columns, power_of_two(columns, 16))
     if (rows, columns) == (tile.rows, tile.columns):
         return tile
-    # Fewer warps where there is less to share out, and then more blocks on one multiprocessor.
-    warps = rows * max(columns, width) // 1024
+    # Fewer warps where there is less to share out, and then more blocks on one multiprocessor; the key pass accumulates
+    # two products.
+    warps = rows * max(columns, width) // (512 if kernel == "key" else 1024)
     return Tile(rows, columns, max(1, min(tile.warps, warps)), tile.stages)
