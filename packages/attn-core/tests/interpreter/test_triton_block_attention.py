@@ -88,7 +88,10 @@ LARGE = [
 COVERED = {
     "windows",
     "wide value",
+    "odd width",
     "halo with axis bias",
+    "routed halo with axis bias",
+    "routed per head",
     "routed",
     "routed, one table for all images",
     "routed to most regions",

@@ -90,7 +90,7 @@ def draw_routing(
         scores: class names and probabilities, best first.
         point: fractions of height and width; the region of each stage that holds it is drawn.
     """
-    figure = Figure(figsize=(2.9 * (len(found) + 1), 3.5), layout="constrained")
+    figure = Figure(figsize=(2.9 * (len(found) + 1), 3.9))
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(found) + 1, squeeze=False)[0]
     pixels = np.asarray(image.convert("RGB"))
@@ -119,9 +119,10 @@ def draw_routing(
         left, top, width, height = routing.box(chosen)
         corner = (left * wide - 0.5, top * high - 0.5)
         axis.add_patch(Rectangle(corner, width * wide, height * high, fill=False, edgecolor="#d6336c", lw=2.5))
-        axis.set_title(f"stage {routing.stage}", fontsize=10, loc="left")
-        axis.set_xlabel(f"reads {len(table)} of {len(routing.table)} regions", fontsize=9, loc="left")
+        axis.set_title(
+            f"stage {routing.stage}: {len(table)} of {len(routing.table)} regions read", fontsize=10, loc="left"
+        )
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")

@@ -2,7 +2,7 @@
 
 Data: ``<data_root>/train/<class>/*`` and ``<data_root>/val/<class>/*``; the val folder serves as test set, and nothing
 is selected: the last averaged weights are kept. Hardware of the paper: 8 V100, batch 1,024 in all
-(``torchrun --nproc-per-node 8 --no-python vision-models train biformer_imagenet --launcher pytorch``).
+(``torchrun --nproc-per-node 8 -m vision_models train biformer_imagenet --launcher pytorch``).
 Other data: ``--set data_root=my/pictures --set classes=12``; other sizes: ``--set variant=biformer_tiny``.
 Published top-1 at 224²: tiny 81.4, small 83.8, base 84.3 %.
 Schedule: 300 epochs, AdamW 5e-4·batch/512, weight decay 0.05, 5 warm-up epochs, cosine to 1e-5, RandAugment m9, mixup
