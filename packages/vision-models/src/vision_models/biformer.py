@@ -607,7 +607,7 @@ def biformer_stl(pretrained: bool = False, **kwargs: Any) -> BiFormer:
 
 @register_model
 def biformer_stl_nchw(pretrained: bool = False, **kwargs: Any) -> BiFormer:
-    """Swin-T layout of the refactored official code: same size and published accuracy as ``biformer_stl``."""
+    """Swin-T layout of the refactored official code: 28.4 M parameters, published top-1 82.7 %."""
     return _create("biformer_stl_nchw", pretrained, **kwargs)
 
 
