@@ -38,23 +38,30 @@ def token_major(q: Tensor, batch: int, heads: int, tokens: int, width: int) -> T
 class Operator:
     """A registered pair of library operators and what ties them together."""
 
-    forward: Callable[..., tuple[Tensor, Tensor]]
+    forward: Callable[..., Any]
     backward: Callable[..., list[Tensor]]
-    reference: Callable[..., tuple[Tensor, Tensor]]
-    list_at: int  # position of the list of tables: tensors before it, scalars behind it
+    reference: Callable[..., Any]
+    outputs: int  # results that the caller sees; those behind them are kept for backward
+    keeps_outputs: bool
+    list_at: int  # position of the list of tensors, or of the first scalar: single tensors come before it
+    has_list: bool
     differentiable: tuple[int, ...]  # positions of single tensors with a gradient
-    tables_differentiable: bool
+    list_differentiable: bool
 
     def arguments(self, scalars: tuple[Any, ...], tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
-        """The library operators' arguments from flat tensors (tables last) and scalars."""
-        return (*tensors[: self.list_at], list(tensors[self.list_at :]), *scalars)
+        """The library operators' arguments from flat tensors (the list's last) and scalars."""
+        listed = (list(tensors[self.list_at :]),) if self.has_list else ()
+        return (*tensors[: self.list_at], *listed, *scalars)
 
     def slots(self, count: int) -> list[int]:
         """Positions, among ``count`` flat tensors, of those with a gradient."""
-        return [*self.differentiable, *(range(self.list_at, count) if self.tables_differentiable else ())]
+        return [*self.differentiable, *(range(self.list_at, count) if self.list_differentiable else ())]
 
     def needed(self, count: int, needs: Sequence[bool]) -> list[int]:
         return [slot for slot, need in zip(self.slots(count), needs, strict=True) if need]
+
+    def kept(self, results: Sequence[Tensor]) -> Sequence[Tensor]:
+        return results if self.keeps_outputs else results[self.outputs :]
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -63,49 +70,73 @@ OPERATORS: dict[str, Operator] = {}
 def register(
     name: str,
     *,
-    forward: Callable[..., tuple[Tensor, Tensor]],
+    forward: Callable[..., Any],
     backward: Callable[..., list[Tensor]],
-    fake_forward: Callable[..., tuple[Tensor, Tensor]],
-    reference: Callable[..., tuple[Tensor, Tensor]],
+    fake_forward: Callable[..., Any],
+    reference: Callable[..., Any],
     differentiable: Sequence[str],
-) -> Callable[..., tuple[Tensor, Tensor]]:
+    token_major_gradients: Sequence[str] = (),
+    residuals: int = 0,
+    keeps_outputs: bool = True,
+) -> Callable[..., Any]:
     """Make one differentiable callable from a forward and a backward function.
 
     Args:
-        forward: ``forward(*tensors, axis_bias, *scalars) -> (out, lse)``. Tensors come first and may be None, then one
-            list of tensors named ``axis_bias``, then Python scalars; the annotations give the schema. Every tensor has
-            a leading batch dimension of size B or 1, where B is that of the first tensor.
-        backward: ``backward(grad_out, grad_lse, out, lse, *forward's arguments, needs) -> gradients``. ``grad_lse`` is
-            None when lse was not used. ``needs`` has one flag for each of ``differentiable`` (a flag for each table of
-            the list; an absent tensor's flag is False); only needed gradients are returned, in that order.
-        fake_forward: shapes, dtypes and strides of ``forward``'s outputs.
+        forward: ``forward(*tensors, [list of tensors,] *scalars) -> results``, one tensor or a tuple. Single tensors
+            come first and may be None, then at most one list of tensors, then Python scalars; the annotations give the
+            schema. Every tensor, results too, has a leading batch dimension of size B or 1, where B is that of the
+            first tensor: parameters get a dimension of 1, and under ``vmap`` meet one value per batch entry.
+        backward: ``backward(*gradients of the outputs, *kept results, *forward's arguments, needs) -> gradients``. The
+            first output's gradient is always a tensor; another's is None where that output was not used. ``needs`` has
+            one flag for each of ``differentiable`` (a flag for each tensor of the list; an absent tensor's flag is
+            False); only needed gradients are returned, in that order.
+        fake_forward: shapes, dtypes and strides of ``forward``'s results.
         reference: same arguments and outputs as ``forward``, differentiable by autograd; used for double backward.
-        differentiable: names of the arguments with a gradient, ``"axis_bias"`` last if there is one.
+        differentiable: names of the arguments with a gradient, the list's last if it has one.
+        token_major_gradients: those of them whose gradient is laid out (B, N, H, D) in memory; others are contiguous.
+        residuals: the last results, which are kept for backward and not returned to the caller.
+        keeps_outputs: False where backward needs the residuals only; the outputs are then not passed to it.
     """
-    parameters = list(inspect.signature(forward).parameters)
-    list_at = parameters.index("axis_bias")
+    signature = inspect.signature(forward)
+    parameters = list(signature.parameters)
+    kinds = [parameter.annotation for parameter in signature.parameters.values()]
+    list_at = next(i for i, kind in enumerate(kinds) if kind not in (Tensor, Tensor | None))
+    has_list = kinds[list_at] in (Sequence[Tensor], list[Tensor])
+    single = [argument for argument in differentiable if parameters.index(argument) < list_at]
+
+    schema = torch.library.infer_schema(forward, mutates_args=())
+    inner, returned = schema[1:].split(") -> ")
+    results = returned.count("Tensor")
+    outputs = results - residuals
+    kept = results if keeps_outputs else residuals
+    leading = [f"Tensor{'?' if i else ''} grad_{i}" for i in range(outputs)] + [f"Tensor kept_{i}" for i in range(kept)]
 
     def fake_backward(*args: Any) -> list[Tensor]:
         *_, needs = args
-        forward_args = args[4:-1]
-        flat = [*forward_args[:list_at], *forward_args[list_at]]
-        return [empty_gradient(flat[slot], slot < 3) for slot in OPERATORS[name].needed(len(flat), needs)]
+        arguments = args[outputs + kept : -1]
+        flat = [*arguments[:list_at], *(arguments[list_at] if has_list else ())]
+        slots = OPERATORS[name].needed(len(flat), needs)
+        return [empty_gradient(flat[i], i < list_at and parameters[i] in token_major_gradients) for i in slots]
 
-    schema = torch.library.infer_schema(forward, mutates_args=())
-    inner = schema[1 : schema.index(")")]
-    backward_schema = f"(Tensor grad_out, Tensor? grad_lse, Tensor out, Tensor lse, {inner}, bool[] needs) -> Tensor[]"
     OPERATORS[name] = Operator(
         forward=_define(f"{name}_forward", schema, forward, fake_forward),
-        backward=_define(f"{name}_backward", backward_schema, backward, fake_backward),
+        backward=_define(
+            f"{name}_backward", f"({', '.join(leading)}, {inner}, bool[] needs) -> Tensor[]", backward, fake_backward
+        ),
         reference=reference,
+        outputs=outputs,
+        keeps_outputs=keeps_outputs,
         list_at=list_at,
-        differentiable=tuple(parameters.index(argument) for argument in differentiable if argument != "axis_bias"),
-        tables_differentiable="axis_bias" in differentiable,
+        has_list=has_list,
+        differentiable=tuple(parameters.index(argument) for argument in single),
+        list_differentiable=len(single) < len(differentiable),
     )
 
-    def call(*args: Any) -> tuple[Tensor, Tensor]:
+    def call(*args: Any) -> Any:
         args = _distinct(args) if torch.compiler.is_compiling() else args
-        return Forward.apply(name, tuple(args[list_at + 1 :]), *args[:list_at], *args[list_at])
+        listed = args[list_at] if has_list else ()
+        results = Forward.apply(name, tuple(args[list_at + has_list :]), *args[:list_at], *listed)
+        return results[0] if outputs == 1 else results[:outputs]
 
     return call
 
@@ -138,109 +169,134 @@ def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 class Forward(torch.autograd.Function):
     @staticmethod
-    def forward(name: str, scalars: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(name: str, scalars: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         operator = OPERATORS[name]
-        return operator.forward(*operator.arguments(scalars, tensors))
+        return as_tuple(operator.forward(*operator.arguments(scalars, tensors)))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.name, ctx.scalars, *tensors = inputs
+        operator = OPERATORS[ctx.name]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output, *tensors)
+        if len(output) > operator.outputs:
+            ctx.mark_non_differentiable(*output[operator.outputs :])
+        kept = operator.kept(output)
+        ctx.kept = len(kept)
+        ctx.empty_out = None if operator.keeps_outputs else (output[0].shape, output[0].dtype, output[0].device)
+        ctx.save_for_backward(*kept, *tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        out, lse, *tensors = ctx.saved_tensors
-        slots = OPERATORS[ctx.name].slots(len(tensors))
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        operator = OPERATORS[ctx.name]
+        saved = ctx.saved_tensors
+        kept, tensors = saved[: ctx.kept], saved[ctx.kept :]
+        slots = operator.slots(len(tensors))
         needs = tuple(ctx.needs_input_grad[2 + slot] for slot in slots)
-        if grad_out is None:
-            if grad_lse is None:
-                return (None,) * (2 + len(tensors))
-            grad_out = torch.zeros_like(out)
-        grads = list(Backward.apply(ctx.name, ctx.scalars, needs, grad_out, grad_lse, out, lse, *tensors))
+        incoming = list(grads[: operator.outputs])
+        if all(grad is None for grad in incoming):
+            return (None,) * (2 + len(tensors))
+        if incoming[0] is None:
+            if ctx.empty_out is None:
+                incoming[0] = torch.zeros_like(kept[0])
+            else:
+                shape, dtype, device = ctx.empty_out
+                incoming[0] = torch.zeros(shape, dtype=dtype, device=device)
+        results = list(Backward.apply(ctx.name, ctx.scalars, needs, ctx.kept, *incoming, *kept, *tensors))
         flat: list[Tensor | None] = [None] * len(tensors)
         for slot, need in zip(slots, needs, strict=True):
             if need:
-                flat[slot] = grads.pop(0)
+                flat[slot] = results.pop(0)
         return None, None, *flat
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[Any, ...], name: str, scalars: tuple[Any, ...], *tensors: Tensor | None
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         count, batch = info.batch_size, _batch_size(tensors[0], in_dims[2])
         flat = [_fold(t, dim, count, batch, expand=False) for t, dim in zip(tensors, in_dims[2:], strict=True)]
-        out, lse = Forward.apply(name, scalars, *flat)
-        return (out.unflatten(0, (count, batch)), lse.unflatten(0, (count, batch))), (0, 0)
+        if flat[0] is not None and flat[0].shape[0] != count * batch:  # the first tensor says how many there are
+            flat[0] = flat[0].expand(count * batch, *flat[0].shape[1:])
+        results = Forward.apply(name, scalars, *flat)
+        return tuple(result.unflatten(0, (count, batch)) for result in results), (0,) * len(results)
 
 
 class Backward(torch.autograd.Function):
     @staticmethod
     def forward(
-        name: str,
-        scalars: tuple[Any, ...],
-        needs: tuple[bool, ...],
-        grad_out: Tensor,
-        grad_lse: Tensor | None,
-        out: Tensor,
-        lse: Tensor,
-        *tensors: Tensor | None,
+        name: str, scalars: tuple[Any, ...], needs: tuple[bool, ...], kept: int, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         operator = OPERATORS[name]
-        arguments = operator.arguments(scalars, tensors)
-        return tuple(operator.backward(grad_out, grad_lse, out, lse, *arguments, list(needs)))
+        leading = operator.outputs + kept
+        arguments = operator.arguments(scalars, tensors[leading:])
+        return tuple(operator.backward(*tensors[:leading], *arguments, list(needs)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.name, ctx.scalars, ctx.needs, grad_out, grad_lse, _, _, *tensors = inputs
-        ctx.save_for_backward(grad_out, grad_lse, *tensors)
+        ctx.name, ctx.scalars, ctx.needs, ctx.kept, *tensors = inputs
+        outputs = OPERATORS[ctx.name].outputs
+        ctx.save_for_backward(*tensors[:outputs], *tensors[outputs + ctx.kept :])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         operator = OPERATORS[ctx.name]
-        grad_out, grad_lse, *tensors = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        incoming, tensors = saved[: operator.outputs], saved[operator.outputs :]
         slots = operator.needed(len(tensors), ctx.needs)
+        used = [i for i, grad in enumerate(incoming) if grad is not None]
 
-        def outputs(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        def outputs(*inputs: Tensor) -> tuple[Tensor, ...]:
             flat = list(tensors)
             for slot, value in zip(slots, inputs, strict=True):
                 flat[slot] = value
-            return operator.reference(*operator.arguments(ctx.scalars, flat))
+            results = as_tuple(operator.reference(*operator.arguments(ctx.scalars, flat)))
+            return tuple(results[i] for i in used)
 
         def gradients(incoming: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            (_, lse), pull = torch.func.vjp(outputs, *inputs)
-            return pull((incoming[0], incoming[1] if len(incoming) == 2 else torch.zeros_like(lse)))
+            _, pull = torch.func.vjp(outputs, *inputs)
+            return pull(incoming)
 
-        incoming = (grad_out,) if grad_lse is None else (grad_out, grad_lse)
-        _, pull = torch.func.vjp(gradients, incoming, tuple(tensors[slot] for slot in slots))
+        _, pull = torch.func.vjp(gradients, tuple(incoming[i] for i in used), tuple(tensors[slot] for slot in slots))
         d_incoming, d_inputs = pull(tuple(grads))
+        first: list[Tensor | None] = [None] * operator.outputs
+        for i, value in zip(used, d_incoming, strict=True):
+            first[i] = value
         flat: list[Tensor | None] = [None] * len(tensors)
         for slot, value in zip(slots, d_inputs, strict=True):
             flat[slot] = value
-        d_lse = None if grad_lse is None else d_incoming[1]
-        # out and lse are functions of the inputs: the recomputation accounts for them, so they get nothing.
-        return None, None, None, d_incoming[0], d_lse, None, None, *flat
+        # Kept results are functions of the inputs: the recomputation accounts for them, so they get nothing.
+        return None, None, None, None, *first, *(None,) * ctx.kept, *flat
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], name: str, scalars: tuple[Any, ...], needs: tuple[bool, ...], *args: Any
+        info: Any,
+        in_dims: tuple[Any, ...],
+        name: str,
+        scalars: tuple[Any, ...],
+        needs: tuple[bool, ...],
+        kept: int,
+        *args: Any,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        dims = in_dims[3:]
-        count, batch = info.batch_size, _batch_size(args[4], dims[4])
+        dims = in_dims[4:]
+        leading = OPERATORS[name].outputs + kept
+        count, batch = info.batch_size, _batch_size(args[leading], dims[leading])
         flat = [_fold(t, dim, count, batch, expand=True) for t, dim in zip(args, dims, strict=True)]
-        grads = Backward.apply(name, scalars, needs, *flat)
+        grads = Backward.apply(name, scalars, needs, kept, *flat)
         unfolded = []
-        for slot, grad in zip(OPERATORS[name].needed(len(args) - 4, needs), grads, strict=True):
+        for slot, grad in zip(OPERATORS[name].needed(len(args) - leading, needs), grads, strict=True):
             grad = grad.unflatten(0, (count, batch))
-            if _batch_size(args[4 + slot], dims[4 + slot]) == 1 and batch != 1:
+            if _batch_size(args[leading + slot], dims[leading + slot]) == 1 and batch != 1:
                 grad = grad.sum(1, keepdim=True)
             unfolded.append(grad)
         return tuple(unfolded), (0,) * len(unfolded)
 
 
-def empty_gradient(tensor: Tensor, per_token: bool) -> Tensor:
-    """Uninitialized gradient of an operand: token-major for q, k and v (``per_token``), contiguous for the rest."""
-    if per_token:
+def as_tuple(results: Any) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else tuple(results)
+
+
+def empty_gradient(tensor: Tensor, token_major_memory: bool) -> Tensor:
+    """Uninitialized gradient of an operand: (B, N, H, D) in memory, as q, k and v have it, or contiguous."""
+    if token_major_memory:
         batch, heads, tokens, width = tensor.shape
         return token_major(tensor, batch, heads, tokens, width)
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)

@@ -208,6 +208,13 @@ class RoutedAttention(nn.Module):
         self.kv_pool = _key_pooling(kv_downsample_mode, kv_per_win, kv_downsample_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
+        out, v = self._attend(x)
+        if self.lepe is not None:
+            out = out + self.lepe(v)[:, : x.shape[1], : x.shape[2]]
+        return self.output_linear(out)
+
+    def _attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention of the map, and the values for LePE; queries and keys are free again on return."""
         height, width = x.shape[1], x.shape[2]
         qkv, region, table, weight = self.route(x)
 
@@ -224,10 +231,10 @@ class RoutedAttention(nn.Module):
         out = routed_attention(
             q, keys, values, table, weight, region, self.kv_pool is not None, self.num_heads, self.scale
         )
-        out = out[:, :height, :width]
-        if self.lepe is not None:
-            out = out + self.lepe(v[:, : qkv.shape[1], : qkv.shape[2]])[:, :height, :width]
-        return self.output_linear(out)
+        v = v[:, : qkv.shape[1], : qkv.shape[2]]
+        if not torch.is_grad_enabled():
+            v = v.contiguous()  # the convolution would copy it anyway, and the view would keep queries and keys
+        return out[:, :height, :width], v
 
     def route(self, x: Tensor) -> tuple[Tensor, tuple[int, int], Tensor, Tensor]:
         """The projected map and where its regions look: qkv, tokens per region, table and weights (B, 1, R, K).

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_models.biformer import BiFormer, FullAttention, Mlp
+from vision_models.biformer import BiFormer, FullAttention, Mlp, Stage
 from vision_models.bilevel_routing import RoutedAttention
 from vision_models.torchscript import Linear
 
@@ -33,7 +33,25 @@ def gathered(model: BiFormer) -> BiFormer:
             module.__class__ = PlainMlp
         elif isinstance(module, Linear):
             module.__class__ = nn.Linear
+        elif isinstance(module, Stage):
+            module.__class__ = PlainStage
+        elif isinstance(module, BiFormer):
+            module.__class__ = GatheredBiFormer
     return peer
+
+
+class GatheredBiFormer(BiFormer):
+    """The image stays in the memory order it came in, as in the official code."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.norm(self.stages(self.stem(x)))
+
+
+class PlainStage(Stage):
+    """Permuted views instead of a copy in channels-last order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.downsample(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class GatheredRouting(RoutedAttention):

@@ -405,4 +405,5 @@ _call = register(
     fake_forward=fake_forward,
     reference=reference_forward,
     differentiable=("q", "k", "v", "bias", "axis_bias"),
+    token_major_gradients=("q", "k", "v"),
 )

@@ -362,6 +362,7 @@ _attention = register(
     fake_forward=fake_forward,
     reference=_reference,
     differentiable=("q", "k", "v", "bias", "axis_bias"),
+    token_major_gradients=("q", "k", "v"),
 )
 
 

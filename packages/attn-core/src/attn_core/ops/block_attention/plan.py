@@ -1,5 +1,6 @@
 """Block lists and tables brought to one form, cut into chunks, and the rows of tensors that a chunk reads."""
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ from torch import Tensor
 
 # Elements of gathered queries, keys, values and scores held at a time: 2²¹ float32 are 8 MiB, a last-level cache.
 CHUNK_ELEMENTS = 2**21
+# Backward takes longer key lists in spans: what it gathers must not grow with the width of the table.
+SPAN_ELEMENTS = 2**18
 
 
 class Plan(NamedTuple):
@@ -31,6 +34,7 @@ class Chunk(NamedTuple):
     kv_rows: Tensor  # (c·K·J,)
     first: int  # number of the chunk's first block among all G·R
     blocks: slice  # the chunk's blocks within their groups
+    slots: slice  # the columns of the table
 
 
 def make_plan(
@@ -68,7 +72,8 @@ def make_plan(
     )
 
 
-def chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> Iterator[Chunk]:
+def chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor, *, split_keys: bool = False) -> Iterator[Chunk]:
+    """Spans of blocks whose gathered rows and scores fit the cache; with ``split_keys`` also spans of their keys."""
     R, I = plan.q_index.shape[1:]
     J, K = plan.kv_index.shape[2], plan.table.shape[2]
     heads = 1 if plan.per_head else q.shape[1]
@@ -82,7 +87,9 @@ def chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> Iterator[Chunk]:
         spans = [(g, min(g + step, plan.groups), 0, R) for g in range(0, plan.groups, step)]
     else:
         spans = [(g, g + 1, r, min(r + count, R)) for g in range(plan.groups) for r in range(0, R, count)]
-    for g0, g1, r0, r1 in spans:
+    width = max(1, SPAN_ELEMENTS // (heads * J * widths)) if split_keys else K
+    for (g0, g1, r0, r1), s0 in itertools.product(spans, range(0, K, width)):
+        slots = slice(s0, min(s0 + width, K))
         groups = torch.arange(g0, g1, device=q.device)
 
         def part(index: Tensor, g0: int = g0, g1: int = g1, r0: int = r0, r1: int = r1) -> Tensor:
@@ -90,7 +97,7 @@ def chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> Iterator[Chunk]:
             return index[:, r0:r1].flatten(0, 1)
 
         groups = groups.repeat_interleave(r1 - r0)
-        tokens, listed = part(plan.q_index), part(plan.table)
+        tokens, listed = part(plan.q_index), part(plan.table)[:, slots]
         blocks = listed.clamp(min=0) if plan.kv_holes else listed
         if plan.kv_index.shape[0] == 1:
             keys = plan.kv_index[0].index_select(0, blocks.flatten()).view(*blocks.shape, J)
@@ -103,7 +110,7 @@ def chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> Iterator[Chunk]:
         kv_at = keys.clamp(min=0) if plan.kv_holes else keys
         q_rows = (q_at + groups[:, None] * q.shape[2]).flatten()
         kv_rows = (kv_at + plan.k_base[groups][:, None]).flatten()
-        yield Chunk(groups, tokens, keys, q_rows, kv_rows, g0 * R + r0, slice(r0, r1))
+        yield Chunk(groups, tokens, keys, q_rows, kv_rows, g0 * R + r0, slice(r0, r1), slots)
 
 
 def rows_of(x: Tensor, per_head: bool) -> Tensor:
@@ -162,12 +169,12 @@ def gather(
 
 
 def weight_rows(target: Tensor, plan: Plan, chunk: Chunk, like: Tensor, add: Tensor | None = None) -> Tensor:
-    """The chunk's rows (c, K) of a (b, h, R, K) tensor; ``add`` is accumulated into them."""
+    """The chunk's rows and slots (c, K) of a (b, h, R, K) tensor; ``add`` is accumulated into them."""
     batch, heads, R, _ = like.shape
     index = _table_base(plan, chunk, batch, heads, like) * R
     blocks = torch.arange(chunk.blocks.start, chunk.blocks.stop, device=like.device)
     index = index + blocks.repeat(len(chunk.groups) // len(blocks))
-    rows = target.flatten(0, 2)
+    rows = target.flatten(0, 2)[:, chunk.slots]
     if add is not None:
         rows.index_add_(0, index, add.to(rows.dtype))
     return rows[index]

@@ -164,7 +164,7 @@ def backward(
     dW = None if kv_weight is None else kv_weight.new_zeros(kv_weight.shape, dtype=L.dtype)
     dT = [torch.zeros_like(t, dtype=L.dtype) for t in axis_bias]
     I = plan.q_index.shape[2]
-    for chunk in chunks(plan, q, k, v):
+    for chunk in chunks(plan, q, k, v, split_keys=True):
         qc, kc, vc, weight = gather(plan, chunk, Q, K, V, kv_weight)
         bias, tables, fixed = _score_terms(plan, chunk, q, k, axis_bias, q_pos, k_pos, causal, self_logit)
         if per_row:
@@ -185,7 +185,7 @@ def backward(
         if weight is not None:
             assert dW is not None
             assert kv_weight is not None
-            slots = plan.table.shape[2]
+            slots = chunk.slots.stop - chunk.slots.start
             plain_k, plain_v = (take(x, chunk.kv_rows, chunk.keys.shape[1], None) for x in (K, V))
             per_slot = [
                 (grad.to(L.dtype) * plain.to(L.dtype)).unflatten(2, (slots, -1)).sum((1, 3, 4))
@@ -236,7 +236,7 @@ def _score_terms(
         bias = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -math.inf)[:, None]
     tables = []
     if axis_bias:
-        slots = plan.table.shape[2]
+        slots = chunk.slots.stop - chunk.slots.start
         c, I = chunk.tokens.shape
         if slots > 1:
             tables.append(q.new_zeros(c, 1, I, slots))
@@ -337,4 +337,5 @@ _call = register(
     fake_forward=fake_forward,
     reference=reference_forward,
     differentiable=("q", "k", "v", "kv_weight", "axis_bias"),
+    token_major_gradients=("q", "k", "v"),
 )

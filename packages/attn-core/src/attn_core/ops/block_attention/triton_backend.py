@@ -504,6 +504,7 @@ _block_attention = register(
     fake_forward=fake_forward,
     reference=_reference,
     differentiable=("q", "k", "v", "kv_weight", "axis_bias"),
+    token_major_gradients=("q", "k", "v"),
 )
 
 
