@@ -17,22 +17,7 @@ CASES = every_case()
 OPERATORS = sorted({case.operator.__name__ for case in CASES})
 FIRST = {name: next(case for case in CASES if case.operator.__name__ == name) for name in OPERATORS}
 NONEMPTY = [case for case in CASES if all(t.numel() for t in leaves(*case.inputs(torch.float64)))]
-# one case for each kind of argument: second derivatives and tracing are slow
-VARIED = [
-    case
-    for case in NONEMPTY
-    if case.name
-    in {
-        "plain",
-        "everything",
-        "causal lower right, more queries",
-        "halo with axis bias",
-        "soft routing",
-        "everything per head",
-        "clusters with holes",
-        "gelu",
-    }
-]
+VARIED = [case for case in NONEMPTY if case.varied]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 

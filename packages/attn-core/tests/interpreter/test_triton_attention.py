@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attn_core import attention
-from attn_core.testing import Case, assert_matches_reference, attention_cases, gradients, leaves, run
+from attn_core.testing import Case, assert_matches_reference, cases_of, gradients, leaves, run
 
 
 def guarded(x: Tensor) -> Tensor:
@@ -57,13 +57,13 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize("case", [*attention_cases(), *LARGE], ids=str)
+@pytest.mark.parametrize("case", [*cases_of("attention"), *LARGE], ids=str)
 def test_float32_equals_float64_reference(case: Case) -> None:
     assert_matches_reference(case, torch.float32, "triton")
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in attention_cases() if c.name in ("plain", "everything")] + LARGE[5:6], ids=str
+    "case", [c for c in cases_of("attention") if c.name in ("plain", "everything")] + LARGE[5:6], ids=str
 )
 def test_float16_equals_float64_reference(case: Case) -> None:
     assert_matches_reference(case, torch.float16, "triton")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attn_core import block_attention, halo_index, window_index
-from attn_core.testing import Case, assert_matches_reference, block_attention_cases, gradients, leaves, run
+from attn_core.testing import Case, assert_matches_reference, cases_of, gradients, leaves, run
 
 
 def guarded(x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ COVERED = {
     "causal",
     "self logit",
 }
-CASES = [*(case for case in block_attention_cases() if case.name not in COVERED), *LARGE]
+CASES = [*(case for case in cases_of("block_attention") if case.name not in COVERED), *LARGE]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attn_core import attention
-from attn_core.testing import TOLERANCE, attention_cases, relative_error
+from attn_core.testing import TOLERANCE, cases_of, relative_error
 
 
 def by_loops(
@@ -55,7 +55,7 @@ def by_loops(
     return out, lse
 
 
-@pytest.mark.parametrize("case", attention_cases(), ids=str)
+@pytest.mark.parametrize("case", cases_of("attention"), ids=str)
 def test_reference_equals_the_equation_by_loops(case: object) -> None:
     args, kwargs = case.inputs(torch.float64)  # pyright: ignore[reportAttributeAccessIssue]
     with torch.no_grad():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attn_core import attention, block_attention, halo_index, topk_route, window_index
-from attn_core.testing import TOLERANCE, Case, block_attention_cases, relative_error
+from attn_core.testing import TOLERANCE, Case, cases_of, relative_error
 
 
 def by_loops(
@@ -74,7 +74,7 @@ def by_loops(
     return out, lse
 
 
-@pytest.mark.parametrize("case", block_attention_cases(), ids=str)
+@pytest.mark.parametrize("case", cases_of("block_attention"), ids=str)
 def test_reference_equals_the_equation_by_loops(case: Case) -> None:
     args, kwargs = case.inputs(torch.float64)
     with torch.no_grad():

@@ -84,7 +84,7 @@ class Digits(Dataset[dict[str, Any]]):
     def _warped(self, images: Tensor) -> Tensor:
         """Sample (B, 1, size, size) at randomly displaced positions; outside is background.
 
-        They are enlarged before: warping 8×8 pixels would let strokes fade at the border as they never do in evaluation.
+        They are enlarged before: warping 8×8 pixels would fade strokes at the border as never happens in evaluation.
         """
         count = len(images)
         grid = F.affine_grid(self._random_maps(count), list(images.shape), align_corners=False)

@@ -1,0 +1,33 @@
+"""What a test of an operator needs: the tolerance table, the comparison, and seeded cases of every operator.
+
+Public, so that packages built on attn-core judge their own operators by the same table.
+"""
+
+from .cases import cases_of, every_case
+from .harness import (
+    TOLERANCE,
+    Case,
+    assert_matches_reference,
+    gradients,
+    leaves,
+    peak_memory,
+    poisoned_memory,
+    relative_error,
+    run,
+    tensor,
+)
+
+__all__ = [
+    "TOLERANCE",
+    "Case",
+    "assert_matches_reference",
+    "cases_of",
+    "every_case",
+    "gradients",
+    "leaves",
+    "peak_memory",
+    "poisoned_memory",
+    "relative_error",
+    "run",
+    "tensor",
+]

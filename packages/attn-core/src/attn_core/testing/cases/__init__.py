@@ -1,0 +1,16 @@
+"""Seeded cases, one module for each operator with a function ``cases() -> list[Case]``."""
+
+from attn_core.testing.harness import Case
+
+from . import attention, block_attention, linear
+
+MODULES = (attention, block_attention, linear)
+
+
+def every_case() -> list[Case]:
+    """The cases of all operators; the contract tests run over them."""
+    return [case for module in MODULES for case in module.cases()]
+
+
+def cases_of(operator: str) -> list[Case]:
+    return [case for case in every_case() if case.operator.__name__ == operator]
