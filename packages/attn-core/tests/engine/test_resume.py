@@ -82,13 +82,10 @@ def test_a_signal_saves_at_the_step_boundary_and_exits_with_its_code(command, tm
         assert _final(tmp_path / "run") == _final(tmp_path / "whole")
 
 
-def test_mmengines_moving_average_resumes_exactly_too(command, tmp_path):
-    hook = ("--set", "custom_hooks.0.type=mmengine.hooks.EMAHook", "--set", "epochs=2")
-    assert command("train", "--out", "whole", *hook)[0] == 0
-    assert command("train", "--out", "killed", *hook, SIGNAL_AT_FORWARD="SIGKILL:13")[0] == -signal.SIGKILL
-    code, text = command("train", "--out", "killed", "--resume")
-    assert code == 0, text
-    assert _final(tmp_path / "killed") == _final(tmp_path / "whole")
+def test_mmengines_moving_average_is_refused(command, tmp_path):
+    code, text = command("train", "--out", "run", "--set", "custom_hooks.0.type=mmengine.hooks.EMAHook")
+    assert code == 2
+    assert "custom_hooks: mmengine's EMAHook is not supported; use attn_core.engine.EMAHook" in text
 
 
 def test_two_runs_with_one_seed_are_equal_in_every_bit_and_another_seed_is_not(command, tmp_path):

@@ -189,10 +189,10 @@ class Runner(_Runner):
 
     def train(self) -> nn.Module:
         """Train from the start or from the newest intact checkpoint."""
-        if self.distributed and self.strategy.get("type") == "fsdp2":
-            for hook in self.hooks:
-                if isinstance(hook, MMEngineEMAHook):
-                    raise ConfigError("custom_hooks: mmengine's EMAHook cannot copy shards; use attn_core.engine's")
+        for hook in self.hooks:
+            if isinstance(hook, MMEngineEMAHook):
+                # It tests the last parameters when the selected weights were loaded, and cannot copy shards.
+                raise ConfigError("custom_hooks: mmengine's EMAHook is not supported; use attn_core.engine.EMAHook")
         self.is_training = True
         try:
             return super().train()
@@ -270,7 +270,6 @@ class Runner(_Runner):
                 f"resume: {checkpoint.name} was written with {content['batches_per_epoch']} batches per epoch, this "
                 f"recipe gives {batches}; use the data and the batch size of the run, or start another"
             )
-        self._resume = True  # tells mmengine's EMAHook that its own state is in the checkpoint
         self.call_hook("after_load_checkpoint", checkpoint=content)
         load_weights(self.bare_model, content["state_dict"], str(checkpoint.weights_path))
         if content["seed"] != self.seed:

@@ -2,11 +2,10 @@
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.hooks import EMAHook
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from attn_core.engine import Accuracy, ClassificationTask
+from attn_core.engine import Accuracy, ClassificationTask, EMAHook
 from vision_models.biformer import BiFormer
 from vision_models.data import Digits
 
