@@ -293,9 +293,7 @@ class Runner(_Runner):
             path = best_or_newest(path).weights_path
         content = {"state_dict": read_weights(path)}
         check_weights(self.bare_model, content["state_dict"], str(path))
-        resume, self._resume = self._resume, False  # the moving average starts from these weights, too
-        self.call_hook("after_load_checkpoint", checkpoint=content)
-        self._resume = resume
+        self.call_hook("after_load_checkpoint", checkpoint=content)  # the moving average starts from them, too
         load_weights(self.bare_model, content["state_dict"], str(path))
         self._has_loaded = True
         return path
