@@ -10,6 +10,7 @@ import torch
 from attn_core import ops
 from attn_core.bench import __main__ as program
 from attn_core.bench.measure import measure, wrong
+from attn_core.bench.regression import regressions
 from attn_core.testing import TOLERANCE
 
 ENVIRONMENT = {"torch", "triton", "driver", "gpu", "cpu", "commit", "dirty", "date", "threads"}
@@ -71,3 +72,25 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
     with pytest.raises(SystemExit, match="2"):
         program.main(["--op", "linear", "--device", "cpu", "--quick", "--plot", "x.png"])
     assert "pip install 'attn-core[bench]'" in capsys.readouterr().err
+
+
+def _row(provider: str, ms: float, spread: float = 0.02) -> dict[str, object]:
+    place = {"op": "linear", "case": "a", "dtype": "float32", "pass": "forward"}
+    return {**place, "provider": provider, "ms": ms, "p20": ms * (1 - spread), "p80": ms * (1 + spread)}
+
+
+def test_a_grown_ratio_to_the_same_peer_is_a_regression_on_any_machine() -> None:
+    base = [_row("torch", 1.0), _row("sdpa", 2.0)]
+    slow_machine = [_row("torch", 10.0), _row("sdpa", 20.0)]
+    assert regressions(slow_machine, base) == []
+    slower = [_row("torch", 13.0), _row("sdpa", 20.0)]
+    assert regressions(slower, base) == ["a, float32, forward, torch: 0.65 × sdpa, was 0.50"]
+    assert regressions([_row("torch", 13.0, spread=0.3), _row("sdpa", 20.0)], base) == []  # within the noise
+    assert regressions(slower, [_row("torch", 1.0)]) == []  # nothing to compare with
+
+
+def test_a_base_without_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "base.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        program.main(["--op", "linear", "--quick", "--base", str(tmp_path / "base.json")])
+    assert "base.json holds no results" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """``python -m attn_core.bench``: time, memory and error of an operator beside its peers.
 
-Exit code 1 if one of our backends is less exact than the tolerance table allows.
+Exit code 1 if one of our backends is less exact than the tolerance table allows, or slower than in stored results.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from .case import BenchCase, UnavailableError
 from .environment import environment
 from .measure import Row, drawn, measure, wrong
 from .plot import plot
+from .regression import regressions
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
@@ -52,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="measuring time per function on a CPU (default 0.5)")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile: does everything work?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    parser.add_argument(
+        "--base", type=Path, metavar="FILE", help="stored rows: fail where a ratio to a peer grew"
+    )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the length sweep (needs matplotlib)")
     parser.add_argument("--list", action="store_true", help="list cases and providers, run nothing")
     arguments = parser.parse_args(argv)
@@ -59,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--threads and --seconds must be positive")
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'attn-core[bench]'")
+    base = _stored(arguments.base, parser) if arguments.base else []
     device = arguments.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU")
@@ -96,8 +101,18 @@ def main(argv: list[str] | None = None) -> int:
     failed = [row for row in rows if wrong(row)]
     for row in failed:
         print(f"{row['case']}, {row['pass']}, {row['provider']}: error {row['err_vs_f64']:.1e}", file=sys.stderr)
+    slower = regressions(rows, base)
+    for text in slower:
+        print(f"slower than in {arguments.base}: {text}", file=sys.stderr)
     print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s, {len(failed)} less exact than allowed")
-    return 1 if failed else 0
+    return 1 if failed or slower else 0
+
+
+def _stored(path: Path, parser: argparse.ArgumentParser) -> list[Row]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"--base: {path} holds no results: {error}")
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
