@@ -3,14 +3,22 @@
 from .dispatch import explain, use_backend
 from .ops.attention import attention
 from .ops.block_attention import block_attention, halo_index, topk_route, window_index
+from .ops.channel_attention import channel_attention
+from .ops.group_attention import group_attention
 from .ops.linear import linear
+from .ops.linear_attention import linear_attention
+from .ops.neighborhood_attention import neighborhood_attention
 
 __all__ = [
     "attention",
     "block_attention",
+    "channel_attention",
     "explain",
+    "group_attention",
     "halo_index",
     "linear",
+    "linear_attention",
+    "neighborhood_attention",
     "topk_route",
     "use_backend",
     "window_index",

@@ -2,9 +2,25 @@
 
 from attn_core.testing.harness import Case
 
-from . import attention, block_attention, linear
+from . import (
+    attention,
+    block_attention,
+    channel_attention,
+    group_attention,
+    linear,
+    linear_attention,
+    neighborhood_attention,
+)
 
-MODULES = (attention, block_attention, linear)
+MODULES = (
+    attention,
+    block_attention,
+    channel_attention,
+    group_attention,
+    linear,
+    linear_attention,
+    neighborhood_attention,
+)
 
 
 def every_case() -> list[Case]:
