@@ -143,9 +143,15 @@ def register(
 
 def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     _library.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+
+    def run(*args: Any) -> Any:
+        # The library operator itself has no gradient: autograd sees the Function around it alone. Autocast has chosen
+        # the dtype of the data already, and would round what is float32 on purpose.
+        with torch.no_grad(), torch._C._DisableAutocast():  # pyright: ignore[reportAttributeAccessIssue]
+            return function(*args)
+
     for key in DEVICE_KEYS:
-        # The library operator itself has no gradient: autograd sees the Function around it alone.
-        _library.impl(name, torch.no_grad()(function), key)
+        _library.impl(name, run, key)
     torch.library.register_fake(f"attn_core::{name}", fake, lib=_library)
     return getattr(torch.ops.attn_core, name).default
 

@@ -1,0 +1,336 @@
+"""Chunked linear attention: products inside chunks, one D×Dv state between them.
+
+One primitive, :func:`weighted_products`, gives the output and all three gradients, because with W_ij = λ^|i−j| ::
+
+    O = (QKᵀ∘W)V      dQ = (dO Vᵀ∘W)K      dV = (KQᵀ∘Wᵀ)dO      dK = (V dOᵀ∘Wᵀ)Q
+
+and the transpose of a causal W walks the sequence backwards. Only powers of λ with exponents ≥ 0 are formed.
+
+Memory beyond the results: a chunk's scores and a few states D×Dv; the states of all chunks if ``log_decay`` has a
+gradient; the normalized form holds its output once more in float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attn_core.registration import empty_gradient, register, token_major
+
+from . import reference
+from .normalization import normalized_gradient, with_ones
+
+CHUNK = 64
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    initial_state: Tensor | None,
+    causal: bool,
+    scale: float,
+    normalize: bool,
+    eps: float,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, final state, and the denominators (without rows unless ``normalize``)."""
+    out, state, denominator = fake_forward(q, k, v, log_decay, initial_state, causal, scale, normalize, eps, chunk_size)
+    values, raw = v, out
+    if normalize:
+        values = with_ones(v)
+        raw = torch.empty(*out.shape[:-1], v.shape[-1] + 1, dtype=state.dtype, device=q.device)
+    products = weighted_products(
+        q, k, values, raw, log_decay, causal, chunk_size, start=initial_state, out_scale=scale, dtype=state.dtype
+    )
+    if normalize:
+        torch.add(raw[..., -1], eps, out=denominator)
+        torch.div(raw[..., :-1], denominator.unsqueeze(-1), out=raw[..., :-1])
+        out.copy_(raw[..., :-1])
+    return out, state.copy_(products.state[..., : v.shape[-1]]), denominator
+
+
+def backward(
+    grad_out: Tensor,
+    grad_state: Tensor | None,
+    out: Tensor,
+    state: Tensor,
+    denominator: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    initial_state: Tensor | None,
+    causal: bool,
+    scale: float,
+    normalize: bool,
+    eps: float,
+    chunk_size: int,
+    needs: list[bool],
+) -> list[Tensor]:
+    need_q, need_k, need_v, need_decay, need_initial = needs
+    dq, dk, dv = (empty_gradient(x, True) for x in (q, k, v))
+    values, d_values = v, dv
+    if normalize:
+        grad_out, values = normalized_gradient(grad_out, out, denominator), with_ones(v)
+        d_values = torch.empty_like(values)
+        if grad_state is not None:
+            grad_state = torch.nn.functional.pad(grad_state, (0, 1))
+    rest = (log_decay, causal, chunk_size)
+    first = None if initial_state is None else initial_state.transpose(-2, -1)
+    last = None if grad_state is None else grad_state.transpose(-2, -1)
+    dtype = state.dtype
+    d_decay = d_initial = None
+    by_query = by_key = None
+    if need_q or need_decay:
+        by_query = weighted_products(
+            grad_out,
+            values,
+            k,
+            dq,
+            *rest,
+            start=first,
+            out_scale=scale,
+            dtype=dtype,
+            moment_of=q if need_decay else None,
+        )
+    if need_k or need_decay:
+        by_key = weighted_products(
+            values, grad_out, q, dk, *rest,
+            transposed=True, start=last, in_scale=scale, dtype=dtype, moment_of=k if need_decay else None,
+        )  # fmt: skip
+    if need_v or need_initial:
+        by_value = weighted_products(
+            k, q, grad_out, d_values, *rest, transposed=True, start=grad_state, in_scale=scale, dtype=dtype
+        )
+        d_initial = by_value.state[..., : v.shape[-1]]
+        if normalize:
+            dv.copy_(d_values[..., :-1])
+    if need_decay:
+        assert by_query is not None
+        assert by_key is not None
+        assert log_decay is not None
+        d_decay = decay_gradient(by_query, by_key, q.shape[2], chunk_size).sum_to_size(log_decay.shape)
+    gradients = (dq, dk, dv, d_decay, d_initial)
+    return [x.contiguous() if i > 2 else x for i, x in enumerate(gradients) if x is not None and needs[i]]
+
+
+@dataclass
+class Products:
+    """What a run leaves beside its output.
+
+    Attributes:
+        state: behind the last chunk of the walk that has a start state, (B, H, D, Dv).
+        moment: Σ ± t·x_t·out_t, t the position in the chunk from 1; + where the walk goes forwards. (B, H)
+        ends: for each walk, states at the ends of the chunks, by chunk.
+    """
+
+    state: Tensor
+    moment: Tensor
+    ends: list[list[Tensor]]
+
+
+def decay_gradient(by_query: Products, by_key: Products, tokens: int, chunk: int) -> Tensor:
+    """dlogλ (B, H), chunk by chunk.
+
+    Count positions in a chunk from 1. λ's exponent in a term of the forward walk is the query's position less the
+    key's, where a state that comes in is a key at 0 and the one that goes out is a query at the chunk's length; in the
+    backward walk signs change. So dlogλ = Σ t·q_t·dq_t − Σ t·k_t·dk_t + length·⟨dS, S⟩: the exponents stay small, and
+    no power of λ is divided by another.
+    """
+    total = by_query.moment + by_key.moment
+    for first, second in zip(by_query.ends, by_key.ends, strict=True):
+        for i, (S, dS) in enumerate(zip(first, second, strict=True)):
+            total = total + min(chunk, tokens - i * chunk) * (S * dS).sum((-2, -1)).view(total.shape)
+    return total
+
+
+def weighted_products(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    out: Tensor,
+    log_decay: Tensor | None,
+    causal: bool,
+    chunk: int,
+    *,
+    transposed: bool = False,
+    start: Tensor | None = None,
+    in_scale: float = 1.0,
+    out_scale: float = 1.0,
+    dtype: torch.dtype,
+    moment_of: Tensor | None = None,
+) -> Products:
+    """Write ``out`` = out_scale·(abᵀ∘W)·(in_scale·c), or with Wᵀ, plus what the start state adds."""
+    batch, heads, tokens, _ = a.shape
+    shape = (batch * heads, b.shape[-1], c.shape[-1])
+    state = torch.zeros(shape, dtype=dtype, device=a.device)
+    if start is not None:
+        state.copy_(start.reshape(shape))
+    moment = torch.zeros(batch, heads, dtype=dtype, device=a.device)
+    ends: list[list[Tensor]] = []
+    if log_decay is None and not causal:
+        for part in chunks(tokens, chunk, False):
+            state.baddbmm_(rows(b, part, dtype).transpose(1, 2), rows(c, part, dtype), alpha=in_scale)
+        for part in chunks(tokens, chunk, False):
+            out[:, :, part] = (
+                torch.bmm(rows(a, part, dtype), state)
+                .mul_(out_scale)
+                .view(batch, heads, part.stop - part.start, shape[-1])
+            )
+        return Products(state.view(batch, heads, *shape[1:]), moment, ends)
+    final = state
+    # The walk that carries the start state first; without causality the opposite one adds the rest, less the diagonal.
+    for reverse in (transposed,) if causal else (transposed, not transposed):
+        second = reverse != transposed
+        if second:
+            final, state = state, torch.zeros_like(state)
+        weights = (
+            None if log_decay is None else Weights(log_decay.to(dtype), min(chunk, max(tokens, 1)), reverse, second)
+        )
+        collected: list[Tensor] = []
+        for part in chunks(tokens, chunk, reverse):
+            if moment_of is not None and reverse:
+                collected.append(state.clone())
+            A, B, C = (rows(x, part, dtype) for x in (a, b, c))
+            if in_scale != 1.0:
+                C = C * in_scale
+            length = A.shape[1]
+            scores = torch.bmm(A, B.transpose(1, 2))
+            if weights is None:
+                scores = scores.triu_() if reverse else scores.tril_()
+            else:
+                scores.view(batch, heads, length, length).mul_(weights.inside[..., :length, :length])
+                A = weights.scaled(A, weights.arriving(length), batch)
+                B = weights.scaled(B, weights.leaving(length), batch)
+            result = torch.bmm(scores, C).baddbmm_(A, state)
+            if weights is not None:
+                state.view(batch, heads, *shape[1:]).mul_(weights.powers[..., length, None, None])
+            state.baddbmm_(B.transpose(1, 2), C)
+            result = result.mul_(out_scale).view(batch, heads, length, shape[-1])
+            if moment_of is not None:
+                position = torch.arange(1, length + 1, dtype=dtype, device=a.device)
+                dots = (result * moment_of[:, :, part]).sum(-1) @ position
+                moment += -dots if reverse else dots
+                if not reverse:
+                    collected.append(state.clone())
+            if second:
+                out[:, :, part] += result
+            else:
+                out[:, :, part] = result
+        ends.append(collected[::-1] if reverse else collected)
+        if not second:
+            final = state
+    return Products(final.view(batch, heads, *shape[1:]), moment, ends)
+
+
+class Weights:
+    """Powers of λ for one walk: inside a chunk, from the state that arrives, and into the state that leaves."""
+
+    def __init__(self, log_decay: Tensor, chunk: int, reverse: bool, strict: bool) -> None:
+        i = torch.arange(chunk + 1, dtype=log_decay.dtype, device=log_decay.device)
+        self.reverse = reverse
+        self.powers = torch.exp(log_decay[..., None] * i)
+        inside = torch.exp(log_decay[..., None, None] * (i[:-1, None] - i[:-1]).abs())
+        self.inside = inside.triu(int(strict)) if reverse else inside.tril(-int(strict))
+
+    def arriving(self, length: int) -> Tensor:
+        return self.powers[..., :length].flip(-1) if self.reverse else self.powers[..., 1 : length + 1]
+
+    def leaving(self, length: int) -> Tensor:
+        return self.powers[..., 1 : length + 1] if self.reverse else self.powers[..., :length].flip(-1)
+
+    @staticmethod
+    def scaled(x: Tensor, weight: Tensor, batch: int) -> Tensor:
+        return (x.view(batch, weight.shape[-2], *x.shape[1:]) * weight.unsqueeze(-1)).view(x.shape)
+
+
+def chunks(tokens: int, size: int, reverse: bool) -> list[slice]:
+    parts = [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+    return parts[::-1] if reverse else parts
+
+
+def rows(x: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
+    """A chunk of every head, contiguous in the accumulation dtype: (B·H, length, width)."""
+    return x[:, :, part].to(dtype).reshape(x.shape[0] * x.shape[1], part.stop - part.start, x.shape[-1])
+
+
+def fake_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    initial_state: Tensor | None,
+    causal: bool,
+    scale: float,
+    normalize: bool,
+    eps: float,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, tokens, width = q.shape
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return (
+        token_major(q, batch, heads, tokens, v.shape[3]),
+        q.new_empty(batch, heads, width, v.shape[3], dtype=dtype),
+        q.new_empty(batch, heads, tokens if normalize else 0, dtype=dtype),
+    )
+
+
+def plain_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    initial_state: Tensor | None,
+    causal: bool,
+    scale: float,
+    normalize: bool,
+    eps: float,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """The reference with the library operator's arguments."""
+    return reference.linear_attention(
+        q,
+        k,
+        v,
+        log_decay=log_decay,
+        causal=causal,
+        scale=scale,
+        normalize=normalize,
+        eps=eps,
+        initial_state=initial_state,
+    )
+
+
+_linear_attention = register(
+    "linear_attention_torch",
+    forward=forward,
+    backward=backward,
+    fake_forward=fake_forward,
+    reference=plain_reference,
+    differentiable=("q", "k", "v", "log_decay", "initial_state"),
+    token_major_gradients=("q", "k", "v"),
+    residuals=1,
+)
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    log_decay: Tensor | None = None,
+    causal: bool = True,
+    scale: float = 1.0,
+    normalize: bool = False,
+    eps: float = 0.0,
+    initial_state: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`attn_core.linear_attention`."""
+    decay = None if log_decay is None else log_decay[None]
+    options = (causal, float(scale), normalize, float(eps), chunk_size or CHUNK)
+    if torch.compiler.is_exporting():
+        return plain_reference(q, k, v, decay, initial_state, *options)
+    return _linear_attention(q, k, v, decay, initial_state, *options)
