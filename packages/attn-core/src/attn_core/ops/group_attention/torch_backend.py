@@ -1,0 +1,306 @@
+"""Grouped attention without stored scores in plain torch: keys sorted by group, chunks of query rows."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attn_core.ops.attention.torch_backend import chunk_rows
+from attn_core.registration import empty_gradient, register, token_major
+
+from . import reference
+
+
+def group_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: Tensor,
+    num_groups: int,
+    *,
+    group_weight: Tensor | None = None,
+    group_gate: Tensor | None = None,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    causal: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Extra memory O(B·H·N·G + B·Hk·M·(D + Dv)) plus a chunk of scores; an exported graph holds the reference instead.
+
+    The sizes of the groups are read on the host, so on a GPU the call waits for it.
+    """
+    if torch.compiler.is_exporting():
+        return reference.group_attention(
+            q,
+            k,
+            v,
+            group,
+            num_groups,
+            group_weight=group_weight,
+            group_gate=group_gate,
+            scale=scale,
+            bias=bias,
+            key_mask=key_mask,
+            causal=causal,
+        )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = group_weight if group_weight is not None else group_gate
+    mode = "weight" if group_weight is not None else "gate" if group_gate is not None else "mass"
+    return _call(q, k, v, group, factor, bias, key_mask, num_groups, scale, causal or "none", mode)
+
+
+@dataclass
+class _Part:
+    """The images that share one sorting of the keys."""
+
+    images: slice
+    order: Tensor  # tokens that stand in a group, by group, then by number
+    sizes: list[int]  # of the groups
+    k: Tensor  # (b, Hk, m, D) in that order, accumulation dtype
+    v: Tensor
+
+
+def _parts(q: Tensor, k: Tensor, v: Tensor, group: Tensor, key_mask: Tensor | None, groups: int) -> Iterator[_Part]:
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    hidden = (group < 0) | (group >= groups)
+    if key_mask is not None:
+        hidden = hidden | ~key_mask
+    for b, named in enumerate(torch.where(hidden, groups, group).long().unbind(0)):
+        images = slice(None) if hidden.shape[0] == 1 else slice(b, b + 1)
+        counts = torch.bincount(named, minlength=groups + 1).tolist()
+        order = torch.argsort(named, stable=True)[: len(named) - counts[groups]]
+        sorted_k, sorted_v = (x[images].index_select(2, order).to(dtype) for x in (k, v))
+        yield _Part(images, order, counts[:groups], sorted_k, sorted_v)
+
+
+def _spans(x: Tensor, sizes: Sequence[int]) -> list[tuple[slice, Tensor]]:
+    """(groups, their columns of ``x`` as (…, groups, columns)): one view if all are equally large; no empty ones."""
+    if sizes and sizes[0] and all(size == sizes[0] for size in sizes):
+        return [(slice(0, len(sizes)), x.unflatten(-1, (len(sizes), sizes[0])))]
+    spans, start = [], 0
+    for g, size in enumerate(sizes):
+        if size:
+            spans.append((slice(g, g + 1), x[..., start : start + size].unsqueeze(-2)))
+        start += size
+    return spans
+
+
+def _scores(part: _Part, rows: slice, q: Tensor, bias: Tensor | None, scale: float, offset: int | None) -> Tensor:
+    """Scores of some query rows and the sorted keys in the accumulation dtype: (b, H, rows, m)."""
+    q = q[part.images, :, rows]
+    s = torch.matmul(_by_key_head(q.to(part.k.dtype) * scale, part.k.shape[1]), part.k.transpose(-2, -1))
+    s = s.view(*q.shape[:3], part.k.shape[2])
+    if bias is not None:
+        term = _of(bias, part.images, rows)
+        s += (term if term.shape[3] == 1 else term.index_select(3, part.order)).to(s.dtype)
+    if offset is not None:
+        i = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
+        s.masked_fill_(part.order > i + offset, -math.inf)
+    return s
+
+
+def _chunks(q: Tensor, part: _Part) -> Iterator[slice]:
+    step = chunk_rows(part.k.shape[0], q.shape[1], part.k.shape[2])
+    for start in range(0, q.shape[2], step):
+        yield slice(start, min(start + step, q.shape[2]))
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: Tensor,
+    factor: Tensor | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    num_groups: int,
+    scale: float,
+    causal: str,
+    mode: str,
+) -> tuple[Tensor, Tensor]:
+    out, group_lse = fake_forward(q, k, v, group, factor, bias, key_mask, num_groups, scale, causal, mode)
+    if out.numel() == 0:  # no value column, or no query: the masses are still asked for
+        out.zero_()
+    group_lse.fill_(-math.inf)
+    offset = _offset(q, k, causal)
+    for part in _parts(q, k, v, group, key_mask, num_groups):
+        for rows in _chunks(q, part):
+            s = _scores(part, rows, q, bias, scale, offset)
+            L = group_lse[part.images, :, rows]
+            totals = []
+            for groups, span in _spans(s, part.sizes):
+                m = span.amax(-1, keepdim=True)
+                m.masked_fill_(m == -math.inf, 0.0)
+                total = span.sub_(m).exp_().sum(-1, keepdim=True)
+                L[..., groups] = (total.log() + m).squeeze(-1)  # log 0 = −inf in dead groups
+                totals.append(total.masked_fill_(total == 0, 1.0))
+            W = _weights(L, None if factor is None else _of(factor, part.images, rows), mode)
+            for (groups, span), total in zip(_spans(s, part.sizes), totals, strict=True):
+                span.mul_(W[..., groups].unsqueeze(-1) / total)
+            product = torch.matmul(_by_key_head(s, k.shape[1]), part.v)
+            out[part.images, :, rows] = product.view(*s.shape[:3], v.shape[-1]).to(out.dtype)
+    return out, group_lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    group_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: Tensor,
+    factor: Tensor | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    num_groups: int,
+    scale: float,
+    causal: str,
+    mode: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """p = exp(s − L) within a group, d_ig = dO_i·o_ig: dS = p∘(W∘(dO·Vᵀ − d) + dL), where dL includes that of W."""
+    dtype = group_lse.dtype
+    dq = token_major(q, *q.shape).zero_()
+    dk, dv = (torch.zeros_like(x, dtype=dtype) for x in (k, v))
+    dfactor = torch.zeros_like(factor) if factor is not None and needs[3] else None
+    dbias = torch.zeros_like(bias, dtype=dtype) if bias is not None and needs[4] else None
+    offset = _offset(q, k, causal)
+    for part in _parts(q, k, v, group, key_mask, num_groups):
+        part_dk, part_dv = torch.zeros_like(part.k), torch.zeros_like(part.v)
+        for rows in _chunks(q, part):
+            p = _scores(part, rows, q, bias, scale, offset)
+            L = group_lse[part.images, :, rows]
+            W = _weights(L, None if factor is None else _of(factor, part.images, rows), mode)
+            incoming = grad_out[part.images, :, rows].to(dtype)
+            d_out = _by_key_head(incoming, k.shape[1])
+            ds = torch.matmul(d_out, part.v.transpose(-2, -1)).view_as(p)
+            finite = L.masked_fill(L.isneginf(), 0.0)
+            d = torch.zeros_like(L)
+            for (groups, p_span), (_, span) in zip(_spans(p, part.sizes), _spans(ds, part.sizes), strict=True):
+                p_span.sub_(finite[..., groups].unsqueeze(-1)).exp_()
+                d[..., groups] = (p_span * span).sum(-1)
+            spread = d if mode == "weight" else W * (d - (W * d).sum(-1, keepdim=True))  # gradient of W's argument
+            dL = spread if mode == "mass" else torch.zeros_like(d)
+            if grad_lse is not None:
+                dL = dL + grad_lse[part.images, :, rows]
+            weighted = p.clone()
+            for (groups, p_span), (_, span), (_, w_span) in zip(
+                *(_spans(x, part.sizes) for x in (p, ds, weighted)), strict=True
+            ):
+                w, own, e = (x[..., groups].unsqueeze(-1) for x in (W, d, dL))
+                span.sub_(own).mul_(w).add_(e).mul_(p_span)
+                w_span.mul_(w)
+            part_dv += torch.matmul(_by_key_head(weighted, k.shape[1]).transpose(-2, -1), d_out)
+            grouped = _by_key_head(ds, k.shape[1])
+            dq[part.images, :, rows] = torch.matmul(grouped, part.k).mul_(scale).view_as(q[part.images, :, rows])
+            own_q = _by_key_head(q[part.images, :, rows].to(dtype), k.shape[1])
+            part_dk += torch.matmul(grouped.transpose(-2, -1), own_q).mul_(scale)
+            if dfactor is not None:
+                target = _of(dfactor, part.images, rows)
+                target += spread.sum_to_size(target.shape)
+            if dbias is not None:
+                target = _of(dbias, part.images, rows)
+                if target.shape[3] == 1:
+                    target += ds.sum_to_size(target.shape)
+                else:
+                    total = ds.sum_to_size(*target.shape[:3], ds.shape[3])
+                    target[..., part.order] += total
+        dk[part.images].index_copy_(2, part.order, part_dk)
+        dv[part.images].index_copy_(2, part.order, part_dv)
+    results = []
+    for grad, tensor, need, per_token in zip(
+        (dq, dk, dv, dfactor, dbias), (q, k, v, factor, bias), needs, (True, True, True, False, False), strict=True
+    ):
+        if need and grad is not None and tensor is not None:
+            results.append(empty_gradient(tensor, per_token).copy_(grad))
+    return results
+
+
+def _weights(L: Tensor, factor: Tensor | None, mode: str) -> Tensor:
+    """Weight of each group's average, 0 where the group is empty."""
+    if mode == "weight":
+        assert factor is not None
+        return factor.expand_as(L).masked_fill(L.isneginf(), 0.0)
+    logits = L if factor is None else factor.expand_as(L).masked_fill(L.isneginf(), -math.inf)
+    m = logits.amax(-1, keepdim=True)
+    e = torch.exp(logits - m.masked_fill(m == -math.inf, 0.0))
+    total = e.sum(-1, keepdim=True)
+    return e / total.masked_fill(total == 0, 1.0)
+
+
+def _offset(q: Tensor, k: Tensor, causal: str) -> int | None:
+    """A query i sees the keys up to i + offset."""
+    return None if causal == "none" else 0 if causal == "upper_left" else k.shape[2] - q.shape[2]
+
+
+def _of(x: Tensor, images: slice, rows: slice) -> Tensor:
+    x = x if x.shape[0] == 1 else x[images]
+    return x if x.shape[2] == 1 else x[:, :, rows]
+
+
+def _by_key_head(x: Tensor, key_heads: int) -> Tensor:
+    """(B, H, N, …) → (B, Hk, H/Hk·N, …): queries of a group share their keys without a copy of them."""
+    batch, heads, rows, width = x.shape
+    return x.reshape(batch, key_heads, heads // key_heads * rows, width)
+
+
+def fake_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: Tensor,
+    factor: Tensor | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    num_groups: int,
+    scale: float,
+    causal: str,
+    mode: str,
+) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, _ = q.shape
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    out = token_major(q, batch, heads, queries, v.shape[-1])
+    return out, q.new_empty(batch, heads, queries, num_groups, dtype=dtype)
+
+
+def reference_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: Tensor,
+    factor: Tensor | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    num_groups: int,
+    scale: float,
+    causal: str,
+    mode: str,
+) -> tuple[Tensor, Tensor]:
+    return reference.group_attention(
+        q,
+        k,
+        v,
+        group,
+        num_groups,
+        group_weight=factor if mode == "weight" else None,
+        group_gate=factor if mode == "gate" else None,
+        scale=scale,
+        bias=bias,
+        key_mask=key_mask,
+        causal=None if causal == "none" else causal,
+    )
+
+
+_call = register(
+    "group_attention_torch",
+    forward=forward,
+    backward=backward,
+    fake_forward=fake_forward,
+    reference=reference_forward,
+    differentiable=("q", "k", "v", "factor", "bias"),
+    token_major_gradients=("q", "k", "v"),
+)
