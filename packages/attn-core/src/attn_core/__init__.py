@@ -1,6 +1,7 @@
 """Fused attention operators: one function per operator, three backends each (reference, torch, triton)."""
 
 from .dispatch import explain, use_backend
+from .ops.additive_attention import additive_attention
 from .ops.attention import attention
 from .ops.block_attention import block_attention, halo_index, topk_route, window_index
 from .ops.channel_attention import channel_attention
@@ -10,6 +11,7 @@ from .ops.linear_attention import linear_attention
 from .ops.neighborhood_attention import neighborhood_attention
 
 __all__ = [
+    "additive_attention",
     "attention",
     "block_attention",
     "channel_attention",

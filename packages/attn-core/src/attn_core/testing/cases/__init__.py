@@ -2,25 +2,9 @@
 
 from attn_core.testing.harness import Case
 
-from . import (
-    attention,
-    block_attention,
-    channel_attention,
-    group_attention,
-    linear,
-    linear_attention,
-    neighborhood_attention,
-)
+from . import additive_attention, attention, block_attention, channel_attention, group_attention, linear, linear_attention, neighborhood_attention
 
-MODULES = (
-    attention,
-    block_attention,
-    channel_attention,
-    group_attention,
-    linear,
-    linear_attention,
-    neighborhood_attention,
-)
+MODULES = (additive_attention, attention, block_attention, channel_attention, group_attention, linear, linear_attention, neighborhood_attention)
 
 
 def every_case() -> list[Case]:

@@ -1,0 +1,274 @@
+"""Neighborhood attention in plain torch: dense attention of box-shaped tiles of queries to the box of keys they see."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_core.ops.attention.cpu_flash import empty_result, flash_backward, flash_forward
+from attn_core.ops.attention.torch_backend import chunked_backward, chunked_forward
+from attn_core.registration import register, token_major
+
+from . import reference
+from .windows import Axis, Pattern, extents, outer, per_axis, spans
+
+# Entries of tile biases, and of their gradients, that are kept for tiles of equal shape: 2²³ float32 are 32 MiB.
+KEPT_BIASES = 2**23
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel_size: int | Sequence[int],
+    *,
+    dilation: int | Sequence[int] = 1,
+    stride: int | Sequence[int] = 1,
+    is_causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+    rpb: Tensor | None = None,
+    border: str = "shifted",
+) -> tuple[Tensor, Tensor]:
+    """Extra memory O(B·H·N·Dv), one tile of keys and the biases of distinct tiles; scores of one tile for drpb."""
+    options: dict[str, Any] = {
+        "dilation": dilation,
+        "stride": stride,
+        "is_causal": is_causal,
+        "scale": scale,
+        "border": border,
+    }
+    if torch.compiler.is_exporting():
+        return reference.neighborhood_attention(q, k, v, kernel_size, rpb=rpb, **options)
+    grid = q.shape[2:-1]
+    rules = (list(per_axis(rule, len(grid))) for rule in (kernel_size, dilation, stride, is_causal))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    bias = None if rpb is None else rpb[None]
+    q, k, v = (x.flatten(2, -2) for x in (q, k, v))
+    out, lse = _call(q, k, v, bias, list(grid), *rules, scale, border)
+    return out.unflatten(2, grid), lse.unflatten(2, grid)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Tensor | None,
+    grid: Sequence[int],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+    border: str,
+) -> tuple[Tensor, Tensor]:
+    if q.numel() == 0 or v.numel() == 0:
+        return empty_result(q, v)
+    tiles = _Tiles(q, v, rpb, grid, kernel_size, dilation, stride, is_causal, border)
+    batch, heads, cells, _ = q.shape
+    out = token_major(q, batch, heads, cells, v.shape[3])
+    lse = q.new_empty(q.shape[:3], dtype=_wide(q.dtype))
+    maps = [x.unflatten(2, tiles.grid) for x in (q, k, v, out, lse)]
+    on_cpu = q.device.type == "cpu"
+    for at, seen, patterns in tiles:
+        tile_q, tile_k, tile_v = (x[box].flatten(2, -2) for x, box in zip(maps[:3], (at, seen, seen), strict=True))
+        bias = tiles.bias(patterns)
+        if on_cpu:
+            tile_out, tile_lse = flash_forward(tile_q, tile_k, tile_v, bias, scale, False)
+        else:
+            tile_out, tile_lse = chunked_forward(tile_q, tile_k, tile_v, [bias], (), scale)
+        for x, tile in zip(maps[3:], (tile_out, tile_lse), strict=True):
+            box = x[at]
+            box.copy_(tile.unflatten(2, box.shape[2 : 2 + len(tiles.grid)]))
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Tensor | None,
+    grid: Sequence[int],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+    border: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    needs_rpb = needs[3]
+    # Keys take part in several tiles: their gradients are summed in the accumulation dtype.
+    dtype = _wide(q.dtype)
+    totals = [token_major(x, *x.shape).to(dtype).zero_() for x in (q, k, v)]
+    drpb = None if rpb is None else torch.zeros_like(rpb, dtype=dtype, memory_format=torch.contiguous_format)
+    if q.numel() and v.numel():
+        tiles = _Tiles(q, v, rpb, grid, kernel_size, dilation, stride, is_causal, border)
+        incoming = [grad_out, grad_lse, out, lse, q]
+        by_query = [None if x is None else x.unflatten(2, tiles.grid) for x in incoming]
+        by_key = [x.unflatten(2, tiles.grid) for x in (k, v)]
+        results = [x.unflatten(2, tiles.grid) for x in totals]
+        flash = q.device.type == "cpu" and not needs_rpb
+        for at, seen, patterns in tiles:
+            rows = [None if x is None else x[at].flatten(2, 1 + len(tiles.grid)) for x in by_query]
+            cells = [x[seen].flatten(2, -2) for x in by_key]
+            arguments: Any = (*rows, *cells)
+            bias = tiles.bias(patterns)
+            if flash:
+                grads: Any = flash_backward(*arguments, bias=bias, scale=scale, causal=False)
+            else:
+                grads = chunked_backward(*arguments, bias=[bias], tables=(), scale=scale, needs_bias=needs_rpb)
+                if needs_rpb and drpb is not None:
+                    tiles.add_bias_gradient(patterns, grads.pop(), drpb)
+            for total, grad, box in zip(results, grads[:3], (at, seen, seen), strict=True):
+                target = total[box]
+                target += grad.unflatten(2, target.shape[2:-1])
+        if drpb is not None:
+            tiles.flush(drpb)
+    gradients = [total.to(q.dtype) for total in totals] + ([] if drpb is None else [drpb.to(q.dtype)])
+    return [grad for grad, need in zip(gradients, needs, strict=False) if need]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _Tiles:
+    """Boxes of queries with the boxes of keys that they see, and the additive bias of each pair of boxes."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        v: Tensor,
+        rpb: Tensor | None,
+        grid: Sequence[int],
+        kernel_size: Sequence[int],
+        dilation: Sequence[int],
+        stride: Sequence[int],
+        is_causal: Sequence[bool],
+        border: str,
+    ) -> None:
+        self.grid = tuple(int(length) for length in grid)
+        rules = zip(self.grid, kernel_size, dilation, stride, is_causal, strict=True)
+        axes = tuple(Axis(*rule, border == "shifted") for rule in rules)
+        chosen = extents(axes, q.shape[0] * q.shape[1], q.shape[3] + v.shape[3])
+        self.spans = [spans(axis, extent) for axis, extent in zip(axes, chosen, strict=True)]
+        self.q, self.rpb, self.kernel_size = q, rpb, kernel_size
+        self.biases: dict[tuple[Pattern, ...], Tensor] = {}
+        self.gradients: dict[tuple[Pattern, ...], Tensor] = {}
+
+    def __iter__(self) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...], tuple[Pattern, ...]]]:
+        whole = slice(None)
+        for box in itertools.product(*self.spans):
+            queries, keys = tuple(s.queries for s in box), tuple(s.keys for s in box)
+            yield (whole, whole, *queries), (whole, whole, *keys), tuple(s.pattern for s in box)
+
+    def bias(self, patterns: tuple[Pattern, ...]) -> Tensor:
+        """(1|B, 1|H, queries, keys): rpb, or 0, where a key is seen, −inf elsewhere."""
+        if patterns in self.biases:
+            return self.biases[patterns]
+        visible = torch.ones(1, 1, dtype=torch.bool, device=self.q.device)
+        for pattern in patterns:
+            visible = outer(visible, self._visible(pattern), torch.logical_and)
+        if self.rpb is None:
+            bias = torch.zeros(visible.shape, dtype=self.q.dtype, device=self.q.device)[None, None]
+        else:
+            bias = self.rpb.flatten(2)[..., self._index(patterns)]
+        bias = bias.masked_fill(~visible, -math.inf)
+        if sum(kept.numel() for kept in self.biases.values()) + bias.numel() > KEPT_BIASES:
+            self.biases.clear()
+        self.biases[patterns] = bias
+        return bias
+
+    def _visible(self, pattern: Pattern) -> Tensor:
+        key = torch.arange(pattern.keys, device=self.q.device)
+        first, last = (torch.tensor(x, device=self.q.device)[:, None] for x in (pattern.first, pattern.last))
+        return (first <= key) & (key <= last)
+
+    def _index(self, patterns: tuple[Pattern, ...]) -> Tensor:
+        """(queries, keys) index into the flat rpb; keys out of sight get the nearest."""
+        index = torch.zeros(1, 1, dtype=torch.int64, device=self.q.device)
+        for pattern, size in zip(patterns, self.kernel_size, strict=True):
+            query = torch.arange(len(pattern.first), device=self.q.device)[:, None] + pattern.lead
+            offset = torch.arange(pattern.keys, device=self.q.device) - query + size - 1
+            index = outer(index * (2 * size - 1), offset.clamp(0, 2 * size - 2), torch.add)
+        return index
+
+    def add_bias_gradient(self, patterns: tuple[Pattern, ...], dbias: Tensor, drpb: Tensor) -> None:
+        """Tiles of equal shape share one sum; it is spread over rpb when they are done, or too many are open."""
+        if patterns in self.gradients:
+            self.gradients[patterns] += dbias
+            return
+        if sum(kept.numel() for kept in self.gradients.values()) + dbias.numel() > KEPT_BIASES:
+            self.flush(drpb)
+        self.gradients[patterns] = dbias
+
+    def flush(self, drpb: Tensor) -> None:
+        flat = drpb.flatten(2)
+        for patterns, dbias in self.gradients.items():
+            flat.index_add_(2, self._index(patterns).flatten(), dbias.flatten(2))
+        self.gradients.clear()
+
+
+def fake_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Tensor | None,
+    grid: Sequence[int],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+    border: str,
+) -> tuple[Tensor, Tensor]:
+    batch, heads, cells, _ = q.shape
+    out = token_major(q, batch, heads, cells, v.shape[3])
+    return out, q.new_empty(batch, heads, cells, dtype=_wide(q.dtype))
+
+
+def reference_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Tensor | None,
+    grid: Sequence[int],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+    border: str,
+) -> tuple[Tensor, Tensor]:
+    q, k, v = (x.unflatten(2, list(grid)) for x in (q, k, v))
+    out, lse = reference.neighborhood_attention(
+        q,
+        k,
+        v,
+        kernel_size,
+        dilation=dilation,
+        stride=stride,
+        is_causal=is_causal,
+        scale=scale,
+        rpb=rpb,
+        border=border,
+    )
+    return out.flatten(2, -2), lse.flatten(2)
+
+
+_call = register(
+    "neighborhood_attention_torch",
+    forward=forward,
+    backward=backward,
+    fake_forward=fake_forward,
+    reference=reference_forward,
+    differentiable=("q", "k", "v", "rpb"),
+    token_major_gradients=("q", "k", "v"),
+)
