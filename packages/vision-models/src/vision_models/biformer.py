@@ -45,22 +45,17 @@ from timm.models import (
     register_model,
     register_notrace_function,
 )
-from timm.models._features import feature_take_indices  # timm exports it nowhere else
 from torch import Tensor, nn
 
 from attn_core import attention
 
+from .backbone import StagedBackbone, channels_last
 from .bilevel_routing import DepthwiseConv, KeyPooling, PadMode, RoutedAttention
 from .torchscript import Linear
 
 __all__ = ["BiFormer", "BiFormerDense"]
 
 NORM_LAYERS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "layer": LayerNorm2d}
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """The image in the memory order of all later maps: torch's CPU convolutions are several times faster in it."""
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 @register_notrace_function
@@ -201,7 +196,7 @@ def _conv_stem(in_chans: int, dim: int, norm: type[nn.Module], **dd: Any) -> nn.
     )
 
 
-class BiFormer(nn.Module):
+class BiFormer(StagedBackbone):
     """The classification network and, through timm's feature interfaces, a backbone for any resolution.
 
     Args:
@@ -223,8 +218,6 @@ class BiFormer(nn.Module):
     Raises:
         ValueError: options that contradict each other or the widths.
     """
-
-    feature_info: list[dict[str, Any]]
 
     def __init__(
         self,
@@ -367,82 +360,6 @@ class BiFormer(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
-
-    @torch.jit.ignore()
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
-            stage.grad_checkpointing = enable  # pyright: ignore[reportArgumentType]
-
-    @torch.jit.ignore()
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
-        """A new classifier on the model's device; 0 classes gives pooled features, with ``global_pool=""`` the map."""
-        self.num_classes = num_classes
-        dd: dict[str, Any] = get_device_dtype(self)
-        self.head.reset(num_classes, global_pool, **dd)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The normed map (B, num_features, Y/32, X/32)."""
-        return self.norm(self.stages(self.stem(channels_last(x))))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    @torch.jit.ignore()
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Stage outputs, and the final map unless ``intermediates_only``.
-
-        Args:
-            indices: the last n stages if int, all if None.
-            norm: apply the output norm to the last stage's map, the only one it fits.
-            stop_early: leave out the stages behind the last one asked for; the final map is then that stage's.
-            output_fmt: ``"NCHW"`` or ``"NHWC"``.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(
-                f"forward_intermediates: output_fmt must be 'NCHW' or 'NHWC', got output_fmt={output_fmt!r}"
-            )
-        take, last = feature_take_indices(len(self.stages), indices)
-        x = self.stem(channels_last(x))
-        intermediates = []
-        stages = self.stages[: last + 1] if stop_early else self.stages
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i in take:
-                tap = self.norm(x) if norm and i == len(self.stages) - 1 else x
-                intermediates.append(tap if output_fmt == "NCHW" else tap.permute(0, 2, 3, 1))
-        if intermediates_only:
-            return intermediates
-        return (self.norm(x) if len(stages) == len(self.stages) else x), intermediates
-
-    @torch.jit.ignore()
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages behind the last one asked for; returns the absolute indices."""
-        take, last = feature_take_indices(len(self.stages), indices)
-        shortened = last < len(self.stages) - 1
-        self.stages = self.stages[: last + 1]
-        if prune_norm or shortened:
-            self.norm = nn.Identity()
-        if shortened:
-            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
-        if prune_head or shortened:
-            self.reset_classifier(0, "")
-        return take
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -107,7 +107,7 @@ class PlainFullAttention(FullAttention):
         out = (scores.softmax(-1) @ v).transpose(1, 2).reshape(x.shape)
         if self.lepe is not None:
             image = v.transpose(1, 2).reshape(x.shape) if self.lepe_on_value else x
-            out = out + F.conv2d(
+            out = out + F.conv2d(  # pyright: ignore[reportCallIssue]
                 image.permute(0, 3, 1, 2),
                 self.lepe.weight,  # pyright: ignore[reportArgumentType]
                 self.lepe.bias,  # pyright: ignore[reportArgumentType]

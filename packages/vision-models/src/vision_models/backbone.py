@@ -1,0 +1,113 @@
+"""timm's contract for a backbone of a stem, stages, an output norm and a head: written once, for every family."""
+
+# pyright: reportPrivateImportUsage=false
+# (timm.layers exports these names, though it lists none)
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.layers import ClassifierHead, get_device_dtype
+from timm.models._features import feature_take_indices  # timm exports it nowhere else
+from torch import Tensor, nn
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The image in the memory order of all later maps: torch's CPU convolutions are several times faster in it."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class StagedBackbone(nn.Module):
+    """What timm asks of a model whose maps shrink from stage to stage.
+
+    A family sets ``stem``, ``stages`` (a top-level ``Sequential``; each has ``grad_checkpointing``), ``norm``, ``head``
+    (timm's ``ClassifierHead``), ``num_classes``, ``num_features``, ``head_hidden_size`` and one entry of
+    ``feature_info`` for each stage, and keeps ``group_matcher`` and ``no_weight_decay`` for itself.
+
+    Shapes: image (B, in_chans, Y, X) → logits (B, num_classes).
+    """
+
+    feature_info: list[dict[str, Any]]
+    num_classes: int
+    num_features: int
+    head_hidden_size: int
+    if TYPE_CHECKING:  # TorchScript does not know these types
+        stem: nn.Module
+        stages: nn.Sequential
+        norm: nn.Module
+        head: ClassifierHead
+
+    @torch.jit.ignore()
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            stage.grad_checkpointing = enable  # pyright: ignore[reportArgumentType]
+
+    @torch.jit.ignore()
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+        """A new classifier on the model's device; 0 classes gives pooled features, with ``global_pool=""`` the map."""
+        self.num_classes = num_classes
+        dd: dict[str, Any] = get_device_dtype(self)
+        self.head.reset(num_classes, global_pool, **dd)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The normed map (B, num_features, Y/32, X/32)."""
+        return self.norm(self.stages(self.stem(channels_last(x))))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    @torch.jit.ignore()
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Stage outputs, and the final map unless ``intermediates_only``.
+
+        Args:
+            indices: the last n stages if int, all if None.
+            norm: apply the output norm to the last stage's map, the only one it fits.
+            stop_early: leave out the stages behind the last one asked for; the final map is then that stage's.
+            output_fmt: ``"NCHW"`` or ``"NHWC"``.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(
+                f"forward_intermediates: output_fmt must be 'NCHW' or 'NHWC', got output_fmt={output_fmt!r}"
+            )
+        take, last = feature_take_indices(len(self.stages), indices)
+        x = self.stem(channels_last(x))
+        intermediates = []
+        stages = self.stages[: last + 1] if stop_early else self.stages
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in take:
+                tap = self.norm(x) if norm and i == len(self.stages) - 1 else x
+                intermediates.append(tap if output_fmt == "NCHW" else tap.permute(0, 2, 3, 1))
+        if intermediates_only:
+            return intermediates
+        return (self.norm(x) if len(stages) == len(self.stages) else x), intermediates
+
+    @torch.jit.ignore()
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last one asked for; returns the absolute indices."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        shortened = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if prune_norm or shortened:
+            self.norm = nn.Identity()
+        if shortened:
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_head or shortened:
+            self.reset_classifier(0, "")
+        return take
