@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attn_core import attention, block_attention, group_attention, topk_route, window_index
+from attn_core import attention, block_attention, group_attention, neighborhood_attention, topk_route, window_index
 from attn_core.testing import peak_memory, tensor
 
 
@@ -59,7 +59,13 @@ def _groups(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
     return lambda: group_attention(q, k, v, group, 8, causal="upper_left")
 
 
-CASES = [_attention, _axis_bias, _wide_axis_bias, _bias_of_keys, _wide_value, _windows, _groups]
+def _neighborhoods(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    q, k, v = (tensor(torch.float32, "cpu", 1, 4, length // 32, 32, 16) for _ in range(3))
+    rpb = tensor(torch.float32, "cpu", 4, 13, 13)
+    return lambda: neighborhood_attention(q, k, v, 7, rpb=rpb)
+
+
+CASES = [_attention, _axis_bias, _wide_axis_bias, _bias_of_keys, _wide_value, _windows, _groups, _neighborhoods]
 
 
 @pytest.mark.parametrize("build", CASES, ids=lambda build: build.__name__.strip("_"))
