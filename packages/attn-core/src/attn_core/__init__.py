@@ -8,6 +8,8 @@ from .ops.channel_attention import channel_attention
 from .ops.group_attention import group_attention
 from .ops.linear import linear
 from .ops.linear_attention import linear_attention
+from .ops.linear_scan import linear_scan
+from .ops.merge_attention import merge_attention
 from .ops.neighborhood_attention import neighborhood_attention
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "halo_index",
     "linear",
     "linear_attention",
+    "linear_scan",
+    "merge_attention",
     "neighborhood_attention",
     "topk_route",
     "use_backend",

@@ -2,9 +2,31 @@
 
 from attn_core.testing.harness import Case
 
-from . import additive_attention, attention, block_attention, channel_attention, group_attention, linear, linear_attention, neighborhood_attention
+from . import (
+    additive_attention,
+    attention,
+    block_attention,
+    channel_attention,
+    group_attention,
+    linear,
+    linear_attention,
+    linear_scan,
+    merge_attention,
+    neighborhood_attention,
+)
 
-MODULES = (additive_attention, attention, block_attention, channel_attention, group_attention, linear, linear_attention, neighborhood_attention)
+MODULES = (
+    additive_attention,
+    attention,
+    block_attention,
+    channel_attention,
+    group_attention,
+    linear,
+    linear_attention,
+    linear_scan,
+    merge_attention,
+    neighborhood_attention,
+)
 
 
 def every_case() -> list[Case]:
