@@ -11,6 +11,7 @@ from .ops.linear_attention import linear_attention
 from .ops.linear_scan import linear_scan
 from .ops.merge_attention import merge_attention
 from .ops.neighborhood_attention import neighborhood_attention
+from .ops.selective_scan import selective_scan
 
 __all__ = [
     "additive_attention",
@@ -25,6 +26,7 @@ __all__ = [
     "linear_scan",
     "merge_attention",
     "neighborhood_attention",
+    "selective_scan",
     "topk_route",
     "use_backend",
     "window_index",

@@ -100,8 +100,8 @@ def register(
     signature = inspect.signature(forward)
     parameters = list(signature.parameters)
     kinds = [parameter.annotation for parameter in signature.parameters.values()]
-    list_at = next(i for i, kind in enumerate(kinds) if kind not in (Tensor, Tensor | None))
-    has_list = kinds[list_at] in (Sequence[Tensor], list[Tensor])
+    list_at = next((i for i, kind in enumerate(kinds) if kind not in (Tensor, Tensor | None)), len(kinds))
+    has_list = list_at < len(kinds) and kinds[list_at] in (Sequence[Tensor], list[Tensor])
     single = [argument for argument in differentiable if parameters.index(argument) < list_at]
 
     schema = torch.library.infer_schema(forward, mutates_args=())

@@ -13,6 +13,7 @@ from . import (
     linear_scan,
     merge_attention,
     neighborhood_attention,
+    selective_scan,
 )
 
 MODULES = (
@@ -26,6 +27,7 @@ MODULES = (
     linear_scan,
     merge_attention,
     neighborhood_attention,
+    selective_scan,
 )
 
 
