@@ -9,7 +9,7 @@ from attn_core.engine import Accuracy, ClassificationTask, EMAHook
 from vision_models.biformer import BiFormer
 from vision_models.data import Digits
 
-epochs = 60
+epochs = 80
 warmup = 2
 model = dict(
     type=ClassificationTask,
@@ -25,6 +25,7 @@ model = dict(
         drop_path_rate=0.1,
     ),
     label_smoothing=0.1,
+    mixup=0.2,
 )
 train_dataloader = dict(dataset=dict(type=Digits, split="train", augment=True), batch_size=64, drop_last=True)
 val_dataloader = dict(dataset=dict(type=Digits, split="val"), batch_size=256)
@@ -47,7 +48,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=5)
+train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=10)
 # The averaged weights of the last epoch are kept: 179 images cannot rank weights that make one error each.
 default_hooks = dict(checkpoint=dict(every_epochs=10, keep=1))
 custom_hooks = [dict(type=EMAHook, momentum=0.02)]

@@ -40,12 +40,12 @@ class Digits(Dataset[dict[str, Any]]):
         *,
         size: int = 32,
         augment: bool = False,
-        degrees: float = 15.0,
-        shift: float = 1.0,
-        scale: float = 0.15,
-        shear: float = 0.2,
+        degrees: float = 8.0,
+        shift: float = 0.5,
+        scale: float = 0.08,
+        shear: float = 0.1,
         elastic: float = 0.3,
-        contrast: float = 0.4,
+        contrast: float = 0.3,
     ) -> None:
         if split not in ("train", "val", "test"):
             raise ValueError(f"Digits: split must be 'train', 'val' or 'test', got split={split!r}")
