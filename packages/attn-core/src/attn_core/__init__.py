@@ -1,10 +1,17 @@
 """Fused attention operators: one function per operator, three backends each (reference, torch, triton)."""
 
+from .composites.agent_attention import agent_attention
+from .composites.landmark_attention import landmark_attention
+from .composites.scatterbrain import scatterbrain
+from .composites.visual_attention_redistribution import visual_attention_redistribution
 from .dispatch import explain, use_backend
 from .ops.additive_attention import additive_attention
 from .ops.attention import attention
 from .ops.block_attention import block_attention, halo_index, topk_route, window_index
+from .ops.block_attention.local_stride import local_stride_table
 from .ops.channel_attention import channel_attention
+from .ops.deformable_attention import deformable_attention
+from .ops.focal_modulation import focal_modulation
 from .ops.group_attention import group_attention
 from .ops.linear import linear
 from .ops.linear_attention import linear_attention
@@ -15,19 +22,26 @@ from .ops.selective_scan import selective_scan
 
 __all__ = [
     "additive_attention",
+    "agent_attention",
     "attention",
     "block_attention",
     "channel_attention",
+    "deformable_attention",
     "explain",
+    "focal_modulation",
     "group_attention",
     "halo_index",
+    "landmark_attention",
     "linear",
     "linear_attention",
     "linear_scan",
+    "local_stride_table",
     "merge_attention",
     "neighborhood_attention",
+    "scatterbrain",
     "selective_scan",
     "topk_route",
     "use_backend",
+    "visual_attention_redistribution",
     "window_index",
 ]

@@ -1,0 +1,1 @@
+"""Attention of published models, composed of the operators: one file each, without kernels of their own."""

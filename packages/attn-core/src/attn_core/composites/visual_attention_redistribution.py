@@ -1,0 +1,109 @@
+"""Visual attention redistribution (VAR): what attention sinks of a vision-language model hold goes to the image."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from attn_core.checks import check_broadcastable, check_dtype, check_rank, check_same, check_size, fail
+from attn_core.ops.group_attention import group_attention
+
+OPERATOR = "visual_attention_redistribution"
+
+
+def visual_attention_redistribution(
+    q: Float[Tensor, "B H N D"],
+    k: Float[Tensor, "B Hk M D"],
+    v: Float[Tensor, "B Hk M Dv"],
+    visual: Bool[Tensor, "#B M"],
+    sink: Bool[Tensor, "#B M"],
+    *,
+    rho: float = 0.5,
+    summ: float = 0.2,
+    p: float = 0.6,
+    query_mask: Bool[Tensor, "#B N"] | None = None,
+    scale: float | None = None,
+    bias: Float[Tensor, "#B #H #N #M"] | None = None,
+    key_mask: Bool[Tensor, "#B M"] | None = None,
+    causal: Literal["upper_left", "lower_right"] | None = None,
+) -> tuple[Float[Tensor, "B H N Dv"], Bool[Tensor, "B H N"]]:
+    """Softmax attention in which heads that look at the image move 1 − p of their sinks' weight to its other tokens.
+
+    With m the share of attention on visual sinks (vs), other visual tokens (v), text sinks (ts) and other tokens (o),
+    and n the number of visual tokens, a head is image-centered at a query if m_vs / (m_v + m_vs + 1e-6·n) ≤ rho and
+    m_v + m_vs ≥ summ. There the shares become (p·m_vs, m_v + (1 − p)(m_vs + m_ts), p·m_ts, m_o); tokens inside a class
+    keep their ratios. Everywhere else, and in images without a visual sink, attention is left alone.
+
+    Two passes over the keys, the first without the values; no N×M map. The choice has no gradient, the shares do.
+
+    Args:
+        visual: True at tokens of the image. Hidden keys do not count.
+        sink: True at attention sinks of image and text, for example :func:`sink_tokens`.
+        rho, summ: thresholds, shares in [0, 1].
+        p: share of their weight that sinks keep, in [0, 1].
+        query_mask: True where redistribution is allowed (official: queries behind the image); everywhere by default.
+        scale, bias, key_mask, causal: as in :func:`attn_core.attention`.
+
+    Returns:
+        out in the dtype of q; True where a head's attention was redistributed.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, or p lies outside [0, 1].
+
+    Source: Kang et al. 2025 (arXiv 2503.03321), seilk/VisAttnSink, ``HeadFork`` and ``VARProcessor``. The official code
+    pairs batch entries and queries wrongly beyond one image, and divides by 0 where every visual token is a sink: such
+    queries are left alone here.
+    """
+    check_rank(OPERATOR, "q", q, "B H N D")
+    check_rank(OPERATOR, "k", k, "B Hk M D")
+    batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
+    for name, mask, size in (("visual", visual, keys), ("sink", sink, keys), ("query_mask", query_mask, queries)):
+        if mask is not None:
+            check_same(OPERATOR, q, {name: mask}, dtype=False)
+            check_dtype(OPERATOR, name, mask, (torch.bool,))
+            check_broadcastable(OPERATOR, name, mask, (batch, size), "B N" if name == "query_mask" else "B M")
+            check_size(OPERATOR, name, mask, 1, size, "one flag for each token")
+    if not 0 <= p <= 1:
+        fail(OPERATOR, "p", "must lie in [0, 1]", p)
+    group = 2 * visual.long() + sink.long()  # 0 other, 1 text sink, 2 visual, 3 visual sink
+    _, mass = group_attention(q, k, v[..., :0], group, 4, scale=scale, bias=bias, key_mask=key_mask, causal=causal)
+    dead = mass.isneginf().all(-1, keepdim=True)
+    share = mass.masked_fill(dead, 0.0).softmax(-1).masked_fill(dead, 0.0)
+    other, text_sink, image, image_sink = share.unbind(-1)
+
+    shown = visual if key_mask is None else visual & key_mask
+    count = shown.sum(-1).view(-1, 1, 1)
+    total = image + image_sink
+    chosen = (image_sink / (total + 1e-6 * count) <= rho) & (total >= summ) & (image > 0)
+    chosen = chosen & (shown & sink).any(-1).view(-1, 1, 1)
+    if query_mask is not None:
+        chosen = chosen & query_mask[:, None]
+    moved = torch.stack([other, p * text_sink, image + (1 - p) * (image_sink + text_sink), p * image_sink], dim=-1)
+    weight = torch.where(chosen.unsqueeze(-1), moved, share)
+    out, _ = group_attention(
+        q, k, v, group, 4, group_weight=weight, scale=scale, bias=bias, key_mask=key_mask, causal=causal
+    )
+    return out, chosen
+
+
+def sink_tokens(
+    hidden: Float[Tensor, "B N C"], dims: Sequence[int], *, tau: float = 20.0, eps: float = 1e-6
+) -> Bool[Tensor, "B N"]:
+    """Tokens whose root-mean-square-normalized hidden state exceeds ``tau`` in size in one of the sink dimensions.
+
+    Args:
+        hidden: states before a layer. dims: sink dimensions of the model (Llama-2-7B: 1415 and 2533).
+
+    Raises:
+        ValueError: ``dims`` is empty or names a dimension that does not exist.
+
+    Source: seilk/VisAttnSink, ``DimProspector``.
+    """
+    check_rank("sink_tokens", "hidden", hidden, "B N C")
+    if not dims or min(dims) < 0 or max(dims) >= hidden.shape[2]:
+        fail("sink_tokens", "dims", f"must name dimensions 0…{hidden.shape[2] - 1}, at least one", list(dims))
+    wide = hidden if hidden.dtype == torch.float64 else hidden.float()
+    normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normalized[..., list(dims)].abs().amax(-1) > tau
