@@ -28,7 +28,6 @@ from attn_core.engine.checkpoint import (
     check_weights,
     full,
     like,
-    list_checkpoints,
     load_weights,
     newest_intact,
     read_weights,
@@ -299,8 +298,11 @@ class Runner(_Runner):
         return path
 
     def load_best(self) -> Path | None:
-        """Load the selected weights of this run; None, and nothing changes, if the run selects none."""
-        name = same_everywhere(next(iter(list_checkpoints(self.directory, best=True)), None))
+        """Load the selected weights of this run, the newest intact ones; None, and nothing changes, without any."""
+        found, skipped = newest_intact(self.directory, best=True) if self.rank == 0 else (None, [])
+        for line in skipped:
+            logger.warning("skipped: %s", line)
+        name = same_everywhere(None if found is None else found.name)
         return self.load_weights_from(self.directory / f"{name}.safetensors") if name else None
 
     def _collect(self, step: int, epoch: int) -> dict[str, Any]:
