@@ -6,7 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attn_core import attention, block_attention, group_attention, neighborhood_attention, topk_route, window_index
+from attn_core import (
+    attention,
+    block_attention,
+    deformable_attention,
+    group_attention,
+    neighborhood_attention,
+    topk_route,
+    window_index,
+)
 from attn_core.testing import peak_memory, tensor
 
 
@@ -65,7 +73,25 @@ def _neighborhoods(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
     return lambda: neighborhood_attention(q, k, v, 7, rpb=rpb)
 
 
-CASES = [_attention, _axis_bias, _wide_axis_bias, _bias_of_keys, _wide_value, _windows, _groups, _neighborhoods]
+def _deformable(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    maps = ((length // 32, 32), (length // 64, 16))
+    value = tensor(torch.float32, "cpu", 1, sum(h * w for h, w in maps), 4, 16)
+    locations = torch.rand(1, length, 4, 2, 4, 2).requires_grad_()
+    weights = tensor(torch.float32, "cpu", 1, length, 4, 2, 4)
+    return lambda: (deformable_attention(value, maps, locations, weights),)
+
+
+CASES = [
+    _attention,
+    _axis_bias,
+    _wide_axis_bias,
+    _bias_of_keys,
+    _wide_value,
+    _windows,
+    _groups,
+    _neighborhoods,
+    _deformable,
+]
 
 
 @pytest.mark.parametrize("build", CASES, ids=lambda build: build.__name__.strip("_"))

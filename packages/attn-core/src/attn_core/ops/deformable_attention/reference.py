@@ -41,6 +41,7 @@ def deformable_attention(
 
 def _tap(position: Tensor, side: int, size: int) -> tuple[Tensor, Tensor]:
     """Linear weight and index of the cell before (0) or after (1) a position; outside cells weigh 0."""
+    position = torch.where((position > -1) & (position < size), position, -2.0)
     before = position.detach().floor()
     index = before + side
     weight = position - before if side else 1 - (position - before)
