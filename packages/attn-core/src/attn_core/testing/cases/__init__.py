@@ -2,9 +2,37 @@
 
 from attn_core.testing.harness import Case
 
-from . import additive_attention, attention, block_attention, channel_attention, deformable_attention, focal_modulation, group_attention, linear, linear_attention, linear_scan, merge_attention, neighborhood_attention, selective_scan
+from . import (
+    additive_attention,
+    attention,
+    block_attention,
+    channel_attention,
+    deformable_attention,
+    focal_modulation,
+    group_attention,
+    linear,
+    linear_attention,
+    linear_scan,
+    merge_attention,
+    neighborhood_attention,
+    selective_scan,
+)
 
-MODULES = (additive_attention, attention, block_attention, channel_attention, deformable_attention, focal_modulation, group_attention, linear, linear_attention, linear_scan, merge_attention, neighborhood_attention, selective_scan)
+MODULES = (
+    additive_attention,
+    attention,
+    block_attention,
+    channel_attention,
+    deformable_attention,
+    focal_modulation,
+    group_attention,
+    linear,
+    linear_attention,
+    linear_scan,
+    merge_attention,
+    neighborhood_attention,
+    selective_scan,
+)
 
 
 def every_case() -> list[Case]:
