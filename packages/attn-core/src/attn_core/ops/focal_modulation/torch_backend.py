@@ -1,0 +1,156 @@
+"""Focal modulation in plain torch: a few images at a time, channels-last, maps computed again for the backward pass.
+
+oneDNN's depthwise convolutions are up to 20 times faster in channels-last than in channels-first memory.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attn_core.registration import register
+
+from . import reference
+
+# Elements of the maps computed together: 2¹⁹ float32 are 2 MiB, and the backward pass holds 2L + 3 such maps.
+CHUNK = 2**19
+
+
+def focal_modulation(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], *, normalize: bool = False) -> Tensor:
+    """Extra memory: maps of a few images in float32, three in the forward pass and 2L + 3 in the backward pass.
+
+    An exported graph holds the reference instead.
+    """
+    if torch.compiler.is_exporting():
+        return reference.focal_modulation(ctx, gates, weights, normalize=normalize)
+    # As (B, Y, X, C), so that results and gradients, which are contiguous, are channels-last.
+    y = _call(ctx.permute(0, 2, 3, 1), gates.permute(0, 2, 3, 1), [weight[None] for weight in weights], normalize)
+    return y.permute(0, 3, 1, 2)
+
+
+def forward(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> Tensor:
+    y = fake_forward(ctx, gates, weights, normalize)
+    if y.numel() == 0:
+        return y
+    for images in _spans(ctx, weights):
+        z, g = _map(ctx, images), _map(gates, images)
+        in_place = y.dtype == z.dtype
+        total = y[images].permute(0, 3, 1, 2) if in_place else torch.empty_like(z)
+        total.zero_()
+        for level, weight in enumerate(weights):
+            z = torch.ops.aten.gelu_(_convolve(z, _kernels(weight, images, z.dtype)))
+            total.addcmul_(z, g[:, level : level + 1])
+        total.addcmul_(F.gelu(z.mean((2, 3), keepdim=True)), g[:, len(weights) :])
+        if normalize:
+            total.div_(len(weights) + 1)
+        if not in_place:
+            y[images] = total.permute(0, 2, 3, 1)
+    return y
+
+
+def backward(
+    grad_y: Tensor, ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool, needs: Sequence[bool]
+) -> list[Tensor]:
+    """du_l = (dz_l + dy g_l) gelu'(u_l); dz_{l−1} = W_lᵀ ∗ du_l; dg_l = Σ_c dy z_l; dW_l = Σ du_l z_{l−1}, shifted."""
+    needs_ctx, needs_gates, *needs_weights = needs
+    levels, (_, height, width, _) = len(weights), ctx.shape
+    dctx, dgates = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (ctx, gates))
+    dtype = _accumulation(ctx)
+    dweights = [torch.zeros_like(weight, dtype=dtype, memory_format=torch.contiguous_format) for weight in weights]
+    for images in _spans(ctx, weights) if ctx.numel() else ():
+        g, dy = _map(gates, images), _map(grad_y, images)
+        if normalize:
+            dy = dy / (levels + 1)
+        kernels = [_kernels(weight, images, dtype) for weight in weights]
+        z, u = [_map(ctx, images)], []
+        for kernel in kernels:
+            u.append(_convolve(z[-1], kernel))
+            z.append(F.gelu(u[-1]))
+        mean = z[-1].mean((2, 3), keepdim=True)
+        if needs_gates:
+            for level in range(levels):
+                dgates[images, ..., level] = (dy * z[level + 1]).sum(1)
+            dgates[images, ..., levels] = (dy * F.gelu(mean)).sum(1)
+        d_mean = torch.ops.aten.gelu_backward((dy * g[:, levels:]).sum((2, 3), keepdim=True), mean)
+        dz = (d_mean / (height * width)).expand_as(dy)
+        for level in reversed(range(levels)):
+            du = torch.ops.aten.gelu_backward(torch.addcmul(dz, dy, g[:, level : level + 1]), u[level])
+            if needs_weights[level]:
+                own = images if weights[level].shape[0] > 1 else slice(None)
+                dweights[level][own] += _kernel_gradient(du, z[level], kernels[level])
+            if level or needs_ctx:
+                # The transposed convolution, as a convolution with the kernel turned around: oneDNN's faster road.
+                dz = _convolve(du, kernels[level].flip(2, 3))
+        dctx[images] = dz.permute(0, 2, 3, 1)
+    pairs = zip((dctx, dgates, *dweights), (ctx, gates, *weights), needs, strict=True)
+    return [grad.to(t.dtype) for grad, t, need in pairs if need]
+
+
+def _accumulation(t: Tensor) -> torch.dtype:
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def _spans(ctx: Tensor, weights: Sequence[Tensor]) -> Iterator[slice]:
+    """Images computed together: one where each has kernels of its own, as under vmap."""
+    shared = all(weight.shape[0] == 1 for weight in weights)
+    step = max(1, CHUNK // ctx[0].numel()) if shared else 1
+    return (slice(start, min(start + step, len(ctx))) for start in range(0, len(ctx), step))
+
+
+def _map(t: Tensor, images: slice) -> Tensor:
+    """(images, C, Y, X), channels-last and without gaps."""
+    return t[images].permute(0, 3, 1, 2).to(_accumulation(t)).contiguous(memory_format=torch.channels_last)
+
+
+def _kernels(weight: Tensor, images: slice, dtype: torch.dtype) -> Tensor:
+    return weight[0 if weight.shape[0] == 1 else images.start].to(dtype)
+
+
+def _convolve(z: Tensor, kernel: Tensor) -> Tensor:
+    return F.conv2d(z, kernel, padding=kernel.shape[-1] // 2, groups=len(kernel))
+
+
+def _kernel_gradient(du: Tensor, z: Tensor, kernel: Tensor) -> Tensor:
+    """Σ du[…, p]·z[…, p + tap] of every tap: (C, 1, k, k)."""
+    size = kernel.shape[-1]
+    if size <= 3 or du.device.type != "cpu":
+        return _correlate(du, z, kernel, size // 2)
+    # oneDNN has fast code for 3×3 taps only: the larger kernel's taps in blocks of that size (the last ones overlap).
+    padded = F.pad(z, [size // 2] * 4)
+    gradient = torch.empty_like(kernel)
+    block = kernel[..., :3, :3]
+    starts = [min(start, size - 3) for start in range(0, size, 3)]
+    for y in starts:
+        for x in starts:
+            shifted = padded[:, :, y : y + du.shape[2] + 2, x : x + du.shape[3] + 2]
+            gradient[..., y : y + 3, x : x + 3] = _correlate(du, shifted, block, 0)
+    return gradient
+
+
+def _correlate(du: Tensor, z: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    pairs = [1, 1], [padding, padding], [1, 1]
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        du, z, kernel, None, *pairs, False, [0, 0], len(kernel), [False, True, False]
+    )
+    return gradient
+
+
+def fake_forward(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> Tensor:
+    return torch.empty_like(ctx, memory_format=torch.contiguous_format)
+
+
+def reference_forward(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> Tensor:
+    y = reference.per_image(ctx.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2), weights, normalize)
+    return y.permute(0, 2, 3, 1)
+
+
+_call = register(
+    "focal_modulation_torch",
+    forward=forward,
+    backward=backward,
+    fake_forward=fake_forward,
+    reference=reference_forward,
+    differentiable=("ctx", "gates", "weights"),
+    keeps_outputs=False,
+)
