@@ -1,0 +1,70 @@
+"""The recurrence h_t = a_t·h_{t−1} + b_t in few steps of Python: the primitive of both scans on the torch backend."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# Steps over at least this many numbers spend their time in arithmetic; smaller ones in the calls, so that it pays to
+# take the steps of many chunks at once.
+WIDE_STEP = 2**13
+
+
+def scan(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool = False, out: Tensor | None = None) -> Tensor:
+    """States (B, T, …) for gates ``a`` that broadcast to ``b``, all in the accumulation dtype.
+
+    A narrow scan is cut in about √T chunks: all advance together from zero, beside the products of their gates; then
+    the state that arrives at each chunk is found chunk by chunk and added, times those products. No division, and no
+    logarithm: gates may be zero or negative.
+    """
+    steps = b.shape[1]
+    h = torch.empty(b.shape, dtype=b.dtype, device=b.device) if out is None else out
+    chunk = 1 << (math.isqrt(steps).bit_length() - 1) if steps else 1
+    if chunk < 8 or h[:, :1].numel() >= WIDE_STEP:
+        step_by_step(a, b, h, start, reverse)
+        return h
+    whole = steps // chunk * chunk
+    # What does not fill a chunk is walked last.
+    body, rest = (
+        (slice(steps - whole, steps), slice(0, steps - whole)) if reverse else (slice(whole), slice(whole, steps))
+    )
+    split = (steps // chunk, chunk)
+    gates, inputs, states = (x[:, body].unflatten(1, split) for x in (a, b, h))
+    products = torch.empty(gates.shape, dtype=a.dtype, device=a.device)
+    gate, term, state, product = (x.unbind(2) for x in (gates, inputs, states, products))
+    order = range(chunk)[::-1] if reverse else range(chunk)
+    before = order[0]
+    state[before].copy_(term[before])
+    product[before].copy_(gate[before])
+    for t in order[1:]:
+        torch.addcmul(term[t], gate[t], state[before], out=state[t])
+        torch.mul(product[before], gate[t], out=product[t])
+        before = t
+    # States that arrive at each chunk; the first of the walk gets the start.
+    arriving = torch.empty(state[before].shape, dtype=b.dtype, device=b.device)
+    last = torch.empty_like(arriving)
+    first = torch.zeros_like(arriving[:, 0]) if start is None else start.expand(arriving[:, 0].shape)
+    step_by_step(product[before], state[before], last, first, reverse)
+    if reverse:
+        arriving[:, :-1], arriving[:, -1] = last[:, 1:], first
+    else:
+        arriving[:, 1:], arriving[:, 0] = last[:, :-1], first
+    states.addcmul_(products, arriving.unsqueeze(2))
+    step_by_step(a[:, rest], b[:, rest], h[:, rest], last[:, 0] if reverse else last[:, -1], reverse)
+    return h
+
+
+def step_by_step(a: Tensor, b: Tensor, out: Tensor, start: Tensor | None, reverse: bool) -> None:
+    gates, terms, states = a.unbind(1), b.unbind(1), out.unbind(1)
+    order = range(len(terms))[::-1] if reverse else range(len(terms))
+    for t in order:
+        if start is None:
+            states[t].copy_(terms[t])
+        else:
+            torch.addcmul(terms[t], gates[t], start, out=states[t])
+        start = states[t]
+
+
+def next_gates(a: Tensor, reverse: bool = False) -> Tensor:
+    """a_{t+1} at t, the gates of the scan that runs against this one; the last is never used."""
+    return a.roll(1 if reverse else -1, 1)

@@ -1,0 +1,119 @@
+"""Selective state-space recurrence (Mamba), from the left or from the right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size
+from attn_core.dispatch import Backend, select, under_autocast
+
+from . import reference, torch_backend
+
+OPERATOR = "selective_scan"
+
+
+def selective_scan(
+    u: Float[Tensor, "B C T"],
+    delta: Float[Tensor, "B C T"],
+    A: Float[Tensor, "C N"],
+    B: Float[Tensor, "B G N T"],
+    C: Float[Tensor, "B G N T"],
+    D: Float[Tensor, " C"] | None = None,
+    z: Float[Tensor, "B C T"] | None = None,
+    delta_bias: Float[Tensor, " C"] | None = None,
+    *,
+    delta_softplus: bool = False,
+    initial_state: Float[Tensor, "B C N"] | None = None,
+    reverse: bool = False,
+    backend: Backend | None = None,
+) -> tuple[Float[Tensor, "B C T"], Float[Tensor, "B C N"]]:
+    """State-space scan whose step, input and output maps depend on the token; never holds the states of all steps.
+
+    Δ = delta + delta_bias, through softplus if asked; h_t = exp(Δ_t A)∘h_{t−1} + Δ_t B_t u_t;
+    y_t = C_t·h_t + D u_t; out_t = y_t·silu(z_t). A is discretized exactly, B by Euler's rule, as Mamba does. With
+    ``reverse`` the sequence runs from its end: h_t follows from h_{t+1}. Empty B and T are legal.
+
+    Args:
+        delta: in the dtype of u or in float32 (float64 beside float64).
+        A: negative for a stable recurrence (values are not checked); A, D, delta_bias and initial_state in float32.
+        B, C: G groups; C/G consecutive channels share one. In the dtype of u, as z.
+        D: weight of the input in the output, 0 by default.
+        z: gate, none by default.
+        initial_state: state before the first step (behind the last with ``reverse``), zeros by default.
+
+    Returns:
+        out in the dtype of u; the state behind the last step of the walk, in float32 (float64 for float64 inputs);
+        both differentiable.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit. RuntimeError: the requested backend cannot run.
+
+    Source: Gu and Dao 2023 (arXiv 2312.00752), algorithm 2; https://github.com/state-spaces/mamba,
+    ``selective_scan_ref``.
+    """
+    u, B, C, z = under_autocast(u, B, C, z)
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    run = _implementation(select(OPERATOR, backend, u, triton_obstacle))
+    return run(
+        u,
+        delta,
+        A,
+        B,
+        C,
+        D,
+        z,
+        delta_bias,
+        delta_softplus=delta_softplus,
+        initial_state=initial_state,
+        reverse=reverse,
+    )
+
+
+def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    return reference.selective_scan if backend == "reference" else torch_backend.selective_scan
+
+
+def triton_obstacle(**_: Any) -> str | None:
+    return "selective_scan has no Triton kernel"
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+) -> None:
+    layouts = {"u": "B C T", "delta": "B C T", "A": "C N", "B": "B G N T", "C": "B G N T", "D": "C", "z": "B C T"}
+    layouts |= {"delta_bias": "C", "initial_state": "B C N"}
+    tensors = dict(zip(layouts, (u, delta, A, B, C, D, z, delta_bias, initial_state), strict=True))
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            check_rank(OPERATOR, name, tensor, layouts[name])
+    check_dtype(OPERATOR, "u", u, DATA_DTYPES)
+    check_same(OPERATOR, u, tensors, dtype=False, first_name="u")
+    check_same(OPERATOR, u, {"B": B, "C": C, "z": z}, first_name="u")
+    exact = torch.float64 if u.dtype == torch.float64 else torch.float32
+    check_dtype(OPERATOR, "delta", delta, tuple({u.dtype: None, exact: None}))
+    sizes = {"B": (u.shape[0], "the batch of u"), "C": (u.shape[1], "the channels of u")}
+    sizes |= {"T": (u.shape[2], "the steps of u"), "N": (A.shape[1], "the state width of A")}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if name in ("A", "D", "delta_bias", "initial_state"):
+            check_dtype(OPERATOR, name, tensor, (exact,))
+        for dim, letter in enumerate(layouts[name].split()):
+            if letter in sizes:
+                check_size(OPERATOR, name, tensor, dim, *sizes[letter])
+    check_size(OPERATOR, "C", C, 1, B.shape[1], "the groups of B")
+    if B.shape[1] == 0 or u.shape[1] % B.shape[1]:
+        raise ValueError(
+            f"{OPERATOR}: the channels of u must be a multiple of the groups of B, got {u.shape[1]} and {B.shape[1]}"
+        )
