@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from attn_core import (
+    additive_attention,
     attention,
     block_attention,
+    channel_attention,
     deformable_attention,
+    focal_modulation,
     group_attention,
     neighborhood_attention,
     topk_route,
@@ -81,6 +84,23 @@ def _deformable(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
     return lambda: (deformable_attention(value, maps, locations, weights),)
 
 
+def _channels(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    a, b, x = (tensor(torch.float32, "cpu", 1, 4, length, 16) for _ in range(3))
+    return lambda: (channel_attention(a, b, x),)
+
+
+def _additive(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    q, k, value = (tensor(torch.float32, "cpu", 1, length, 16) for _ in range(3))
+    w = tensor(torch.float32, "cpu", 16)
+    return lambda: additive_attention(q, k, w, value)
+
+
+def _focal(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    ctx, gates = (tensor(torch.float32, "cpu", 1, channels, length // 32, 32) for channels in (16, 3))
+    weights = [tensor(torch.float32, "cpu", 16, 1, k, k) for k in (3, 5)]
+    return lambda: (focal_modulation(ctx, gates, weights),)
+
+
 CASES = [
     _attention,
     _axis_bias,
@@ -91,6 +111,9 @@ CASES = [
     _groups,
     _neighborhoods,
     _deformable,
+    _channels,
+    _additive,
+    _focal,
 ]
 
 
