@@ -1,7 +1,10 @@
 """Fused attention operators: one function per operator, three backends each (reference, torch, triton)."""
 
 from .composites.agent_attention import agent_attention
+from .composites.inline_attention import inline_attention
 from .composites.landmark_attention import landmark_attention
+from .composites.neural_memory_weights import neural_memory_weights
+from .composites.rank_augmented_attention import rank_augmented_attention
 from .composites.scatterbrain import scatterbrain
 from .composites.visual_attention_redistribution import visual_attention_redistribution
 from .dispatch import explain, use_backend
@@ -31,6 +34,7 @@ __all__ = [
     "focal_modulation",
     "group_attention",
     "halo_index",
+    "inline_attention",
     "landmark_attention",
     "linear",
     "linear_attention",
@@ -38,6 +42,8 @@ __all__ = [
     "local_stride_table",
     "merge_attention",
     "neighborhood_attention",
+    "neural_memory_weights",
+    "rank_augmented_attention",
     "scatterbrain",
     "selective_scan",
     "topk_route",
