@@ -14,7 +14,10 @@ from attn_core import (
     deformable_attention,
     focal_modulation,
     group_attention,
+    linear_attention,
+    linear_scan,
     neighborhood_attention,
+    selective_scan,
     topk_route,
     window_index,
 )
@@ -101,6 +104,23 @@ def _focal(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
     return lambda: (focal_modulation(ctx, gates, weights),)
 
 
+def _linear_attention(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    q, k, v = (tensor(torch.float32, "cpu", 1, 4, length, 16) for _ in range(3))
+    decay = torch.full((4,), -0.1, requires_grad=True)
+    return lambda: linear_attention(q, k, v, log_decay=decay)
+
+
+def _linear_scan(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    b = tensor(torch.float32, "cpu", 2, length, 16, 8)
+    return lambda: (linear_scan(torch.rand(2, length, 16), b),)
+
+
+def _selective_scan(length: int) -> Callable[[], tuple[torch.Tensor, ...]]:
+    u, delta = tensor(torch.float32, "cpu", 1, 64, length), torch.rand(1, 64, length)
+    B, C = (tensor(torch.float32, "cpu", 1, 1, 16, length) for _ in range(2))
+    return lambda: selective_scan(u, delta, -torch.rand(64, 16), B, C)
+
+
 CASES = [
     _attention,
     _axis_bias,
@@ -114,6 +134,9 @@ CASES = [
     _channels,
     _additive,
     _focal,
+    _linear_attention,
+    _linear_scan,
+    _selective_scan,
 ]
 
 
@@ -150,3 +173,8 @@ def test_routed_attention_does_not_grow_with_top_k() -> None:
     one, sixteen = _peak(lambda _: routed(1), 0), _peak(lambda _: routed(16), 0)
     chunk = 2**21 * 4 * 3  # gathered operands, their gradients and scores of one chunk
     assert sixteen <= one + max(chunk, 0.1 * 4 * side * side * width * 4)
+
+
+def test_selective_scan_holds_a_fraction_of_its_states() -> None:
+    """1 × 64 × 16 states of 4096 steps would be 16 MiB."""
+    assert _peak(_selective_scan, 4096) < 64 * 16 * 4096 * 4
