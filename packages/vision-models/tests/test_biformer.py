@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vision_models import BiFormer, BiFormerDense, create_model, load_official
+from vision_models.backbone import official_names
 from vision_models.bench.gathered import gathered
-from vision_models.biformer import KEY_MAP, official_names
+from vision_models.biformer import KEY_MAP
 from vision_models.bilevel_routing import RoutedAttention
 
 SMALL: dict[str, Any] = {"depths": (1, 1, 1, 1), "dims": (16, 32, 32, 64), "head_dim": 16, "topks": (1, 4, 9, -2)}
@@ -240,7 +241,7 @@ MODELS_OF_LAYOUT = {
 
 def official_state(model: BiFormer, layout: str) -> dict[str, Tensor]:
     """What the official class would save: its names, and 1×1 convolutions in the nchw code."""
-    state = {official: model.state_dict()[ours] for official, ours in official_names(model, layout).items()}
+    state = {official: model.state_dict()[ours] for official, ours in official_names(model, KEY_MAP, layout).items()}
     if layout == "biformer_stl_nchw":
         state = {
             name: value[:, :, None, None] if value.ndim == 2 and not name.startswith("head") else value
@@ -271,7 +272,7 @@ def test_official_weights_survive_the_round_trip(layout: str, wrap: Any, tmp_pat
 
 
 def test_official_names_look_as_published() -> None:
-    names = official_names(BiFormer(**SMALL), "biformer")
+    names = official_names(BiFormer(**SMALL), KEY_MAP, "biformer")
     for name in (
         "downsample_layers.0.3.weight",
         "downsample_layers.2.1.running_var",

@@ -1,7 +1,8 @@
 """Attention backbones for vision on one attention core; importing registers them with timm."""
 
 from .biformer import BiFormer, BiFormerDense
+from .davit import DaViT
 from .models import create_model, list_models
 from .official import load_official
 
-__all__ = ["BiFormer", "BiFormerDense", "create_model", "list_models", "load_official"]
+__all__ = ["BiFormer", "BiFormerDense", "DaViT", "create_model", "list_models", "load_official"]

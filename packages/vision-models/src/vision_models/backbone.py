@@ -3,12 +3,27 @@
 # pyright: reportPrivateImportUsage=false
 # (timm.layers exports these names, though it lists none)
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
-from timm.layers import ClassifierHead, get_device_dtype
+from timm.layers import ClassifierHead, NormMlpClassifierHead, get_device_dtype
 from timm.models._features import feature_take_indices  # timm exports it nowhere else
 from torch import Tensor, nn
+
+# Name of an official layout → (pattern, replacement) pairs that turn our parameter names into that layout's, in order.
+KeyMap = dict[str, tuple[tuple[str, str], ...]]
+
+
+def official_names(model: nn.Module, key_map: KeyMap, layout: str) -> dict[str, str]:
+    """Official parameter name → ours, for each entry of ``model.state_dict()``."""
+    names = {}
+    for ours in model.state_dict():
+        official = ours
+        for pattern, replacement in key_map[layout]:
+            official = re.sub(pattern, replacement, official)
+        names[official] = ours
+    return names
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -34,7 +49,8 @@ class StagedBackbone(nn.Module):
         stem: nn.Module
         stages: nn.Sequential
         norm: nn.Module
-        head: ClassifierHead
+        head: ClassifierHead | NormMlpClassifierHead
+        key_map: KeyMap  # of the class: how official checkpoints name the parameters
 
     @torch.jit.ignore()
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -49,7 +65,8 @@ class StagedBackbone(nn.Module):
         """A new classifier on the model's device; 0 classes gives pooled features, with ``global_pool=""`` the map."""
         self.num_classes = num_classes
         dd: dict[str, Any] = get_device_dtype(self)
-        self.head.reset(num_classes, global_pool, **dd)
+        self.head.reset(num_classes, global_pool, reset_other=reset_other, in_features=self.num_features, **dd)
+        self.head_hidden_size = self.head.num_features
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The normed map (B, num_features, Y/32, X/32)."""
@@ -109,5 +126,5 @@ class StagedBackbone(nn.Module):
         if shortened:
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         if prune_head or shortened:
-            self.reset_classifier(0, "")
+            self.reset_classifier(0, "", reset_other=True)
         return take

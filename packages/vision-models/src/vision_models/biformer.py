@@ -29,7 +29,6 @@ Shapes: image (B, 3, Y, X) → logits (B, num_classes); maps (B, C_i, ⌈Y/s⌉,
 # pyright: reportPrivateImportUsage=false
 # (torch.jit.is_scripting is public, though torch.jit does not list it)
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, Optional
@@ -49,9 +48,9 @@ from torch import Tensor, nn
 
 from attn_core import attention
 
-from .backbone import StagedBackbone, channels_last
-from .bilevel_routing import DepthwiseConv, KeyPooling, PadMode, RoutedAttention
-from .torchscript import Linear
+from .backbone import KeyMap, StagedBackbone, channels_last
+from .bilevel_routing import KeyPooling, PadMode, RoutedAttention
+from .layers import DepthwiseConv, Linear
 
 __all__ = ["BiFormer", "BiFormerDense"]
 
@@ -415,7 +414,7 @@ class BiFormerDense(BiFormer):
         return self
 
 
-# Our parameter name → the official one, in order. The three official classes name the same things differently.
+# The three official classes name the same things differently.
 _KEY_MAP_COMMON = (
     (r"^stem\.", "downsample_layers.0."),
     (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
@@ -428,23 +427,14 @@ _KEY_MAP_COMMON = (
     (r"\.attn\.router\.", ".attn.router.emb."),
 )
 _KEY_MAP_LEGACY = ((r"\.attn\.qkv_linear\.", ".attn.qkv.qkv."), (r"\.attn\.output_linear\.", ".attn.wo."))
-KEY_MAP: dict[str, tuple[tuple[str, str], ...]] = {
+KEY_MAP: KeyMap = {
     "biformer": (*_KEY_MAP_COMMON, *_KEY_MAP_LEGACY, (r"\.blocks\.", "."), (r"\.mlp\.fc2\.", ".mlp.3.")),
     "biformer_stl": (*_KEY_MAP_COMMON, *_KEY_MAP_LEGACY, (r"\.mlp\.fc2\.", ".mlp.2.")),
     "biformer_stl_nchw": (*_KEY_MAP_COMMON, (r"\.mlp\.fc2\.", ".mlp.2.")),
 }
 
 
-def official_names(model: BiFormer, layout: str) -> dict[str, str]:
-    """Official parameter name → ours, for each entry of ``model.state_dict()``; ``layout`` is a key of KEY_MAP."""
-    names = {}
-    for ours in model.state_dict():
-        official = ours
-        for pattern, replacement in KEY_MAP[layout]:
-            official = re.sub(pattern, replacement, official)
-        names[official] = ours
-    return names
-
+BiFormer.key_map = KEY_MAP
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "biformer_tiny": {"depths": (2, 2, 8, 2), "dims": (64, 128, 256, 512)},

@@ -13,12 +13,13 @@ from typing import Any, Literal, Optional
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_notrace_function, register_notrace_module
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from attn_core import block_attention, topk_route, window_index
 
-from .torchscript import Linear, scripted_block_attention, scripted_window_index
+from .layers import DepthwiseConv, Linear, pad_to_multiple
+from .torchscript import scripted_block_attention, scripted_window_index
 
 PadMode = Literal["legacy", "nchw", "masked"]
 KeyPooling = Literal["identity", "ada_avgpool", "ada_maxpool", "avgpool", "maxpool"]
@@ -52,17 +53,14 @@ def region_size(height: int, width: int, n_win: int, floor: bool) -> tuple[int, 
 
 
 @register_notrace_function
-def pad_to_multiple(x: Tensor, rows: int, columns: int, allowed: bool) -> Tensor:
-    """Zero rows below and columns to the right of (B, Y, X, C), up to multiples of ``rows`` and ``columns``."""
-    bottom, right = -x.shape[1] % rows, -x.shape[2] % columns
-    if bottom > 0 or right > 0:
-        if not allowed:
-            raise ValueError(
-                f"biformer: a map of {x.shape[1]}×{x.shape[2]} tokens does not split into {rows}×{columns} regions; "
-                "resize the image or pass auto_pad=True"
-            )
-        x = F.pad(x, (0, 0, 0, right, 0, bottom))
-    return x
+def pad_to_regions(x: Tensor, rows: int, columns: int, allowed: bool) -> Tensor:
+    """:func:`pad_to_multiple`, unless ``auto_pad=False`` forbids it."""
+    if not allowed and (x.shape[1] % rows != 0 or x.shape[2] % columns != 0):
+        raise ValueError(
+            f"biformer: a map of {x.shape[1]}×{x.shape[2]} tokens does not split into {rows}×{columns} regions; "
+            "resize the image or pass auto_pad=True"
+        )
+    return pad_to_multiple(x, rows, columns)
 
 
 @register_notrace_function
@@ -130,21 +128,6 @@ def routed_attention(
     else:
         out = block_attention(q, k, v, q_index, kv_index, table, kv_weight=weight, scale=scale)[0]
     return out.transpose(1, 2).reshape(batch, height, width, channels)
-
-
-@register_notrace_module  # or FX would find different graphs for training and evaluation
-class DepthwiseConv(nn.Conv2d):
-    """Depthwise convolution of a token map (B, Y, X, C); both permutations are views of channels-last memory."""
-
-    def __init__(self, dim: int, kernel: int, **dd: Any) -> None:
-        super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim, **dd)
-
-    def forward(self, input: Tensor) -> Tensor:
-        x, bias = input.permute(0, 3, 1, 2), self.bias
-        if self.training and bias is not None:
-            # oneDNN's gradient of the bias doubles the time of the backward pass; that of an addition is free.
-            return self._conv_forward(x, self.weight, None).permute(0, 2, 3, 1) + bias
-        return self._conv_forward(x, self.weight, bias).permute(0, 2, 3, 1)
 
 
 class RoutedAttention(nn.Module):
@@ -220,7 +203,7 @@ class RoutedAttention(nn.Module):
 
         frame = qkv
         if self.pad_mode == "nchw":
-            frame = pad_to_multiple(qkv, region[0], region[1], self.auto_pad)  # zero keys, part of the softmax
+            frame = pad_to_regions(qkv, region[0], region[1], self.auto_pad)  # zero keys, part of the softmax
         # One split, so that autograd joins the three gradients by one copy.
         q, k, v = frame.split([self.qk_dim, self.qk_dim, self.dim], dim=-1)
         keys, values = k, v
@@ -244,7 +227,7 @@ class RoutedAttention(nn.Module):
         n_win = regions_per_side(x.shape[1], x.shape[2], self.n_win, self.auto_side)
         if self.pad_mode == "legacy":
             # Before the projection, so that queries, keys and values of the padding equal the bias.
-            x = pad_to_multiple(x, n_win, n_win, self.auto_pad)
+            x = pad_to_regions(x, n_win, n_win, self.auto_pad)
         qkv = self.qkv_linear(x)
         region = region_size(qkv.shape[1], qkv.shape[2], n_win, self.pad_mode == "nchw")
         q_and_k = qkv[..., : 2 * self.qk_dim]

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import timm
 import torch
 
 from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
 from attn_core.engine.cli import run_cli
 
 from .bench.biformer import benchmark
-from .models import create_model, list_models
+from .models import create_model, list_models, timm_name
 from .predictions import draw_predictions, predict
 
 
@@ -20,6 +21,7 @@ def info(name: str) -> Mapping[str, object]:
     channels, height, width = cfg["input_size"]
     return {
         "model": name,
+        "in timm": timm_name(name),
         "what": _first_line(name),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "input": f"{channels}×{height}×{width}, any size works",
@@ -31,9 +33,7 @@ def info(name: str) -> Mapping[str, object]:
 
 
 def _first_line(name: str) -> str:
-    from . import biformer
-
-    return (getattr(biformer, name).__doc__ or "").split("\n", 1)[0]
+    return (timm.model_entrypoint(timm_name(name)).__doc__ or "").split("\n", 1)[0]
 
 
 def export_target(run: TrainedRun | str) -> ExportTarget:

@@ -6,10 +6,15 @@ from typing import Any
 
 import timm
 
-from . import biformer
+from . import biformer, davit
+from .backbone import StagedBackbone
 from .biformer import BiFormer
+from .davit import DaViT
 
-REGISTRY = dict.fromkeys(biformer.VARIANTS, BiFormer)
+FAMILIES = {BiFormer: biformer, DaViT: davit}
+REGISTRY: dict[str, type[StagedBackbone]] = {
+    name: family for family, module in FAMILIES.items() for name in module.VARIANTS
+}
 
 
 def list_models() -> list[str]:
@@ -17,8 +22,13 @@ def list_models() -> list[str]:
     return sorted(REGISTRY)
 
 
-def create_model(name: str, **options: Any) -> BiFormer:
-    """Build a model of this package; equal to ``timm.create_model``, with errors that name the mistake.
+def timm_name(name: str) -> str:
+    """The name of a model in timm's registry: its own, or ``attn_…`` where timm has a model of that name."""
+    return f"attn_{name}" if hasattr(FAMILIES[REGISTRY[name]], f"attn_{name}") else name
+
+
+def create_model(name: str, **options: Any) -> StagedBackbone:
+    """Build a model of this package under its paper's name, as ``timm.create_model``; errors name the mistake.
 
     Args:
         name: one of :func:`list_models`.
@@ -35,7 +45,7 @@ def create_model(name: str, **options: Any) -> BiFormer:
     for option in options:
         if option not in known:
             raise ValueError(f"create_model: {name} has no option {option!r}{_suggestion(option, sorted(known))}")
-    return timm.create_model(name, **options)  # pyright: ignore[reportReturnType]
+    return timm.create_model(timm_name(name), **options)  # pyright: ignore[reportReturnType]
 
 
 def _suggestion(word: str, known: list[str]) -> str:

@@ -1,16 +1,18 @@
-"""Weights of the official BiFormer releases into our models: files, wrapped dicts, dense checkpoints; strict."""
+"""Weights of the official releases into our models: files, wrapped dicts, dense checkpoints; strict."""
 
 import argparse
 import difflib
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .biformer import KEY_MAP, BiFormer, official_names
+from .backbone import StagedBackbone, official_names
+
+Backbone = TypeVar("Backbone", bound=StagedBackbone)
 
 WRAPPERS = ("model", "state_dict", "module")
 EMA_WRAPPERS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
@@ -18,12 +20,12 @@ PREFIXES = ("module.", "backbone.", "model.")
 
 
 def load_official(
-    model: BiFormer,
+    model: Backbone,
     checkpoint: Mapping[str, Any] | str | Path,
     *,
     ema: bool = False,
     ignore: Sequence[str] = (),
-) -> BiFormer:
+) -> Backbone:
     """Copy an official checkpoint into ``model``, every parameter or none.
 
     Args:
@@ -44,10 +46,7 @@ def load_official(
     source = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "the given dict"
     state = _unwrap(_read(checkpoint) if isinstance(checkpoint, (str, Path)) else checkpoint, source, ema=ema)
     own = model.state_dict()
-    # The layout whose names fit best; "ours" reads what model.state_dict() writes.
-    layouts = {"ours": {name: name for name in own}, **{name: official_names(model, name) for name in KEY_MAP}}
-    layout = max(layouts, key=lambda name: len(layouts[name].keys() & state.keys()))
-    names = layouts[layout]
+    names = _fitting_layout(model, state)
     # strict=False below could hide a name from us, so every name is accounted for here first.
     skipped = tuple(ignore)
     missing = [name for name in names if name not in state and not (skipped and names[name].startswith(skipped))]
@@ -74,6 +73,19 @@ def load_official(
         raise ValueError(f"load_official: {source} does not fit this {type(model).__name__}: {shown}")
     model.load_state_dict(converted, strict=not skipped)
     return model
+
+
+def our_names(model: StagedBackbone, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a state dict in any known layout under our names; what fits no name keeps its own."""
+    names = _fitting_layout(model, state)
+    return {names.get(name, name): value for name, value in state.items()}
+
+
+def _fitting_layout(model: StagedBackbone, state: Mapping[str, Any]) -> dict[str, str]:
+    """Checkpoint name → ours, in the layout that fits best; one of them is what ``model.state_dict()`` writes."""
+    layouts = [{name: name for name in model.state_dict()}]
+    layouts += [official_names(model, model.key_map, layout) for layout in model.key_map]
+    return max(layouts, key=lambda names: len(names.keys() & state.keys()))
 
 
 def _read(path: str | Path) -> Mapping[str, Any]:

@@ -4,7 +4,9 @@ from mmengine.registry import MODELS as ROOT
 from mmengine.registry import Registry
 
 from .biformer import BiFormer, BiFormerDense
+from .davit import DaViT
 
 MODELS = Registry("model", parent=ROOT, scope="vision_models", locations=["vision_models.registry"])
 MODELS.register_module(module=BiFormer)
 MODELS.register_module(module=BiFormerDense)
+MODELS.register_module(module=DaViT)

@@ -3,30 +3,11 @@
 timm's contract includes ``torch.jit.script``; eager code, ``torch.compile``, ``torch.export`` and ONNX never come here.
 """
 
-# pyright: reportPrivateImportUsage=false
-# (torch.jit.is_scripting is public, though torch.jit does not list it)
-
 from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from timm.models import register_notrace_module
 from torch import Tensor
-
-from attn_core import nn as core_nn
-from attn_core.ops.linear import linear
-
-
-@register_notrace_module
-class Linear(core_nn.Linear):
-    """``attn_core.nn.Linear`` for models that timm's tools take apart: scriptable, and one node for FX."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            out = F.linear(input, self.weight, self.bias)
-            return out if self.activation is None else F.gelu(out)
-        else:
-            return linear(input, self.weight, self.bias, self.activation)
 
 
 def scripted_window_index(height: int, width: int, region: tuple[int, int], device: torch.device) -> Tensor:

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vision_models.backbone import StagedBackbone
 from vision_models.biformer import BiFormer, FullAttention, Mlp, Stage
 from vision_models.bilevel_routing import RoutedAttention
-from vision_models.torchscript import Linear
+from vision_models.layers import Linear
 
 
-def gathered(model: BiFormer) -> BiFormer:
+def gathered(model: StagedBackbone) -> StagedBackbone:
     """A copy of ``model`` with the same parameters in the official formulation; ``pad_mode="legacy"`` only.
 
     Raises:

@@ -1,4 +1,9 @@
-"""BiFormer (0.6 M parameters) on scikit-learn's 1,797 handwritten digits; the default of ``vision-models train``."""
+"""BiFormer (0.6 M parameters) on scikit-learn's 1,797 handwritten digits; the default of ``vision-models train``.
+
+Test accuracy 99.44, 99.72 and 99.16 % with seeds 0, 1 and 2, two minutes on two cores. Augmentation and mixup were
+chosen by five-fold cross-validation on the training and validation parts: 11 errors in 1,151 images with twice the
+rotation, shift and scale and without mixup, 7 with mixup, 3 with both milder and mixup.
+"""
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
