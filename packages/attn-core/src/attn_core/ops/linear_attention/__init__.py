@@ -13,6 +13,7 @@ from attn_core.dispatch import Backend, select, under_autocast
 from . import reference, torch_backend
 
 OPERATOR = "linear_attention"
+MAX_TRITON_WIDTH = 256
 
 
 def linear_attention(
@@ -57,7 +58,7 @@ def linear_attention(
     """
     q, k, v = under_autocast(q, k, v)
     _check(q, k, v, log_decay, normalize, initial_state, chunk_size)
-    run = _implementation(select(OPERATOR, backend, q, triton_obstacle))
+    run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
     return run(
         q,
         k,
@@ -73,11 +74,18 @@ def linear_attention(
 
 
 def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.linear_attention
     return reference.linear_attention if backend == "reference" else torch_backend.linear_attention
 
 
-def triton_obstacle(**_: Any) -> str | None:
-    return "linear_attention has no Triton kernel"
+def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
+    width = max(q.shape[-1], v.shape[-1])
+    if width > MAX_TRITON_WIDTH:
+        return f"the kernel takes head widths up to {MAX_TRITON_WIDTH}, got {width}"
+    return None
 
 
 def _check(

@@ -1,0 +1,288 @@
+"""Linear attention on a GPU: which runs of the two kernels give output and gradients.
+
+This file imports without Triton. Memory beyond the results: the states of all chunks, N/chunk·D·Dv float32 for each
+walk; the normalized form also its output in float32. The gradient of ``log_decay`` is that of the torch backend.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_core.launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
+from attn_core.registration import empty_gradient, register
+
+from . import torch_backend
+from .normalization import normalized_gradient, with_ones
+from .torch_backend import fake_forward, plain_reference
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    initial_state: Tensor | None,
+    causal: bool,
+    scale: float,
+    normalize: bool,
+    eps: float,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, state, denominator = fake_forward(q, k, v, log_decay, initial_state, causal, scale, normalize, eps, chunk_size)
+    if q.numel() == 0 or v.numel() == 0:
+        return out.zero_(), state.zero_() if initial_state is None else state.copy_(initial_state), denominator.zero_()
+    values, raw, final = v, out, state
+    if normalize:
+        values = with_ones(v)
+        raw, final = (x.new_empty(*x.shape[:-1], x.shape[-1] + 1, dtype=torch.float32) for x in (out, state))
+    run = _Run(q, k, values, log_decay, chunk_size)
+    states = run.states(k, values, initial_state, final, 1.0, reverse=False)
+    others = None if causal else run.states(k, values, None, torch.empty_like(final), 1.0, reverse=True)
+    run.output(q, k, values, states, others, raw, scale, scale)
+    if normalize:
+        torch.add(raw[..., -1], eps, out=denominator)
+        out.copy_(raw[..., :-1] / denominator.unsqueeze(-1))
+        state.copy_(final[..., :-1])
+    return out, state, denominator
+
+
+def backward(
+    grad_out: Tensor,
+    grad_state: Tensor | None,
+    out: Tensor,
+    state: Tensor,
+    denominator: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    initial_state: Tensor | None,
+    causal: bool,
+    scale: float,
+    normalize: bool,
+    eps: float,
+    chunk_size: int,
+    needs: list[bool],
+) -> list[Tensor]:
+    saved = (out, state, denominator, q, k, v, log_decay, initial_state)
+    options = (causal, scale, normalize, eps, chunk_size or torch_backend.CHUNK)
+    if q.numel() == 0 or v.numel() == 0:
+        return torch_backend.backward(grad_out, grad_state, *saved, *options, needs)
+    need_q, need_k, need_v, need_decay, need_initial = needs
+    dq, dk, dv = (empty_gradient(x, True) for x in (q, k, v))
+    d_decay = d_initial = None
+    if need_decay:
+        only = [False, False, False, True, False]
+        (d_decay,) = torch_backend.backward(grad_out, grad_state, *saved, *options, only)
+    values, d_values = v, dv
+    if normalize:
+        if q.dtype == torch.float16:  # dO divided by sums over all keys is too small for it
+            q, k, v = q.float(), k.float(), v.float()
+        grad_out = normalized_gradient(grad_out, out, denominator).to(q.dtype)
+        values = with_ones(v)
+        d_values = torch.empty_like(values)
+        grad_state = None if grad_state is None else torch.nn.functional.pad(grad_state, (0, 1))
+    run = _Run(q, k, values, log_decay, chunk_size)
+    if need_q:
+        memory = _state_like(k, values)
+        states = run.states(k, values, initial_state, memory, 1.0, reverse=False)
+        others = None if causal else run.states(k, values, None, memory, 1.0, reverse=True)
+        run.output(grad_out, values, k, states, others, dq, scale, scale, transposed=True)
+    if need_k or need_v or need_initial:
+        d_initial, memory = _state_like(q, grad_out), _state_like(q, grad_out)
+        states = run.states(q, grad_out, grad_state, d_initial, scale, reverse=True)
+        others = None if causal else run.states(q, grad_out, None, memory, scale, reverse=False)
+        if need_v:
+            run.output(k, q, grad_out, others, states, d_values, scale, 1.0)
+        if need_k:
+            run.output(values, grad_out, q, others, states, dk, scale, 1.0, transposed=True)
+        if normalize:
+            dv.copy_(d_values[..., :-1])
+            d_initial = d_initial[..., :-1].contiguous()
+    gradients = (dq, dk, dv, d_decay, d_initial)
+    return [x for x, need in zip(gradients, needs, strict=True) if need and x is not None]
+
+
+def _state_like(b: Tensor, c: Tensor) -> Tensor:
+    return b.new_empty(*b.shape[:2], b.shape[3], c.shape[3], dtype=torch.float32)
+
+
+class _Run:
+    """Launches of the two kernels for one problem."""
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, chunk_size: int) -> None:
+        self.log, self.dtype, self.device = log_decay, q.dtype, q.device
+        self.batch, self.heads, self.tokens, _ = q.shape
+        arch = architecture(q.device)
+        # Without tensor cores a product of wider tiles is unrolled into more registers than there are.
+        size = 16 if arch == "interpreter" else 32 if q.dtype == torch.float32 else 64
+        self.chunk = min(size, power_of_two(chunk_size + 1, 32) // 2) if chunk_size else size
+        self.size = size
+        self.chunks = math.ceil(self.tokens / self.chunk)
+
+    def options(self) -> dict[str, Any]:
+        return {"BM": self.chunk, **product_options(self.dtype)}
+
+    def columns(self, width: int) -> int:
+        return min(self.size, power_of_two(width, 16))
+
+    def log_stride(self) -> int:
+        return 0 if self.log is None or self.log.shape[0] == 1 else self.log.stride(0)
+
+    def states(
+        self, b: Tensor, c: Tensor, start: Tensor | None, final: Tensor, scale: float, *, reverse: bool
+    ) -> Tensor:
+        """States that arrive at each chunk, (B, H, chunks, D, Dv); the one that leaves the last goes to ``final``."""
+        b, c = unit_stride(b), unit_stride(c)
+        width, value_width = b.shape[3], c.shape[3]
+        states = torch.empty(
+            self.batch, self.heads, self.chunks, width, value_width, dtype=torch.float32, device=self.device
+        )
+        rows, columns = self.columns(width), self.columns(value_width)
+        from .triton_kernels import state_kernel
+
+        launch(
+            state_kernel,
+            self.batch * self.heads * math.ceil(width / rows) * math.ceil(value_width / columns),
+            self.device,
+            Tile(self.chunk, columns, 4, 2),
+            b,
+            c,
+            None if self.log is None else unit_stride(self.log),
+            start,
+            states,
+            final,
+            *b.stride()[:3],
+            *c.stride()[:3],
+            self.log_stride(),
+            *(start.stride() if start is not None else (0, 0, 0, 0)),
+            self.heads,
+            self.tokens,
+            self.chunks,
+            scale,
+            D=width,
+            DV=value_width,
+            BK=rows,
+            BN=columns,
+            REVERSE=reverse,
+            **self.options(),
+        )
+        return states
+
+    def output(
+        self,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        forwards: Tensor | None,
+        backwards: Tensor | None,
+        out: Tensor,
+        scale_inside: float,
+        scale_state: float,
+        *,
+        transposed: bool = False,
+    ) -> None:
+        """Rows of all chunks; ``transposed``: the states are stored as (Dv, D) of this product."""
+        a, b, c = unit_stride(a), unit_stride(b), unit_stride(c)
+        width, value_width = b.shape[3], c.shape[3]
+        columns = self.columns(value_width)
+        from .triton_kernels import output_kernel
+
+        interpreted = self.options()["UPCAST"]
+        wide = {torch.float32: self.options()["PRECISION"], torch.float16: "tf32", torch.bfloat16: "ieee"}[self.dtype]
+        launch(
+            output_kernel,
+            self.batch * self.heads * self.chunks * math.ceil(value_width / columns),
+            self.device,
+            Tile(self.chunk, columns, 4, 2),
+            a,
+            b,
+            c,
+            None if self.log is None else unit_stride(self.log),
+            forwards,
+            backwards,
+            out,
+            *a.stride()[:3],
+            *b.stride()[:3],
+            *c.stride()[:3],
+            self.log_stride(),
+            *((1, width) if transposed else (value_width, 1)),
+            *out.stride()[:3],
+            self.heads,
+            self.tokens,
+            self.chunks,
+            scale_inside,
+            scale_state,
+            D=width,
+            DV=value_width,
+            BK=min(self.columns(width), 32 if self.dtype != torch.bfloat16 else 64),
+            BN=columns,
+            NARROW=self.dtype == torch.bfloat16 and not interpreted,
+            WIDE_PRECISION="ieee" if interpreted else wide,
+            **self.options(),
+        )
+
+
+_linear_attention = register(
+    "linear_attention_triton",
+    forward=forward,
+    backward=backward,
+    fake_forward=fake_forward,
+    reference=plain_reference,
+    differentiable=("q", "k", "v", "log_decay", "initial_state"),
+    token_major_gradients=("q", "k", "v"),
+    residuals=1,
+)
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    log_decay: Tensor | None = None,
+    causal: bool = True,
+    scale: float = 1.0,
+    normalize: bool = False,
+    eps: float = 0.0,
+    initial_state: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`attn_core.linear_attention`."""
+    decay = None if log_decay is None else log_decay[None]
+    return _linear_attention(
+        q, k, v, decay, initial_state, causal, float(scale), normalize, float(eps), chunk_size or 0
+    )
+
+
+def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Runs on meta tensors that reach both kernels in every dtype, with one walk and with two."""
+    few = [(torch.bfloat16, 128, True, True), (torch.float32, 64, True, True)]
+    rest = [
+        (torch.bfloat16, 64, False, False),
+        (torch.bfloat16, 256, False, True),
+        (torch.float16, 128, True, False),
+        (torch.float16, 40, False, True),
+        (torch.float32, 128, False, True),
+        (torch.float32, 256, True, False),
+    ]
+    for dtype, width, causal, decay in few if quick else few + rest:
+        label = f"{str(dtype).removeprefix('torch.')} {width}{' causal' if causal else ''}{' decay' if decay else ''}"
+        yield label, functools.partial(_aot_run, dtype, width, causal, decay)
+
+
+def _aot_run(dtype: torch.dtype, width: int, causal: bool, decay: bool) -> None:
+    def meta(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=kind, device="meta")
+
+    q, k, v = (meta(2, 4096, 8, width).transpose(1, 2) for _ in range(3))
+    state = meta(2, 8, width, width, kind=torch.float32)
+    log = meta(1, 8, kind=torch.float32) if decay else None
+    problem = (q, k, v, log, state, causal, 1.0, False, 0.0, 0)
+    out, final, denominator = forward(*problem)
+    needs = [True, True, True, False, True]
+    backward(torch.empty_like(out), torch.empty_like(final), out, final, denominator, *problem, needs)
