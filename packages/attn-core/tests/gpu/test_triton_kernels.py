@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from attn_core import attention, block_attention, halo_index, topk_route, window_index
+from attn_core import attention, block_attention, group_attention, halo_index, topk_route, window_index
 from attn_core.testing import TOLERANCE, Case, assert_matches_reference, every_case, gradients, leaves, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-CASES = [case for case in every_case() if case.operator in (attention, block_attention)]
+CASES = [case for case in every_case() if case.operator in (attention, block_attention, group_attention)]
 
 
 def data(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -63,6 +63,15 @@ def halo(dtype: torch.dtype) -> tuple[list[Any], dict[str, Any]]:
     return [*(heads(2, 1024, 4, 32, dtype) for _ in range(3)), *indices], {"axis_bias": tables}
 
 
+def prompt(dtype: torch.dtype, weighted: bool) -> tuple[list[Any], dict[str, Any]]:
+    """Four classes of tokens, as in the redistribution of a vision-language model."""
+    group = torch.randint(0, 4, (1, 1031), device="cuda")
+    options: dict[str, Any] = {"causal": "lower_right"}
+    if weighted:
+        options["group_weight"] = data(2, 4, 777, 4, dtype=torch.float32)
+    return [*plain(dtype, 128)[0], group, 4], options
+
+
 REAL = [
     *(real(attention, f"width {w}", lambda dtype, w=w: plain(dtype, w)) for w in (20, 32, 64, 80, 128, 256)),
     real(attention, "causal", lambda dtype: plain(dtype, 64, causal="lower_right")),
@@ -73,6 +82,8 @@ REAL = [
     real(block_attention, "stage 2", lambda dtype: biformer(dtype, 28, 4, False)),
     real(block_attention, "stage 3, soft", lambda dtype: biformer(dtype, 14, 16, True)),
     real(block_attention, "halo", halo),
+    real(group_attention, "masses of a prompt", lambda dtype: prompt(dtype, False)),
+    real(group_attention, "redistributed prompt", lambda dtype: prompt(dtype, True)),
 ]
 
 

@@ -23,6 +23,9 @@ from attn_core.dispatch import Backend, select, under_autocast
 from . import reference, torch_backend
 
 OPERATOR = "group_attention"
+MAX_TRITON_WIDTH = 256
+# Without tensor cores a wider product is unrolled into more registers than there are (seen by the ahead-of-time gate).
+MAX_TRITON_WIDTH_FLOAT32 = 128
 
 
 def group_attention(
@@ -91,11 +94,19 @@ def group_attention(
 
 
 def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.group_attention
     return reference.group_attention if backend == "reference" else torch_backend.group_attention
 
 
-def triton_obstacle(**_: Any) -> str | None:
-    return "group_attention has no Triton kernel yet"
+def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
+    width = max(q.shape[-1], v.shape[-1])
+    limit = MAX_TRITON_WIDTH_FLOAT32 if q.dtype == torch.float32 else MAX_TRITON_WIDTH
+    if width > limit:
+        return f"the kernel holds head widths up to {limit} in {str(q.dtype).removeprefix('torch.')}, got {width}"
+    return None
 
 
 def _check(

@@ -136,7 +136,7 @@ def forward(
                 total = span.sub_(m).exp_().sum(-1, keepdim=True)
                 L[..., groups] = (total.log() + m).squeeze(-1)  # log 0 = −inf in dead groups
                 totals.append(total.masked_fill_(total == 0, 1.0))
-            W = _weights(L, None if factor is None else _of(factor, part.images, rows), mode)
+            W = group_weights(L, None if factor is None else _of(factor, part.images, rows), mode)
             for (groups, span), total in zip(_spans(s, part.sizes), totals, strict=True):
                 span.mul_(W[..., groups].unsqueeze(-1) / total)
             product = torch.matmul(_by_key_head(s, k.shape[1]), part.v)
@@ -174,7 +174,7 @@ def backward(
         for rows in _chunks(q, part):
             p = _scores(part, rows, q, bias, scale, offset)
             L = group_lse[part.images, :, rows]
-            W = _weights(L, None if factor is None else _of(factor, part.images, rows), mode)
+            W = group_weights(L, None if factor is None else _of(factor, part.images, rows), mode)
             incoming = grad_out[part.images, :, rows].to(dtype)
             d_out = _by_key_head(incoming, k.shape[1])
             ds = torch.matmul(d_out, part.v.transpose(-2, -1)).view_as(p)
@@ -220,7 +220,7 @@ def backward(
     return results
 
 
-def _weights(L: Tensor, factor: Tensor | None, mode: str) -> Tensor:
+def group_weights(L: Tensor, factor: Tensor | None, mode: str) -> Tensor:
     """Weight of each group's average, 0 where the group is empty."""
     if mode == "weight":
         assert factor is not None

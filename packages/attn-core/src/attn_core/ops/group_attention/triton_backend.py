@@ -1,0 +1,355 @@
+"""Fused grouped attention: token lists, launches and registration; kernels in ``triton_forward``, ``triton_backward``.
+
+This file imports without Triton. Memory beyond the results: the token list, and in the backward pass three float32
+tensors (B, H, G, N), a fourth with weights or gates. The gradient of a bias comes from the torch backend, in chunks.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_core.launch import Tile, architecture, broadcast_strides, launch, power_of_two, product_options, unit_stride
+from attn_core.registration import empty_gradient, register
+
+from . import torch_backend
+from .torch_backend import fake_forward, group_weights, reference_forward
+from .triton_config import Pass, choose_tile
+
+LOG2E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class KeyList:
+    """Tokens sorted by group, each group from a tile of its own on."""
+
+    token: Tensor  # (b, tiles·BN) int32, −1 in holes
+    first: Tensor  # (b, G + 1) int32: first tile of each group, and the end of the last
+    tile_group: Tensor  # (b, tiles) int32: group of each tile, G in unused ones
+    tiles: int
+
+
+def key_list(group: Tensor, key_mask: Tensor | None, groups: int, columns: int) -> KeyList:
+    """The list for tiles of ``columns`` keys; its length depends on shapes alone, so nothing waits for the GPU."""
+    hidden = (group < 0) | (group >= groups)
+    if key_mask is not None:
+        hidden = hidden | ~key_mask
+    named = torch.where(hidden, groups, group).long()
+    batch, keys = named.shape
+    tiles = math.ceil(keys / columns) + groups
+    count = named.new_zeros(batch, groups + 1).scatter_add_(1, named, torch.ones_like(named))
+    needed = (count + columns - 1) // columns
+    first = needed.cumsum(1) - needed
+    order = torch.argsort(named, dim=1, stable=True)
+    sorted_group = named.gather(1, order)
+    rank = torch.arange(keys, device=named.device) - (count.cumsum(1) - count).gather(1, sorted_group)
+    slot = first.gather(1, sorted_group) * columns + rank
+    slot = torch.where(sorted_group == groups, tiles * columns, slot)  # hidden keys: behind the end
+    token = named.new_full((batch, tiles * columns + 1), -1).scatter_(1, slot, order)[:, :-1]
+    numbers = torch.arange(tiles, device=named.device).expand(batch, tiles).contiguous()
+    tile_group = torch.searchsorted(first[:, 1:].contiguous(), numbers, right=True)
+    return KeyList(token.int().contiguous(), first.int().contiguous(), tile_group.int(), tiles)
+
+
+class _Problem:
+    """Arguments that every kernel takes, in the kernels' order."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        group: Tensor,
+        bias: Tensor | None,
+        key_mask: Tensor | None,
+        num_groups: int,
+        scale: float,
+        causal: str,
+    ) -> None:
+        self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
+        self.group, self.key_mask, self.groups = group, key_mask, num_groups
+        self.bias, self.causal = bias, causal
+        self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
+        self.scale2 = scale * LOG2E
+        self._lists: dict[int, KeyList] = {}
+
+    def tile(self, kernel: Pass) -> Tile:
+        width = max(self.block_d, self.block_dv)
+        return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device))
+
+    def keys(self, tile: Tile) -> KeyList:
+        if tile.columns not in self._lists:
+            self._lists[tile.columns] = key_list(self.group, self.key_mask, self.groups, tile.columns)
+        return self._lists[tile.columns]
+
+    def arguments(self, tile: Tile, per_tile: bool, factor: tuple[Tensor | None, ...] = ()) -> tuple[Any, ...]:
+        """Operands, their strides, sizes; ``factor`` = (weight or gate,) for the forward kernel."""
+        keys = self.keys(tile)
+        second = keys.tile_group if per_tile else keys.first
+        strides = [broadcast_strides(x)[:1] for x in (keys.token, second)]
+        strides += [broadcast_strides(x) if x is not None else (0,) * 4 for x in (*factor, self.bias)]
+        offset = self.k.shape[2] - self.q.shape[2] if self.causal == "lower_right" else 0
+        return (
+            *(self.q, self.k, self.v, keys.token, second, *factor, self.bias),
+            *(stride for x in (self.q, self.k, self.v) for stride in x.stride()[:3]),
+            *(stride for own in strides for stride in own),
+            *(self.q.shape[1], self.q.shape[1] // self.k.shape[1], self.q.shape[2], self.groups),
+            *(self.scale2, offset),
+        )
+
+    def programs(self, tile: Tile) -> int:
+        batch, heads, queries, _ = self.q.shape
+        return batch * heads * math.ceil(queries / tile.rows)
+
+    def constants(self, tile: Tile) -> dict[str, Any]:
+        return {
+            "D": self.q.shape[3],
+            "DV": self.v.shape[3],
+            "BLOCK_D": self.block_d,
+            "BLOCK_DV": self.block_dv,
+            "BM": tile.rows,
+            "BN": tile.columns,
+            "CAUSAL": self.causal != "none",
+            **product_options(self.q.dtype),
+        }
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: Tensor,
+    factor: Tensor | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    num_groups: int,
+    scale: float,
+    causal: str,
+    mode: str,
+) -> tuple[Tensor, Tensor]:
+    from .triton_forward import forward_kernel
+
+    out, group_lse = fake_forward(q, k, v, group, factor, bias, key_mask, num_groups, scale, causal, mode)
+    if k.shape[2] == 0:
+        return out.zero_(), group_lse.fill_(-math.inf)
+    if group_lse.numel() == 0:
+        return out, group_lse
+    problem = _Problem(q, k, v, group, bias, key_mask, num_groups, scale, causal)
+    tile = problem.tile("forward")
+    launch(
+        forward_kernel,
+        problem.programs(tile),
+        q.device,
+        tile,
+        *problem.arguments(tile, False, (factor,)),
+        out,
+        group_lse,
+        *out.stride()[:3],
+        **problem.constants(tile),
+        WEIGHT=mode == "weight",
+    )
+    return out, group_lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    group_lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: Tensor,
+    factor: Tensor | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    num_groups: int,
+    scale: float,
+    causal: str,
+    mode: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    from .triton_backward import key_kernel, query_kernel
+
+    need_q, need_k, need_v, need_factor, need_bias = needs
+    operands = (q, k, v, factor, bias)
+    if q.numel() == 0 or k.shape[2] == 0:
+        wanted = [(x, slot < 3) for slot, (x, need) in enumerate(zip(operands, needs, strict=True)) if need]
+        return [empty_gradient(x, per_token).zero_() for x, per_token in wanted if x is not None]
+    problem = _Problem(q, k, v, group, bias, key_mask, num_groups, scale, causal)
+    grad_out = unit_stride(grad_out)
+    mass = group_lse.transpose(2, 3).contiguous()
+    incoming = (grad_out, mass)
+
+    weight = group_weights(group_lse, factor, mode)
+    if mode == "mass":
+        # Σ_g W_g o_g is out, so the shares themselves are not needed.
+        share = None
+        extra = weight * -torch.linalg.vecdot(grad_out.float(), out.float()).unsqueeze(-1)
+    else:
+        by_group = torch.empty_like(mass)
+        tile = problem.tile("share")
+        launch(
+            query_kernel,
+            problem.programs(tile),
+            q.device,
+            tile,
+            *problem.arguments(tile, False),
+            *incoming,
+            None,
+            None,
+            *grad_out.stride()[:3],
+            scale,
+            by_group,
+            None,
+            0,
+            0,
+            0,
+            **problem.constants(tile),
+        )
+        share = by_group.transpose(2, 3)
+        extra = weight * -share
+    if grad_lse is not None:
+        extra = extra + grad_lse
+    rows = (*incoming, *(x.transpose(2, 3).contiguous() for x in (weight, extra)), *grad_out.stride()[:3], scale)
+
+    dq = empty_gradient(q, True) if need_q else None
+    if dq is not None:
+        tile = problem.tile("query")
+        launch(
+            query_kernel,
+            problem.programs(tile),
+            q.device,
+            tile,
+            *problem.arguments(tile, False),
+            *rows,
+            None,
+            dq,
+            *dq.stride()[:3],
+            **problem.constants(tile),
+        )
+    # Keys in no group are in no tile either.
+    dk = empty_gradient(k, True).zero_() if need_k else None
+    dv = empty_gradient(v, True).zero_() if need_v else None
+    # Both accumulators of wide heads at once would not fit the registers: one pass for each.
+    wide = max(problem.block_d, problem.block_dv) > 128
+    for own_dk, own_dv in ((dk, None), (None, dv)) if wide else ((dk, dv),):
+        if own_dk is None and own_dv is None:
+            continue
+        tile = problem.tile("key")
+        tiles = problem.keys(tile).tiles
+        launch(
+            key_kernel,
+            q.shape[0] * k.shape[1] * tiles,
+            q.device,
+            tile,
+            *problem.arguments(tile, True),
+            *rows,
+            tiles,
+            own_dk,
+            own_dv,
+            *(own_dk.stride()[:3] if own_dk is not None else (0, 0, 0)),
+            *(own_dv.stride()[:3] if own_dv is not None else (0, 0, 0)),
+            **problem.constants(tile),
+        )
+    gradients = [dq, dk, dv]
+    if factor is not None and need_factor and share is not None:
+        slope = share if mode == "weight" else weight * (share - (weight * share).sum(-1, keepdim=True))
+        gradients.append(slope.sum_to_size(factor.shape).contiguous())
+    if need_bias:
+        alone = [False, False, False, False, True]
+        arguments = (q, k, v, group, factor, bias, key_mask, num_groups, scale, causal, mode)
+        gradients += torch_backend.backward(grad_out, grad_lse, out, group_lse, *arguments, alone)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+_group_attention = register(
+    "group_attention_triton",
+    forward=forward,
+    backward=backward,
+    fake_forward=fake_forward,
+    reference=reference_forward,
+    differentiable=("q", "k", "v", "factor", "bias"),
+    token_major_gradients=("q", "k", "v"),
+)
+
+
+def group_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: Tensor,
+    num_groups: int,
+    *,
+    group_weight: Tensor | None = None,
+    group_gate: Tensor | None = None,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    causal: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`attn_core.group_attention`."""
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    factor = group_weight if group_weight is not None else group_gate
+    mode = "weight" if group_weight is not None else "gate" if group_gate is not None else "mass"
+    return _group_attention(q, k, v, group, factor, bias, key_mask, num_groups, scale, causal or "none", mode)
+
+
+AOT_FORMS: dict[str, dict[str, Any]] = {
+    "masses causal gqa": {"causal": "upper_left", "key_heads": 2},
+    "weights with bias": {"mode": "weight", "bias": (1, 1, 2048, 2048)},
+    "gates causal": {"mode": "gate", "causal": "upper_left", "groups": 32},
+}
+
+
+def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Runs on meta tensors that reach every tile of the table and every form of the kernels."""
+    usual = [
+        *((torch.bfloat16, width, form) for width in (32, 64, 128, 256) for form in AOT_FORMS),
+        *((torch.float32, width, form) for width in (64, 128) for form in ("weights with bias", "gates causal")),
+        (torch.float16, 40, "weights with bias"),
+    ]
+    few = [(torch.bfloat16, 128, "masses causal gqa"), (torch.bfloat16, 64, "gates causal")]
+    for dtype, width, form in few if quick else usual:
+        label = f"{str(dtype).removeprefix('torch.')} {width} {form}"
+        yield label, functools.partial(_aot_run, dtype, width, **AOT_FORMS[form])
+
+
+def _aot_run(
+    dtype: torch.dtype,
+    width: int,
+    tokens: int = 2048,
+    key_heads: int = 8,
+    groups: int = 4,
+    mode: str = "mass",
+    bias: tuple[int, ...] | None = None,
+    causal: str = "none",
+) -> None:
+    batch, heads = 2, 8
+
+    def meta(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    q = meta(batch, tokens, heads, width).transpose(1, 2)
+    k, v = (meta(batch, tokens, key_heads, width).transpose(1, 2) for _ in range(2))
+    factor = None if mode == "mass" else meta(batch, heads, tokens, groups, dtype=torch.float32)
+    problem = (
+        q,
+        k,
+        v,
+        meta(1, tokens, dtype=torch.int64),
+        factor,
+        meta(*bias) if bias else None,
+        None,
+        groups,
+        width**-0.5,
+        causal,
+        mode,
+    )
+    out, group_lse = forward(*problem)
+    needs = [True, True, True, factor is not None, False]
+    backward(torch.empty_like(out), torch.empty_like(group_lse), out, group_lse, *problem, needs)
