@@ -7,13 +7,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from attn_core import attention, block_attention, group_attention, halo_index, topk_route, window_index
+from attn_core import (
+    additive_attention,
+    attention,
+    block_attention,
+    channel_attention,
+    group_attention,
+    halo_index,
+    topk_route,
+    window_index,
+)
 from attn_core.testing import TOLERANCE, Case, assert_matches_reference, every_case, gradients, leaves, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-CASES = [case for case in every_case() if case.operator in (attention, block_attention, group_attention)]
+OPERATORS = (attention, block_attention, group_attention, channel_attention, additive_attention)
+CASES = [case for case in every_case() if case.operator in OPERATORS]
 
 
 def data(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -72,6 +82,17 @@ def prompt(dtype: torch.dtype, weighted: bool) -> tuple[list[Any], dict[str, Any
     return [*plain(dtype, 128)[0], group, 4], options
 
 
+def channel_groups(dtype: torch.dtype, tokens: int, count: int, width: int) -> tuple[list[Any], dict[str, Any]]:
+    return [heads(2, tokens, count, width, dtype) for _ in range(3)], {"scale": tokens**-0.5}
+
+
+def pointer(dtype: torch.dtype, value: int | None) -> tuple[list[Any], dict[str, Any]]:
+    args = [data(2, 200, 128, dtype=dtype), data(2, 333, 128, dtype=dtype)]
+    args.append((data(128, dtype=dtype).detach() / 8).requires_grad_())
+    options = {"key_mask": torch.rand(2, 333, device="cuda") > 0.3}
+    return [*args, data(2, 333, value, dtype=dtype)] if value else args, options
+
+
 REAL = [
     *(real(attention, f"width {w}", lambda dtype, w=w: plain(dtype, w)) for w in (20, 32, 64, 80, 128, 256)),
     real(attention, "causal", lambda dtype: plain(dtype, 64, causal="lower_right")),
@@ -84,6 +105,10 @@ REAL = [
     real(block_attention, "halo", halo),
     real(group_attention, "masses of a prompt", lambda dtype: prompt(dtype, False)),
     real(group_attention, "redistributed prompt", lambda dtype: prompt(dtype, True)),
+    real(channel_attention, "stage 1", lambda dtype: channel_groups(dtype, 3136, 3, 32)),
+    real(channel_attention, "wide", lambda dtype: channel_groups(dtype, 1000, 1, 128)),
+    real(additive_attention, "pointer", lambda dtype: pointer(dtype, None)),
+    real(additive_attention, "pooled", lambda dtype: pointer(dtype, 96)),
 ]
 
 
