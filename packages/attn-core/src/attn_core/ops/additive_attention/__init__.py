@@ -13,6 +13,9 @@ from attn_core.dispatch import Backend, select, under_autocast
 from . import reference, torch_backend
 
 OPERATOR = "additive_attention"
+MAX_TRITON_WIDTH = 256
+# Without tensor cores a wider product is unrolled into more registers than there are.
+MAX_TRITON_WIDTH_FLOAT32 = 128
 
 
 def additive_attention(
@@ -48,16 +51,24 @@ def additive_attention(
     """
     q, k, w, value = under_autocast(q, k, w, value)
     _check(q, k, w, value, key_mask)
-    run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q)))
+    run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, value=value)))
     return run(q, k, w, value, key_mask=key_mask)
 
 
 def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.additive_attention
     return reference.additive_attention if backend == "reference" else torch_backend.additive_attention
 
 
-def triton_obstacle(**_: Any) -> str | None:
-    return "additive_attention has no Triton kernel"
+def triton_obstacle(*, q: Tensor, value: Tensor | None, **_: Any) -> str | None:
+    width = 0 if value is None else value.shape[-1]
+    limit = MAX_TRITON_WIDTH_FLOAT32 if q.dtype == torch.float32 else MAX_TRITON_WIDTH
+    if width > limit:
+        return f"the kernel holds value widths up to {limit} in {str(q.dtype).removeprefix('torch.')}, got {width}"
+    return None
 
 
 def _check(q: Tensor, k: Tensor, w: Tensor, value: Tensor | None, key_mask: Tensor | None) -> None:
