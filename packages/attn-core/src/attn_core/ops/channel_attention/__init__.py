@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,6 +13,9 @@ from attn_core.dispatch import Backend, select, under_autocast
 from . import reference, torch_backend
 
 OPERATOR = "channel_attention"
+MAX_TRITON_WIDTH = 256
+# Without tensor cores a wider product is unrolled into more registers than there are.
+MAX_TRITON_WIDTH_FLOAT32 = 128
 
 
 def channel_attention(
@@ -62,8 +66,15 @@ def channel_attention(
 
 
 def _implementation(backend: Backend) -> Callable[..., Tensor]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.channel_attention
     return reference.channel_attention if backend == "reference" else torch_backend.channel_attention
 
 
-def triton_obstacle(**_: Any) -> str | None:
-    return "channel_attention has no Triton kernel"
+def triton_obstacle(*, a: Tensor, **_: Any) -> str | None:
+    limit = MAX_TRITON_WIDTH_FLOAT32 if a.dtype == torch.float32 else MAX_TRITON_WIDTH
+    if not 1 <= a.shape[3] <= limit:
+        return f"the kernel holds 1 to {limit} channels in {str(a.dtype).removeprefix('torch.')}, got {a.shape[3]}"
+    return None
