@@ -13,6 +13,7 @@ from attn_core.dispatch import Backend, select, under_autocast
 from . import reference, torch_backend
 
 OPERATOR = "selective_scan"
+MAX_TRITON_WIDTH = 128
 
 
 def selective_scan(
@@ -56,7 +57,7 @@ def selective_scan(
     """
     u, B, C, z = under_autocast(u, B, C, z)
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    run = _implementation(select(OPERATOR, backend, u, triton_obstacle))
+    run = _implementation(select(OPERATOR, backend, u, lambda: triton_obstacle(A=A)))
     return run(
         u,
         delta,
@@ -73,11 +74,17 @@ def selective_scan(
 
 
 def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.selective_scan
     return reference.selective_scan if backend == "reference" else torch_backend.selective_scan
 
 
-def triton_obstacle(**_: Any) -> str | None:
-    return "selective_scan has no Triton kernel"
+def triton_obstacle(*, A: Tensor, **_: Any) -> str | None:
+    if A.shape[1] > MAX_TRITON_WIDTH:
+        return f"the kernel holds states of width up to {MAX_TRITON_WIDTH}, got {A.shape[1]}"
+    return None
 
 
 def _check(

@@ -1,0 +1,196 @@
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportAssignmentType=false
+# Kernels are Triton, not Python: constants stand where constexpr is declared, constant conditions decide what is bound.
+"""Kernels of the selective scan: tiles of BT steps × BD channels × BN state entries, scanned in registers.
+
+Steps are numbered in the order of the walk: step i is token i, or token T − 1 − i from the right. Steps behind the end
+read Δ = 0, which leaves the state as it is. The channels of a tile belong to one group.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def join(a, x, b, y):
+    """First (a, x), then (b, y): h → b·(a·h + x) + y."""
+    return a * b, b * x + y
+
+
+@triton.jit
+def token(i, T, REVERSE: tl.constexpr):
+    if REVERSE:
+        t = T - 1 - i
+    else:
+        t = i
+    return t
+
+
+@triton.jit
+def load_steps(base, t, inside, column, stride, columns):
+    """(steps, columns) float32 tile of a tensor whose last dimension is the sequence."""
+    mask = inside[:, None] & (column < columns)[None, :]
+    return tl.load(base + (column[None, :] * stride + t[:, None]), mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def load_delta(base, t, inside, c, stride, channels, bias, SOFTPLUS: tl.constexpr):
+    delta = load_steps(base, t, inside, c, stride, channels) + bias[None, :]
+    if SOFTPLUS:
+        # log(1 + e^x) = max(x, 0) + log(1 + e^−|x|), whose last term is small enough for log to be exact.
+        delta = tl.maximum(delta, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(delta)))
+    return tl.where(inside[:, None], delta, 0.0)
+
+
+@triton.jit
+def forward_kernel(
+    U, DELTA, A, B, C, SKIP, Z, BIAS, START, OUT, LAST, STATES,
+    u_b, u_c, delta_b, delta_c, a_b, a_c, b_b, b_g, b_n, c_b, c_g, c_n, skip_b, z_b, z_c, bias_b, start_b, start_c,
+    CHANNELS, PER_GROUP, T, TILES,
+    N: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """One program: BD channels of one image, all steps. OUT, LAST and STATES (B, tiles, C, N) are contiguous."""
+    blocks = CHANNELS // BD
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    c0 = tl.program_id(0) % blocks * BD
+    group = (c0 // PER_GROUP).to(tl.int64)
+    c = c0 + tl.arange(0, BD)
+    n = tl.arange(0, BN)
+    i = tl.arange(0, BT)
+    entry = c[:, None] * N + n[None, :]
+    inside_n = (c < CHANNELS)[:, None] & (n < N)[None, :]
+    decay = tl.load(A + b * a_b + (c[:, None] * a_c + n[None, :]), mask=inside_n, other=0.0) * LOG2E
+    bias = tl.zeros([BD], tl.float32)
+    if BIAS is not None:
+        bias += tl.load(BIAS + b * bias_b + c)
+    state = tl.zeros([BD, BN], tl.float32)
+    if START is not None:
+        state += tl.load(START + b * start_b + (c[:, None] * start_c + n[None, :]), mask=inside_n, other=0.0)
+    U += b * u_b
+    DELTA += b * delta_b
+    B += b * b_b + group * b_g
+    C += b * c_b + group * c_g
+    OUT += b * CHANNELS * T
+    for tile in range(TILES):
+        step = tile * BT + i
+        inside = step < T
+        t = token(step, T, REVERSE)
+        tl.store(STATES + (b * TILES + tile) * CHANNELS * N + entry, state, mask=inside_n)
+        u = load_steps(U, t, inside, c, u_c, CHANNELS)
+        delta = load_delta(DELTA, t, inside, c, delta_c, CHANNELS, bias, SOFTPLUS)
+        write = load_steps(B, t, inside, n, b_n, N)
+        read = load_steps(C, t, inside, n, c_n, N)
+        gates = tl.exp2(delta[:, :, None] * decay[None, :, :])
+        terms = (delta * u)[:, :, None] * write[:, None, :]
+        gates, terms = tl.associative_scan((gates, terms), 0, join)
+        h = terms + gates * state[None, :, :]
+        state = tl.sum(tl.where((i == BT - 1)[:, None, None], h, 0.0), 0)
+        y = tl.sum(h * read[:, None, :], 2)
+        if SKIP is not None:
+            y += tl.load(SKIP + b * skip_b + c)[None, :] * u
+        if Z is not None:
+            z = load_steps(Z + b * z_b, t, inside, c, z_c, CHANNELS)
+            y *= z * tl.sigmoid(z)
+        tl.store(OUT + (c[None, :] * T + t[:, None]), y, mask=inside[:, None])
+    tl.store(LAST + b * CHANNELS * N + entry, state, mask=inside_n)
+
+
+@triton.jit
+def backward_kernel(
+    U, DELTA, A, B, C, SKIP, Z, BIAS, STATES, DOUT, DLAST, DU, DDELTA, DA, DB, DC, DSKIP, DZ, DBIAS, DSTART,
+    u_b, u_c, delta_b, delta_c, a_b, a_c, b_b, b_g, b_n, c_b, c_g, c_n, skip_b, z_b, z_c, bias_b,
+    do_b, do_c, dlast_b, dlast_c,
+    CHANNELS, PER_GROUP, T, TILES,
+    N: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """One program: the channels of a forward program, tiles from the last to the first.
+
+    g_i = C_i dy_i + a_{i+1} g_{i+1}; a_i h_{i−1} is h_i less its term, so that no state is shifted. DB and DC get one
+    part (T, N) for each program, to be summed in a fixed order.
+    """
+    blocks = CHANNELS // BD
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    c0 = tl.program_id(0) % blocks * BD
+    group = (c0 // PER_GROUP).to(tl.int64)
+    c = c0 + tl.arange(0, BD)
+    n = tl.arange(0, BN)
+    i = tl.arange(0, BT)
+    entry = c[:, None] * N + n[None, :]
+    inside_n = (c < CHANNELS)[:, None] & (n < N)[None, :]
+    rate = tl.load(A + b * a_b + (c[:, None] * a_c + n[None, :]), mask=inside_n, other=0.0)
+    bias = tl.zeros([BD], tl.float32)
+    if BIAS is not None:
+        bias += tl.load(BIAS + b * bias_b + c)
+    arriving = tl.zeros([BD, BN], tl.float32)
+    if DLAST is not None:
+        arriving += tl.load(DLAST + b * dlast_b + (c[:, None] * dlast_c + n[None, :]), mask=inside_n, other=0.0)
+    U += b * u_b
+    DELTA += b * delta_b
+    B += b * b_b + group * b_g
+    C += b * c_b + group * c_g
+    DOUT += b * do_b
+    DU += b * CHANNELS * T
+    DDELTA += b * CHANNELS * T
+    part = tl.cast(tl.program_id(0), tl.int64) * T * N
+    d_rate = tl.zeros([BD, BN], tl.float32)
+    d_skip = tl.zeros([BD], tl.float32)
+    d_bias = tl.zeros([BD], tl.float32)
+    for back in range(TILES):
+        tile = TILES - 1 - back
+        step = tile * BT + i
+        inside = step < T
+        t = token(step, T, REVERSE)
+        here = inside[:, None]
+        at = c[None, :] * T + t[:, None]
+        start = tl.load(STATES + (b * TILES + tile) * CHANNELS * N + entry, mask=inside_n, other=0.0)
+        u = load_steps(U, t, inside, c, u_c, CHANNELS)
+        delta = load_delta(DELTA, t, inside, c, delta_c, CHANNELS, bias, SOFTPLUS)
+        write = load_steps(B, t, inside, n, b_n, N)
+        read = load_steps(C, t, inside, n, c_n, N)
+        gates = tl.exp2(delta[:, :, None] * (rate * LOG2E)[None, :, :])
+        terms = (delta * u)[:, :, None] * write[:, None, :]
+        gates, h = tl.associative_scan((gates, terms), 0, join)
+        h += gates * start[None, :, :]
+        dy = load_steps(DOUT, t, inside, c, do_c, CHANNELS)
+        if Z is not None:
+            z = load_steps(Z + b * z_b, t, inside, c, z_c, CHANNELS)
+            gate = tl.sigmoid(z)
+            y = tl.sum(h * read[:, None, :], 2)
+            if SKIP is not None:
+                y += tl.load(SKIP + b * skip_b + c)[None, :] * u
+            tl.store(DZ + b * CHANNELS * T + at, dy * y * gate * (1.0 + z * (1.0 - gate)), mask=here)
+            dy *= z * gate
+        columns = part + t[:, None].to(tl.int64) * N + n[None, :]
+        mask_n = here & (n < N)[None, :]
+        tl.store(DC + columns, tl.sum(h * dy[:, :, None], 1), mask=mask_n)
+
+        later = load_delta(DELTA, token(step + 1, T, REVERSE), step + 1 < T, c, delta_c, CHANNELS, bias, SOFTPLUS)
+        gates = tl.exp2(later[:, :, None] * (rate * LOG2E)[None, :, :])
+        gates, g = tl.associative_scan((gates, dy[:, :, None] * read[:, None, :]), 0, join, reverse=True)
+        g += gates * arriving[None, :, :]
+        arriving = tl.sum(tl.where((i == 0)[:, None, None], g, 0.0), 0)
+        tl.store(DB + columns, tl.sum(g * (delta * u)[:, :, None], 1), mask=mask_n)
+        w = g * (h - terms)
+        d_rate += tl.sum(w * delta[:, :, None], 0)
+        taken = tl.sum(g * write[:, None, :], 2)
+        d_delta = tl.sum(w * rate[None, :, :], 2) + u * taken
+        du = delta * taken
+        if SKIP is not None:
+            du += tl.load(SKIP + b * skip_b + c)[None, :] * dy
+            d_skip += tl.sum(dy * u, 0)
+        if SOFTPLUS:
+            d_delta *= 1.0 - tl.exp(-delta)
+        d_bias += tl.sum(tl.where(here, d_delta, 0.0), 0)
+        tl.store(DU + at, du, mask=here)
+        tl.store(DDELTA + at, d_delta, mask=here)
+    first = tl.zeros([1], tl.int32)
+    delta = load_delta(DELTA, token(first, T, REVERSE), first < T, c, delta_c, CHANNELS, bias, SOFTPLUS)
+    arriving *= tl.exp2(tl.sum(delta, 0)[:, None] * rate * LOG2E)
+    rows = b * CHANNELS
+    tl.store(DSTART + rows * N + entry, arriving, mask=inside_n)
+    tl.store(DA + rows * N + entry, d_rate, mask=inside_n)
+    tl.store(DSKIP + rows + c, d_skip)
+    tl.store(DBIAS + rows + c, d_bias)
