@@ -13,8 +13,10 @@ from attn_core.registration import register
 
 from . import reference
 
-# Elements of the maps computed together: 2¹⁹ float32 are 2 MiB, and the backward pass holds 2L + 3 such maps.
+# Elements of the maps computed together: 2¹⁹ float32 are 2 MiB, and the backward pass holds 2L + 3 such maps. A GPU
+# needs larger ones to be busy.
 CHUNK = 2**19
+CHUNK_GPU = 2**25
 
 
 def focal_modulation(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], *, normalize: bool = False) -> Tensor:
@@ -94,7 +96,8 @@ def _accumulation(t: Tensor) -> torch.dtype:
 def _spans(ctx: Tensor, weights: Sequence[Tensor]) -> Iterator[slice]:
     """Images computed together: one where each has kernels of its own, as under vmap."""
     shared = all(weight.shape[0] == 1 for weight in weights)
-    step = max(1, CHUNK // ctx[0].numel()) if shared else 1
+    chunk = CHUNK if ctx.device.type == "cpu" else CHUNK_GPU
+    step = max(1, chunk // ctx[0].numel()) if shared else 1
     return (slice(start, min(start + step, len(ctx))) for start in range(0, len(ctx), step))
 
 
