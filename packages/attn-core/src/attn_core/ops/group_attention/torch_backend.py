@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -61,6 +62,16 @@ class _Part:
     k: Tensor  # (b, Hk, m, D) in that order, accumulation dtype
     v: Tensor
 
+    def until(self, last: int) -> tuple["_Part", Tensor | None]:
+        """The keys up to token ``last``, and their places in this part; itself and None if these are all."""
+        seen = self.order <= last
+        if bool(seen.all()):
+            return self, None
+        places = seen.nonzero().squeeze(1)
+        sizes = [int(part.sum()) for part in seen.split(self.sizes)]
+        k, v = (x.index_select(2, places) for x in (self.k, self.v))
+        return _Part(self.images, self.order[places], sizes, k, v), places
+
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, group: Tensor, key_mask: Tensor | None, groups: int) -> Iterator[_Part]:
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -76,14 +87,15 @@ def _parts(q: Tensor, k: Tensor, v: Tensor, group: Tensor, key_mask: Tensor | No
 
 
 def _spans(x: Tensor, sizes: Sequence[int]) -> list[tuple[slice, Tensor]]:
-    """(groups, their columns of ``x`` as (…, groups, columns)): one view if all are equally large; no empty ones."""
-    if sizes and sizes[0] and all(size == sizes[0] for size in sizes):
-        return [(slice(0, len(sizes)), x.unflatten(-1, (len(sizes), sizes[0])))]
-    spans, start = [], 0
-    for g, size in enumerate(sizes):
+    """(groups, their columns of ``x`` as (…, groups, columns)) of each run of equally large groups; no empty ones."""
+    spans, start, g = [], 0, 0
+    for size, run in groupby(sizes):
+        count = len(list(run))
         if size:
-            spans.append((slice(g, g + 1), x[..., start : start + size].unsqueeze(-2)))
-        start += size
+            columns = x[..., start : start + count * size]
+            spans.append((slice(g, g + count), columns.unflatten(-1, (count, size))))
+        start += count * size
+        g += count
     return spans
 
 
@@ -125,8 +137,9 @@ def forward(
         out.zero_()
     group_lse.fill_(-math.inf)
     offset = _offset(q, k, causal)
-    for part in _parts(q, k, v, group, key_mask, num_groups):
-        for rows in _chunks(q, part):
+    for whole in _parts(q, k, v, group, key_mask, num_groups):
+        for rows in _chunks(q, whole):
+            part, _ = (whole, None) if offset is None else whole.until(rows.stop - 1 + offset)
             s = _scores(part, rows, q, bias, scale, offset)
             L = group_lse[part.images, :, rows]
             totals = []
@@ -162,16 +175,17 @@ def backward(
     mode: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """p = exp(s − L) within a group, d_ig = dO_i·o_ig: dS = p∘(W∘(dO·Vᵀ − d) + dL), where dL includes that of W."""
+    """p = exp(s − L) within a group, d_ig = dO_i·o_ig: dS = p∘(W∘(dO·Vᵀ − d) + dL); without weights and gates d = δ."""
     dtype = group_lse.dtype
     dq = token_major(q, *q.shape).zero_()
     dk, dv = (torch.zeros_like(x, dtype=dtype) for x in (k, v))
     dfactor = torch.zeros_like(factor) if factor is not None and needs[3] else None
     dbias = torch.zeros_like(bias, dtype=dtype) if bias is not None and needs[4] else None
     offset = _offset(q, k, causal)
-    for part in _parts(q, k, v, group, key_mask, num_groups):
-        part_dk, part_dv = torch.zeros_like(part.k), torch.zeros_like(part.v)
-        for rows in _chunks(q, part):
+    for whole in _parts(q, k, v, group, key_mask, num_groups):
+        whole_dk, whole_dv = torch.zeros_like(whole.k), torch.zeros_like(whole.v)
+        for rows in _chunks(q, whole):
+            part, places = (whole, None) if offset is None else whole.until(rows.stop - 1 + offset)
             p = _scores(part, rows, q, bias, scale, offset)
             L = group_lse[part.images, :, rows]
             W = group_weights(L, None if factor is None else _of(factor, part.images, rows), mode)
@@ -179,27 +193,40 @@ def backward(
             d_out = _by_key_head(incoming, k.shape[1])
             ds = torch.matmul(d_out, part.v.transpose(-2, -1)).view_as(p)
             finite = L.masked_fill(L.isneginf(), 0.0)
-            d = torch.zeros_like(L)
-            for (groups, p_span), (_, span) in zip(_spans(p, part.sizes), _spans(ds, part.sizes), strict=True):
-                p_span.sub_(finite[..., groups].unsqueeze(-1)).exp_()
-                d[..., groups] = (p_span * span).sum(-1)
-            spread = d if mode == "weight" else W * (d - (W * d).sum(-1, keepdim=True))  # gradient of W's argument
-            dL = spread if mode == "mass" else torch.zeros_like(d)
-            if grad_lse is not None:
-                dL = dL + grad_lse[part.images, :, rows]
-            weighted = p.clone()
-            for (groups, p_span), (_, span), (_, w_span) in zip(
-                *(_spans(x, part.sizes) for x in (p, ds, weighted)), strict=True
-            ):
-                w, own, e = (x[..., groups].unsqueeze(-1) for x in (W, d, dL))
-                span.sub_(own).mul_(w).add_(e).mul_(p_span)
-                w_span.mul_(w)
-            part_dv += torch.matmul(_by_key_head(weighted, k.shape[1]).transpose(-2, -1), d_out)
+            spans = [
+                (groups, x, y)
+                for (groups, x), (_, y) in zip(_spans(p, part.sizes), _spans(ds, part.sizes), strict=True)
+            ]
+            for groups, span, _ in spans:
+                span.sub_(finite[..., groups].unsqueeze(-1)).exp_()
+            if mode == "mass":  # the sum of W∘d over the groups is dO_i·out_i, and more is not needed
+                d = (incoming * out[part.images, :, rows]).sum(-1, keepdim=True).expand_as(L)
+                spread = None
+            else:
+                d = torch.zeros_like(L)
+                for groups, span, gradient in spans:
+                    d[..., groups] = (span * gradient).sum(-1)
+                spread = d if mode == "weight" else W * (d - (W * d).sum(-1, keepdim=True))
+            for groups, span, gradient in spans:
+                w, own = W[..., groups].unsqueeze(-1), d[..., groups].unsqueeze(-1)
+                gradient.sub_(own)
+                if grad_lse is None:
+                    gradient.mul_(span.mul_(w))
+                else:
+                    dL = grad_lse[part.images, :, rows, groups].unsqueeze(-1)
+                    gradient.mul_(w).add_(dL).mul_(span)
+                    span.mul_(w)
+            part_dv = torch.matmul(_by_key_head(p, k.shape[1]).transpose(-2, -1), d_out)
             grouped = _by_key_head(ds, k.shape[1])
             dq[part.images, :, rows] = torch.matmul(grouped, part.k).mul_(scale).view_as(q[part.images, :, rows])
             own_q = _by_key_head(q[part.images, :, rows].to(dtype), k.shape[1])
-            part_dk += torch.matmul(grouped.transpose(-2, -1), own_q).mul_(scale)
-            if dfactor is not None:
+            part_dk = torch.matmul(grouped.transpose(-2, -1), own_q).mul_(scale)
+            for total, own in ((whole_dk, part_dk), (whole_dv, part_dv)):
+                if places is None:
+                    total += own
+                else:
+                    total.index_add_(2, places, own)
+            if dfactor is not None and spread is not None:
                 target = _of(dfactor, part.images, rows)
                 target += spread.sum_to_size(target.shape)
             if dbias is not None:
@@ -209,8 +236,8 @@ def backward(
                 else:
                     total = ds.sum_to_size(*target.shape[:3], ds.shape[3])
                     target[..., part.order] += total
-        dk[part.images].index_copy_(2, part.order, part_dk)
-        dv[part.images].index_copy_(2, part.order, part_dv)
+        dk[whole.images].index_copy_(2, whole.order, whole_dk)
+        dv[whole.images].index_copy_(2, whole.order, whole_dv)
     results = []
     for grad, tensor, need, per_token in zip(
         (dq, dk, dv, dfactor, dbias), (q, k, v, factor, bias), needs, (True, True, True, False, False), strict=True
