@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from .windows import per_axis
 
 OPERATOR = "neighborhood_attention"
 Border = Literal["shifted", "truncated"]
+MAX_TRITON_WIDTH = 256
+# Without tensor cores a wider product is unrolled into more registers than there are (seen by the ahead-of-time gate).
+MAX_TRITON_WIDTH_FLOAT32 = 64
 
 
 def neighborhood_attention(
@@ -76,11 +80,19 @@ def neighborhood_attention(
 
 
 def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.neighborhood_attention
     return reference.neighborhood_attention if backend == "reference" else torch_backend.neighborhood_attention
 
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
-    return "the operator has no kernel"
+    width = max(q.shape[-1], v.shape[-1])
+    limit = MAX_TRITON_WIDTH_FLOAT32 if q.dtype == torch.float32 else MAX_TRITON_WIDTH
+    if width > limit:
+        return f"the kernel holds head widths up to {limit} in {str(q.dtype).removeprefix('torch.')}, got {width}"
+    return None
 
 
 def _check(

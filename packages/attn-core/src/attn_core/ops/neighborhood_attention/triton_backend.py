@@ -1,0 +1,297 @@
+"""Fused neighborhood attention: boxes, launches and registration; kernels in ``triton_forward``, ``triton_backward``.
+
+This file imports without Triton. Memory beyond the results: the log-sum-exp, δ (B, H, N) in the backward pass, and for
+the gradient of the bias one float32 row of the table for each box of queries.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_core.launch import Tile, architecture, broadcast_strides, launch, power_of_two, product_options, unit_stride
+from attn_core.registration import empty_gradient, register
+
+from . import torch_backend
+from .torch_backend import fake_forward, reference_forward
+from .triton_config import Pass, choose_tile
+from .windows import per_axis
+
+LOG2E = math.log2(math.e)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Tensor | None,
+    grid: Sequence[int],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+    border: str,
+) -> tuple[Tensor, Tensor]:
+    from .triton_forward import forward_kernel
+
+    out, lse = fake_forward(q, k, v, rpb, grid, kernel_size, dilation, stride, is_causal, scale, border)
+    if q.numel() == 0 or v.numel() == 0:
+        return out.zero_(), lse.fill_(-math.inf)
+    problem = _Problem(q, k, v, rpb, grid, kernel_size, dilation, stride, is_causal, scale, border)
+    problem.launch("forward", forward_kernel, (out, lse, *out.stride()[:3]))
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rpb: Tensor | None,
+    grid: Sequence[int],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    stride: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+    border: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    from attn_core.ops.attention.triton_tiles import delta_kernel
+
+    from .triton_backward import key_kernel, query_kernel
+
+    rules = (grid, kernel_size, dilation, stride, is_causal, scale, border)
+    if q.numel() == 0 or v.numel() == 0:
+        operands = zip((q, k, v, rpb), needs, strict=True)
+        return [empty_gradient(x, x is not rpb).zero_() for x, need in operands if need and x is not None]
+    need_q, need_k, need_v, need_rpb = needs
+    problem = _Problem(q, k, v, rpb, *rules)
+    batch, heads, tokens, _ = q.shape
+    grad_out, out = unit_stride(grad_out), unit_stride(out)
+    delta = torch.empty_like(lse)
+    rows = Tile(64 if problem.block_dv <= 64 else 16, 0, 4, 1)
+    launch(
+        delta_kernel,
+        batch * heads * math.ceil(tokens / rows.rows),
+        q.device,
+        rows,
+        grad_out,
+        out,
+        lse,
+        grad_lse,
+        delta,
+        *grad_out.stride()[:3],
+        *out.stride()[:3],
+        *(grad_lse.stride() if grad_lse is not None else (0, 0, 0)),
+        heads,
+        tokens,
+        DV=v.shape[3],
+        BLOCK_DV=problem.block_dv,
+        BM=rows.rows,
+    )
+    incoming = (grad_out, lse, delta, *grad_out.stride()[:3], scale)
+
+    dq = empty_gradient(q, True) if need_q else None
+    drpb = shares = None
+    if rpb is not None and need_rpb:
+        if torch.are_deterministic_algorithms_enabled():
+            # Additions of one program to one entry come in any order; the torch backend has a fixed one.
+            only = (False, False, False, True)
+            (drpb,) = torch_backend.backward(grad_out, grad_lse, out, lse, q, k, v, rpb, *rules, only)
+        else:
+            shares = rpb.new_zeros(batch, heads, problem.tiles("query"), rpb[0, 0].numel(), dtype=torch.float32)
+    if dq is not None or shares is not None:
+        strides = dq.stride()[:3] if dq is not None else (0, 0, 0)
+        size = rpb[0, 0].numel() if rpb is not None else 0
+        problem.launch("query", query_kernel, (*incoming, dq, shares, *strides, size))
+    if shares is not None and rpb is not None:
+        drpb = shares.sum(2).sum_to_size(rpb.flatten(2).shape).to(rpb.dtype).view(rpb.shape)
+    dk = empty_gradient(k, True) if need_k else None
+    dv = empty_gradient(v, True) if need_v else None
+    # Both accumulators of wide heads at once would not fit the registers: one pass for each.
+    wide = max(problem.block_d, problem.block_dv) > 128
+    for own_dk, own_dv in ((dk, None), (None, dv)) if wide else ((dk, dv),):
+        if own_dk is not None or own_dv is not None:
+            strides = [s for x in (own_dk, own_dv) for s in (x.stride()[:3] if x is not None else (0, 0, 0))]
+            problem.launch("key", key_kernel, (*incoming, own_dk, own_dv, *strides))
+    return [grad for grad in (dq, dk, dv, drpb) if grad is not None]
+
+
+class _Problem:
+    """What every kernel takes, in the kernels' order; grids of fewer than three axes get axes of length 1 in front."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rpb: Tensor | None,
+        grid: Sequence[int],
+        kernel_size: Sequence[int],
+        dilation: Sequence[int],
+        stride: Sequence[int],
+        is_causal: Sequence[bool],
+        scale: float,
+        border: str,
+    ) -> None:
+        self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
+        self.rpb = None if rpb is None else rpb.flatten(2).contiguous()
+        self.axes, self.scale, self.shifted = len(grid), scale, border == "shifted"
+        self.grid, self.kernel, self.stride = (_three(x) for x in (grid, kernel_size, stride))
+        # A larger dilation leaves each cell alone, as one of the length does, and would have empty residues.
+        self.dilation = tuple(min(step, n) for step, n in zip(_three(dilation), self.grid, strict=True))
+        self.causal = (*[False] * (3 - self.axes), *is_causal)
+        self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
+
+    def tile(self, kernel: Pass) -> Tile:
+        return choose_tile(kernel, max(self.block_d, self.block_dv), self.q.dtype, architecture(self.q.device))
+
+    def box(self, cells: int) -> list[int]:
+        """Sides of a tile's box, powers of two: as equal as the grid allows, for the least rim."""
+        available = [math.ceil(n / step) for n, step in zip(self.grid, self.dilation, strict=True)]
+        sides = [1, 1, 1]
+        while math.prod(sides) < cells:
+            open_axes = [a for a in range(3) if sides[a] < available[a]] or [2]
+            sides[min(reversed(open_axes), key=lambda axis: sides[axis])] *= 2
+        return sides
+
+    def counts(self, kernel: Pass) -> list[int]:
+        """Tiles along each axis, those of all residues."""
+        tile = self.tile(kernel)
+        sides = self.box(tile.columns if kernel == "key" else tile.rows)
+        return [
+            step * math.ceil(math.ceil(n / step) / side)
+            for n, step, side in zip(self.grid, self.dilation, sides, strict=True)
+        ]
+
+    def tiles(self, kernel: Pass) -> int:
+        return math.prod(self.counts(kernel))
+
+    def launch(self, kernel: Pass, function: Any, arguments: tuple[Any, ...]) -> None:
+        q, tile = self.q, self.tile(kernel)
+        sides = self.box(tile.columns if kernel == "key" else tile.rows)
+        launch(
+            function,
+            q.shape[0] * q.shape[1] * self.tiles(kernel),
+            q.device,
+            tile,
+            q,
+            self.k,
+            self.v,
+            self.rpb,
+            *q.stride()[:3],
+            *self.k.stride()[:3],
+            *self.v.stride()[:3],
+            *(broadcast_strides(self.rpb)[:2] if self.rpb is not None else (0, 0)),
+            q.shape[1],
+            q.shape[2],
+            *self.grid,
+            *self.kernel,
+            *self.dilation,
+            *self.stride,
+            *self.counts(kernel),
+            self.scale * LOG2E,
+            *arguments,
+            D=q.shape[3],
+            DV=self.v.shape[3],
+            BLOCK_D=self.block_d,
+            BLOCK_DV=self.block_dv,
+            BM=tile.rows,
+            BN=tile.columns,
+            **dict(zip(("T0", "T1", "T2"), sides, strict=True)),
+            AXES=self.axes,
+            **dict(zip(("C0", "C1", "C2"), self.causal, strict=True)),
+            SHIFTED=self.shifted,
+            **product_options(q.dtype),
+        )
+
+
+def _three(values: Sequence[int]) -> tuple[int, ...]:
+    return (*[1] * (3 - len(values)), *values)
+
+
+_call = register(
+    "neighborhood_attention_triton",
+    forward=forward,
+    backward=backward,
+    fake_forward=fake_forward,
+    reference=reference_forward,
+    differentiable=("q", "k", "v", "rpb"),
+    token_major_gradients=("q", "k", "v"),
+)
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel_size: int | Sequence[int],
+    *,
+    dilation: int | Sequence[int] = 1,
+    stride: int | Sequence[int] = 1,
+    is_causal: bool | Sequence[bool] = False,
+    scale: float | None = None,
+    rpb: Tensor | None = None,
+    border: str = "shifted",
+) -> tuple[Tensor, Tensor]:
+    """See :func:`attn_core.neighborhood_attention`."""
+    grid = q.shape[2:-1]
+    rules = (list(per_axis(rule, len(grid))) for rule in (kernel_size, dilation, stride, is_causal))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    bias = None if rpb is None else rpb[None]
+    q, k, v = (x.flatten(2, -2) for x in (q, k, v))
+    out, lse = _call(q, k, v, bias, list(grid), *rules, scale, border)
+    return out.unflatten(2, grid), lse.unflatten(2, grid)
+
+
+AOT_FORMS: dict[str, dict[str, Any]] = {
+    "sequence, causal": {"grid": (4096,), "kernel": 255, "causal": True},
+    "image": {"grid": (56, 56), "kernel": 7},
+    "image, bias, dilation": {"grid": (56, 56), "kernel": 7, "rpb": True, "dilation": 8},
+    "volume, bias": {"grid": (16, 20, 24), "kernel": 5, "rpb": True},
+    "volume, truncated, stride": {"grid": (16, 20, 24), "kernel": 5, "border": "truncated", "stride": 3},
+}
+
+
+def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Runs on meta tensors that reach every tile of the table and every form of the kernels."""
+    widths = [(torch.bfloat16, 32), (torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256)]
+    widths += [(torch.float32, 64)]
+    usual = [(dtype, width, form) for dtype, width in widths for form in ("volume, bias", "volume, truncated, stride")]
+    usual += [(torch.float16, 40, "image, bias, dilation"), (torch.bfloat16, 64, "sequence, causal")]
+    few = [(torch.bfloat16, 32, "image"), (torch.bfloat16, 64, "volume, bias")]
+    for dtype, width, form in few if quick else few + usual:
+        label = f"{str(dtype).removeprefix('torch.')} {width} {form}"
+        yield label, functools.partial(_aot_run, dtype, width, **AOT_FORMS[form])
+
+
+def _aot_run(
+    dtype: torch.dtype,
+    width: int,
+    grid: tuple[int, ...],
+    kernel: int,
+    dilation: int = 1,
+    stride: int = 1,
+    causal: bool = False,
+    rpb: bool = False,
+    border: str = "shifted",
+) -> None:
+    batch, heads, axes = 2, 4, len(grid)
+
+    def meta(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    q, k, v = (meta(batch, math.prod(grid), heads, width).transpose(1, 2) for _ in range(3))
+    table = meta(1, heads, *[2 * kernel - 1] * axes) if rpb else None
+    rules = (list(grid), [kernel] * axes, [dilation] * axes, [stride] * axes, [causal] * axes, width**-0.5, border)
+    out, lse = forward(q, k, v, table, *rules)
+    needs = [True, True, True, rpb]
+    backward(torch.empty_like(out), torch.empty_like(lse), out, lse, q, k, v, table, *rules, needs)
