@@ -19,8 +19,9 @@ from .torch_backend import plain_reference
 
 STEPS = 16
 MAX_CHANNELS = 8
-# Numbers of a tile: about ten arrays of them are held in the registers of four warps.
+# Numbers of a tile: about ten arrays of them are held in the registers of the backward kernel's four warps.
 TILE_NUMBERS = 2048
+FORWARD_WARPS, BACKWARD_WARPS = 2, 4
 
 
 def forward(
@@ -46,7 +47,7 @@ def forward(
         forward_kernel,
         problem.programs,
         u.device,
-        problem.tile,
+        Tile(STEPS, problem.channels, FORWARD_WARPS, 1),
         *problem.tensors,
         start,
         out,
@@ -93,7 +94,7 @@ def backward(
         backward_kernel,
         problem.programs,
         u.device,
-        problem.tile,
+        Tile(STEPS, problem.channels, BACKWARD_WARPS, 1),
         *problem.tensors,
         starts,
         grad_out,
@@ -167,7 +168,6 @@ class _Problem:
         fit = max(1, min(MAX_CHANNELS, TILE_NUMBERS // (STEPS * block_n)))
         self.channels = math.gcd(per_group, fit)
         self.programs = batch * channels // self.channels
-        self.tile = Tile(STEPS, self.channels, 4, 1)
         self.strides = (
             *u.stride()[:2],
             *delta.stride()[:2],
@@ -236,7 +236,7 @@ def _aot_run(dtype: torch.dtype, width: int, everything: bool) -> None:
     u, z = (meta(2, 192, 784, kind=dtype) for _ in range(2))
     maps = [meta(2, 2, width, 784, kind=dtype) for _ in range(2)]
     options = [meta(1, 192), z, meta(1, 192), meta(2, 192, width)] if everything else [None] * 4
-    problem: tuple[Any, ...] = (u, meta(2, 192, 784), meta(1, 192, width), *maps, *options, everything, everything)
+    problem: list[Any] = [u, meta(2, 192, 784), meta(1, 192, width), *maps, *options, everything, everything]
     out, state, starts = forward(*problem)
     needs = [True] * 5 + [everything] * 4
-    backward(torch.empty_like(out), torch.empty_like(state), starts, *problem, needs)
+    backward(torch.empty_like(out), torch.empty_like(state), starts, *problem, needs=needs)
