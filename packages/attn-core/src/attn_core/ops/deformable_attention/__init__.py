@@ -13,6 +13,7 @@ from attn_core.dispatch import Backend, select, under_autocast
 from . import reference, torch_backend
 
 OPERATOR = "deformable_attention"
+MAX_TRITON_WIDTH = 256
 
 
 def deformable_attention(
@@ -58,11 +59,17 @@ def deformable_attention(
 
 
 def _implementation(backend: Backend) -> Callable[..., Tensor]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.deformable_attention
     return reference.deformable_attention if backend == "reference" else torch_backend.deformable_attention
 
 
 def triton_obstacle(*, value: Tensor, **_: Any) -> str | None:
-    return "the operator has no kernel"
+    if value.shape[-1] > MAX_TRITON_WIDTH:
+        return f"the kernel holds head widths up to {MAX_TRITON_WIDTH}, got {value.shape[-1]}"
+    return None
 
 
 def _check(
