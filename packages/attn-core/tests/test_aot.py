@@ -27,7 +27,7 @@ def test_every_operator_with_kernels_is_found() -> None:
     assert {"attention", "block_attention"} <= set(aot.operators())
 
 
-@pytest.mark.parametrize("operator", ["attention", "block_attention"])
+@pytest.mark.parametrize("operator", ["attention", "block_attention", "neighborhood_attention"])
 @pytest.mark.parametrize("column", [0, 1], ids=["sm_80", "sm_90"])
 def test_cases_reach_every_tile_of_the_tables(operator: str, column: int) -> None:
     reached = {
@@ -36,7 +36,9 @@ def test_cases_reach_every_tile_of_the_tables(operator: str, column: int) -> Non
     }
     module = importlib.import_module(f"attn_core.ops.{operator}.triton_config")
     shipped: list[tuple[str, Tile]] = [
-        (key[0], tiles[column]) for key, by_width in module.TILES_16_BIT.items() for tiles in by_width.values()
+        (key if isinstance(key, str) else key[0], tiles[column])
+        for key, by_width in module.TILES_16_BIT.items()
+        for tiles in by_width.values()
     ]
     shipped += [
         (key if isinstance(key, str) else key[0], tile)

@@ -1,5 +1,6 @@
 """The Triton kernels on a GPU: every dtype at real sizes, compiled graphs, equal bits, memory."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,10 @@ from attn_core import (
     attention,
     block_attention,
     channel_attention,
+    deformable_attention,
     group_attention,
     halo_index,
+    neighborhood_attention,
     topk_route,
     window_index,
 )
@@ -22,7 +25,15 @@ from attn_core.testing import TOLERANCE, Case, assert_matches_reference, every_c
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-OPERATORS = (attention, block_attention, group_attention, channel_attention, additive_attention)
+OPERATORS = (
+    attention,
+    block_attention,
+    group_attention,
+    channel_attention,
+    additive_attention,
+    neighborhood_attention,
+    deformable_attention,
+)
 CASES = [case for case in every_case() if case.operator in OPERATORS]
 
 
@@ -93,6 +104,13 @@ def pointer(dtype: torch.dtype, value: int | None) -> tuple[list[Any], dict[str,
     return [*args, data(2, 333, value, dtype=dtype)] if value else args, options
 
 
+def neighborhood(
+    dtype: torch.dtype, grid: tuple[int, ...], kernel: int, **options: Any
+) -> tuple[list[Any], dict[str, Any]]:
+    maps = (heads(2, math.prod(grid), 4, 32, dtype).detach().unflatten(2, grid) for _ in range(3))
+    return [*(x.requires_grad_() for x in maps), kernel], options
+
+
 REAL = [
     *(real(attention, f"width {w}", lambda dtype, w=w: plain(dtype, w)) for w in (20, 32, 64, 80, 128, 256)),
     real(attention, "causal", lambda dtype: plain(dtype, 64, causal="lower_right")),
@@ -109,6 +127,9 @@ REAL = [
     real(channel_attention, "wide", lambda dtype: channel_groups(dtype, 1000, 1, 128)),
     real(additive_attention, "pointer", lambda dtype: pointer(dtype, None)),
     real(additive_attention, "pooled", lambda dtype: pointer(dtype, 96)),
+    real(neighborhood_attention, "image", lambda dtype: neighborhood(dtype, (28, 30), 7, dilation=2)),
+    real(neighborhood_attention, "causal", lambda dtype: neighborhood(dtype, (1000,), 127, is_causal=True)),
+    real(neighborhood_attention, "volume", lambda dtype: neighborhood(dtype, (7, 10, 12), 5, border="truncated")),
 ]
 
 
