@@ -19,6 +19,11 @@ ALL = list_models()
 VARIATIONS: dict[str, list[dict[str, Any]]] = {
     "test_biformer": [{}, {"pad_mode": "masked"}, {"pad_mode": "nchw"}, {"soft_routing": True}],
     "test_davit": [{}, {"channel_attention_version": 2, "down_kernel_size": 3}, {"head_norm_first": True}],
+    "test_focalnet": [
+        {},
+        {"overlap_down": True, "post_norm": True, "post_norm_in_modulation": True},
+        {"pad_odd": True},
+    ],
 }
 
 
@@ -53,7 +58,7 @@ def test_config_describes_the_model(name: str) -> None:
     if model.num_classes:
         assert f"{cfg['classifier']}.weight" in keys
         assert model.num_classes == model.get_classifier().out_features
-    assert cfg["pool_size"] == tuple(side // 32 for side in cfg["input_size"][1:])
+    assert cfg["pool_size"] == tuple(side // model.feature_info[-1]["reduction"] for side in cfg["input_size"][1:])
     reductions = [row["reduction"] for row in model.feature_info]
     assert reductions == sorted(reductions)
 

@@ -2,7 +2,8 @@
 
 from .biformer import BiFormer, BiFormerDense
 from .davit import DaViT
+from .focalnet import FocalNet
 from .models import create_model, list_models
 from .official import load_official
 
-__all__ = ["BiFormer", "BiFormerDense", "DaViT", "create_model", "list_models", "load_official"]
+__all__ = ["BiFormer", "BiFormerDense", "DaViT", "FocalNet", "create_model", "list_models", "load_official"]

@@ -1,13 +1,15 @@
 """timm's contract for a backbone of a stem, stages, an output norm and a head: written once, for every family."""
 
 # pyright: reportPrivateImportUsage=false
-# (timm.layers exports these names, though it lists none)
+# (timm.layers exports these names, and torch.jit is_scripting, though they list none)
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import ClassifierHead, NormMlpClassifierHead, get_device_dtype
+from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices  # timm exports it nowhere else
 from torch import Tensor, nn
 
@@ -29,6 +31,24 @@ def official_names(model: nn.Module, key_map: KeyMap, layout: str) -> dict[str, 
 def channels_last(x: Tensor) -> Tensor:
     """The image in the memory order of all later maps: torch's CPU convolutions are several times faster in it."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+class Stage(nn.Module):
+    """Downsampling, then blocks on the channels-last map. (B, C, Y, X) → (B, dim, Y', X')."""
+
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x).permute(0, 2, 3, 1).contiguous()
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return x.permute(0, 3, 1, 2)
 
 
 class StagedBackbone(nn.Module):

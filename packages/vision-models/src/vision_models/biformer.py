@@ -36,10 +36,9 @@ from typing import Any, Literal, Optional
 import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, get_device_dtype, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d, get_device_dtype
 from timm.models import (
     build_model_with_cfg,
-    checkpoint_seq,
     generate_default_cfgs,
     register_model,
     register_notrace_function,
@@ -48,9 +47,9 @@ from torch import Tensor, nn
 
 from attn_core import attention
 
-from .backbone import KeyMap, StagedBackbone, channels_last
+from .backbone import KeyMap, Stage, StagedBackbone, channels_last
 from .bilevel_routing import KeyPooling, PadMode, RoutedAttention
-from .layers import DepthwiseConv, Linear
+from .layers import DepthwiseConv, Linear, init_linear
 
 __all__ = ["BiFormer", "BiFormerDense"]
 
@@ -165,24 +164,6 @@ class Block(nn.Module):
 
     def _scaled(self, x: Tensor, gamma: Optional[Tensor]) -> Tensor:  # noqa: UP045
         return x if gamma is None else gamma * x
-
-
-class Stage(nn.Module):
-    """Downsampling, then blocks on the channels-last map. (B, C, Y, X) → (B, dim, Y', X')."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x).permute(0, 2, 3, 1).contiguous()
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        return x.permute(0, 3, 1, 2)
 
 
 def _conv_stem(in_chans: int, dim: int, norm: type[nn.Module], **dd: Any) -> nn.Sequential:
@@ -349,7 +330,7 @@ class BiFormer(StagedBackbone):
         self.stages = nn.Sequential(*stages)
         self.norm: nn.Module = norm(dims[-1], **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
-        self.apply(_init_weights)
+        self.apply(init_linear)
 
     @torch.jit.ignore()
     def no_weight_decay(self) -> set[str]:
@@ -359,13 +340,6 @@ class BiFormer(StagedBackbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 class BiFormerDense(BiFormer):

@@ -26,10 +26,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, NormMlpClassifierHead, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d, NormMlpClassifierHead
 from timm.models import (
     build_model_with_cfg,
-    checkpoint_seq,
     generate_default_cfgs,
     register_model,
     register_notrace_function,
@@ -38,8 +37,8 @@ from torch import Tensor, nn
 
 from attn_core import attention, channel_attention
 
-from .backbone import KeyMap, StagedBackbone
-from .layers import DepthwiseConv, Linear, pad_to_multiple
+from .backbone import KeyMap, Stage, StagedBackbone
+from .layers import DepthwiseConv, Linear, Mlp, init_linear, pad_map, pad_to_multiple
 
 __all__ = ["DaViT"]
 
@@ -134,18 +133,6 @@ class ChannelAttention(nn.Module):
         return self.proj(grouped_channel_attention(self.qkv(x), self.num_heads, self.version))
 
 
-class Mlp(nn.Module):
-    """Linear, GELU, linear. (B, Y, X, dim) → same."""
-
-    def __init__(self, dim: int, hidden: int, **dd: Any) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden, activation="gelu", **dd)
-        self.fc2 = Linear(hidden, dim, **dd)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x))
-
-
 class Block(nn.Module):
     """Position, attention, position, MLP, each with a residual. (B, Y, X, dim) → same."""
 
@@ -165,12 +152,6 @@ class Block(nn.Module):
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         x = self.cpe2(x)
         return x + self.drop_path2(self.mlp(self.norm2(x)))
-
-
-@register_notrace_function
-def pad_map(x: Tensor, multiple: int) -> Tensor:
-    """Zeros below and to the right of (B, C, Y, X), up to a multiple on both sides."""
-    return pad_to_multiple(x.permute(0, 2, 3, 1), multiple, multiple).permute(0, 3, 1, 2)
 
 
 class Stem(nn.Module):
@@ -196,24 +177,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(pad_map(self.norm(x), self.multiple))
-
-
-class Stage(nn.Module):
-    """Downsampling, then layers of one block for each attention type. (B, C, Y, X) → (B, dim, Y', X')."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x).permute(0, 2, 3, 1).contiguous()
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        return x.permute(0, 3, 1, 2)
 
 
 class DaViT(StagedBackbone):
@@ -310,7 +273,7 @@ class DaViT(StagedBackbone):
         else:
             self.norm = nn.Identity()
             self.head = NormMlpClassifierHead(dims[-1], num_classes, norm_layer=_head_norm, **head_options)
-        self.apply(_init_weights)
+        self.apply(init_linear)
 
     @torch.jit.ignore()
     def no_weight_decay(self) -> set[str]:
@@ -324,13 +287,6 @@ class DaViT(StagedBackbone):
 
 def _head_norm(dim: int, **dd: Any) -> LayerNorm2d:
     return LayerNorm2d(dim, eps=EPS, **dd)
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 _FLORENCE_BLOCK = (

@@ -6,12 +6,13 @@ from typing import Any
 
 import timm
 
-from . import biformer, davit
+from . import biformer, davit, focalnet
 from .backbone import StagedBackbone
 from .biformer import BiFormer
 from .davit import DaViT
+from .focalnet import FocalNet
 
-FAMILIES = {BiFormer: biformer, DaViT: davit}
+FAMILIES = {BiFormer: biformer, DaViT: davit, FocalNet: focalnet}
 REGISTRY: dict[str, type[StagedBackbone]] = {
     name: family for family, module in FAMILIES.items() for name in module.VARIANTS
 }

@@ -56,9 +56,7 @@ def load_official(
     for name, ours in names.items():
         if name not in state:
             continue
-        value = state[name]
-        if value.ndim == 4 and own[ours].ndim == 2 and value.shape[2:] == (1, 1):
-            value = value[:, :, 0, 0]  # a 1×1 convolution of the nchw code is our linear layer
+        value = _as_linear(state[name], own[ours])
         if value.shape == own[ours].shape:
             converted[ours] = value
         elif not (skipped and ours.startswith(skipped)):
@@ -77,8 +75,15 @@ def load_official(
 
 def our_names(model: StagedBackbone, state: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a state dict in any known layout under our names; what fits no name keeps its own."""
-    names = _fitting_layout(model, state)
-    return {names.get(name, name): value for name, value in state.items()}
+    names, own = _fitting_layout(model, state), model.state_dict()
+    return {names.get(name, name): _as_linear(value, own.get(names.get(name, name))) for name, value in state.items()}
+
+
+def _as_linear(value: Any, own: Tensor | None) -> Any:
+    """A 1×1 convolution where we have a linear layer."""
+    if own is not None and own.ndim == 2 and isinstance(value, Tensor) and value.shape[2:] == (1, 1):
+        return value[:, :, 0, 0]
+    return value
 
 
 def _fitting_layout(model: StagedBackbone, state: Mapping[str, Any]) -> dict[str, str]:

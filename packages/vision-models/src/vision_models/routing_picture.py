@@ -13,7 +13,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from .biformer import BiFormer, Stage
+from .backbone import Stage
+from .biformer import BiFormer
 from .bilevel_routing import RoutedAttention
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_models.backbone import StagedBackbone
-from vision_models.biformer import BiFormer, FullAttention, Mlp, Stage
+from vision_models.backbone import Stage, StagedBackbone
+from vision_models.biformer import BiFormer, FullAttention, Mlp
 from vision_models.bilevel_routing import RoutedAttention
 from vision_models.layers import Linear
 
