@@ -23,9 +23,17 @@ def backward(
 ) -> list[Tensor]:
     """g_t = dh_t + a_{t+1} g_{t+1};  db = g;  da_t = Σ g_t h_{t−1};  dh0 = a_1 g_1."""
     dtype = accumulation(b)
+    g = scan(next_gates(a.to(dtype).unsqueeze(-1), reverse), grad.to(dtype), None, not reverse)
+    return gradients_of(g, h, b, a, h0, reverse, needs)
+
+
+def gradients_of(
+    g: Tensor, h: Tensor, b: Tensor, a: Tensor, h0: Tensor | None, reverse: bool, needs: list[bool]
+) -> list[Tensor]:
+    """Gradients of the arguments from those of the states."""
+    dtype = g.dtype
     need_b, need_a, need_h0 = needs
     gates = a.to(dtype).unsqueeze(-1)
-    g = scan(next_gates(gates, reverse), grad.to(dtype), None, not reverse)
     steps = b.shape[1]
     first = steps - 1 if reverse else 0
     later, earlier = (slice(0, -1), slice(1, None)) if reverse else (slice(1, None), slice(0, -1))

@@ -1,0 +1,98 @@
+"""Linear scan on a GPU: one kernel for states and for their gradient. This file imports without Triton."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from attn_core.launch import Tile, launch, power_of_two, unit_stride
+from attn_core.registration import register
+
+from .torch_backend import canonical, canonical_reference, fake_forward, gradients_of
+
+STEPS, FEATURES = 32, 64
+
+
+def forward(b: Tensor, a: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
+    """b (B, T, P, F), a (B, T, P), h0 (B, P, F); memory: the states."""
+    return _scan(a, b, h0, fake_forward(b, a, h0, reverse), reverse)
+
+
+def backward(
+    grad: Tensor, h: Tensor, b: Tensor, a: Tensor, h0: Tensor | None, reverse: bool, needs: list[bool]
+) -> list[Tensor]:
+    """g_t = dh_t + a_{t+1} g_{t+1} by the kernel; memory: g in float32."""
+    g = _scan(a, grad, None, torch.empty(b.shape, dtype=torch.float32, device=b.device), not reverse, previous=True)
+    return gradients_of(g, h, b, a, h0, reverse, needs)
+
+
+def _scan(a: Tensor, b: Tensor, start: Tensor | None, out: Tensor, reverse: bool, *, previous: bool = False) -> Tensor:
+    from .triton_kernel import scan_kernel
+
+    batch, steps, groups, features = b.shape
+    if out.numel() == 0:
+        return out
+    if b.stride()[2:] != (features, 1):
+        b = b.contiguous()
+    a = unit_stride(a)
+    own = features == 1
+    columns = min(FEATURES, power_of_two(groups if own else features))
+    blocks = math.ceil(groups / columns) if own else groups * math.ceil(features / columns)
+    launch(
+        scan_kernel,
+        batch * blocks,
+        b.device,
+        Tile(STEPS, columns, 4, 1),
+        a,
+        b,
+        None if start is None else start.contiguous(),
+        out,
+        0 if a.shape[0] == 1 else a.stride(0),
+        a.stride(1),
+        *b.stride()[:2],
+        steps,
+        groups,
+        features,
+        math.ceil(steps / STEPS),
+        BM=STEPS,
+        BN=columns,
+        OWN=own,
+        PREVIOUS=previous,
+        REVERSE=reverse,
+    )
+    return out
+
+
+_linear_scan = register(
+    "linear_scan_triton",
+    forward=forward,
+    backward=backward,
+    fake_forward=fake_forward,
+    reference=canonical_reference,
+    differentiable=("b", "a", "h0"),
+)
+
+
+def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, reverse: bool = False) -> Tensor:
+    """See :func:`attn_core.linear_scan`."""
+    terms, gates, start = canonical(a, b, h0)
+    return _linear_scan(terms, gates, start, reverse).view(b.shape)
+
+
+def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Runs on meta tensors: a gate for each feature, and one for many."""
+    few = [(torch.bfloat16, 512, 1), (torch.float32, 2, 4096)]
+    rest = [(torch.float32, 512, 1), (torch.float16, 8, 16), (torch.float32, 7, 1)]
+    for dtype, groups, features in few if quick else few + rest:
+        label = f"{str(dtype).removeprefix('torch.')} {groups}×{features}"
+        yield label, functools.partial(_aot_run, dtype, groups, features)
+
+
+def _aot_run(dtype: torch.dtype, groups: int, features: int) -> None:
+    b = torch.empty(2, 1024, groups, features, dtype=dtype, device="meta")
+    a = torch.empty(2, 1024, groups, device="meta")
+    h0 = torch.empty(2, groups, features, device="meta")
+    h = forward(b, a, h0, False)
+    backward(torch.empty_like(h), h, b, a, h0, False, [True, True, True])
