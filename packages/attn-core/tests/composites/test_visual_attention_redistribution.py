@@ -177,6 +177,6 @@ def test_sink_dimensions_that_do_not_exist_are_named(dims: tuple[int, ...]) -> N
         sink_tokens(torch.zeros(1, 3, 8), dims)
 
 
-def test_hidden_states_without_a_batch_are_refused() -> None:
+def test_bad_arguments_of_sink_tokens_are_named() -> None:
     with pytest.raises(ValueError, match=r"sink_tokens: hidden must have 3 dimensions \(B N C\), got shape \(3, 8\)"):
         sink_tokens(torch.zeros(3, 8), (1,))
