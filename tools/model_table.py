@@ -45,7 +45,7 @@ def model_table(module: str, *, tests_at: str) -> str:
     Args:
         tests_at: path of the package's tests as seen from the file that shows the table.
     """
-    package = importlib.import_module(module)
+    package, models = importlib.import_module(module), importlib.import_module(f"{module}.models")
     lines = ["| model | parameters | published | paper | official code | parity test |", "|---|--:|---|---|---|---|"]
     for name in package.list_models():
         if name.startswith("test_"):
@@ -54,7 +54,7 @@ def model_table(module: str, *, tests_at: str) -> str:
             model = package.create_model(name)
         cfg = model.default_cfg
         source = sys.modules[type(model).__module__]
-        published = re.search(r"published (.*? %)", inspect.getdoc(getattr(source, name)) or "")
+        published = re.search(r"published (.*? %)", models.describe(name))
         paper = cfg["paper_ids"].removeprefix("arXiv:")
         test = f"{tests_at}/test_{source.__name__.rpartition('.')[2]}.py"
         cells = [

@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-import timm
 import torch
 
 from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
 from attn_core.engine.cli import run_cli
 
 from .bench.biformer import benchmark
-from .models import create_model, list_models, timm_name
+from .models import create_model, describe, list_models, timm_name
 from .predictions import draw_predictions, predict
 
 
@@ -22,7 +21,7 @@ def info(name: str) -> Mapping[str, object]:
     return {
         "model": name,
         "in timm": timm_name(name),
-        "what": _first_line(name),
+        "what": describe(name),
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "input": f"{channels}×{height}×{width}, any size works",
         "maps": ", ".join(f"{row['num_chs']} channels at 1/{row['reduction']}" for row in model.feature_info),
@@ -30,10 +29,6 @@ def info(name: str) -> Mapping[str, object]:
         "official code": f"{cfg['origin_url']} ({cfg['license']})",
         "mean, std": f"{cfg['mean']}, {cfg['std']}",
     }
-
-
-def _first_line(name: str) -> str:
-    return (timm.model_entrypoint(timm_name(name)).__doc__ or "").split("\n", 1)[0]
 
 
 def export_target(run: TrainedRun | str) -> ExportTarget:

@@ -28,6 +28,11 @@ def timm_name(name: str) -> str:
     return f"attn_{name}" if hasattr(FAMILIES[REGISTRY[name]], f"attn_{name}") else name
 
 
+def describe(name: str) -> str:
+    """What a model is, in one line."""
+    return (timm.model_entrypoint(timm_name(name)).__doc__ or "").split("\n", 1)[0]
+
+
 def create_model(name: str, **options: Any) -> StagedBackbone:
     """Build a model of this package under its paper's name, as ``timm.create_model``; errors name the mistake.
 
