@@ -16,7 +16,10 @@ from attn_core import (
     deformable_attention,
     group_attention,
     halo_index,
+    linear_attention,
+    linear_scan,
     neighborhood_attention,
+    selective_scan,
     topk_route,
     window_index,
 )
@@ -33,6 +36,9 @@ OPERATORS = (
     additive_attention,
     neighborhood_attention,
     deformable_attention,
+    linear_attention,
+    linear_scan,
+    selective_scan,
 )
 CASES = [case for case in every_case() if case.operator in OPERATORS]
 
@@ -111,6 +117,26 @@ def neighborhood(
     return [*(x.requires_grad_() for x in maps), kernel], options
 
 
+def retention(
+    dtype: torch.dtype, width: int, *, state: bool = False, **options: Any
+) -> tuple[list[Any], dict[str, Any]]:
+    decay = -torch.tensor([0.5, 0.05, 0.005, 0.0], device="cuda") if options.get("causal", True) else None
+    start = {"initial_state": data(2, 4, width, width, dtype=torch.float32)} if state else {}
+    args = [(heads(2, 777, 4, width, dtype).detach() / width**0.5).requires_grad_() for _ in range(3)]
+    return args, {"log_decay": decay, **start, **options}
+
+
+def gated(dtype: torch.dtype, gates: tuple[int, ...], features: tuple[int, ...]) -> tuple[list[Any], dict[str, Any]]:
+    return [torch.rand(2, 500, *gates, device="cuda").requires_grad_(), data(2, 500, *features, dtype=dtype)], {}
+
+
+def state_space(dtype: torch.dtype, channels: int, width: int, **options: Any) -> tuple[list[Any], dict[str, Any]]:
+    decay = -torch.arange(1.0, width + 1, device="cuda").repeat(channels, 1)
+    args = [data(2, channels, 784, dtype=dtype), (torch.randn(2, channels, 784, device="cuda") - 3).requires_grad_()]
+    args += [decay.requires_grad_(), *(data(2, 2, width, 784, dtype=dtype) for _ in range(2))]
+    return args, {"z": data(2, channels, 784, dtype=dtype), "delta_softplus": True, **options}
+
+
 REAL = [
     *(real(attention, f"width {w}", lambda dtype, w=w: plain(dtype, w)) for w in (20, 32, 64, 80, 128, 256)),
     real(attention, "causal", lambda dtype: plain(dtype, 64, causal="lower_right")),
@@ -130,6 +156,12 @@ REAL = [
     real(neighborhood_attention, "image", lambda dtype: neighborhood(dtype, (28, 30), 7, dilation=2)),
     real(neighborhood_attention, "causal", lambda dtype: neighborhood(dtype, (1000,), 127, is_causal=True)),
     real(neighborhood_attention, "volume", lambda dtype: neighborhood(dtype, (7, 10, 12), 5, border="truncated")),
+    real(linear_attention, "lightning", lambda dtype: retention(dtype, 128, state=True)),
+    real(linear_attention, "both ways", lambda dtype: retention(dtype, 40, causal=False, scale=1 / 777)),
+    real(linear_scan, "own gates", lambda dtype: gated(dtype, (300,), (300,))),
+    real(linear_scan, "weights", lambda dtype: gated(dtype, (), (32, 32))),
+    real(selective_scan, "stage 2", lambda dtype: state_space(dtype, 192, 16)),
+    real(selective_scan, "from the right", lambda dtype: state_space(dtype, 36, 24, reverse=True)),
 ]
 
 
