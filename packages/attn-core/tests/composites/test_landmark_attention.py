@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attn_core import attention, landmark_attention
-from attn_core.testing import relative_error
+from attn_core.testing import TOLERANCE, relative_error
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -84,6 +84,15 @@ def test_scale_reaches_gates_and_tokens() -> None:
     q, k, v = random(1, 2, 12, 4), random(1, 2, 12, 4, seed=1), random(1, 2, 12, 4, seed=2)
     for a, b in zip(landmark_attention(q, k, v, 4, scale=1.0), landmark_attention(2 * q, k, v, 4), strict=True):
         assert relative_error(a, b) <= 1e-12
+
+
+def test_autocast_runs_in_its_dtype() -> None:
+    q, k, v = (random(1, 2, 12, 4, seed=s).float() for s in range(3))
+    expected = landmark_attention(q, k, v, 4)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = landmark_attention(q, k, v, 4)[0]
+    assert actual.dtype == torch.bfloat16
+    assert relative_error(actual, expected) <= TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize(

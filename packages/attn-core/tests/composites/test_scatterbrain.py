@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attn_core import attention, local_stride_table, scatterbrain, window_index
-from attn_core.testing import relative_error
+from attn_core.testing import TOLERANCE, relative_error
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -105,6 +105,16 @@ def test_an_empty_batch_gives_an_empty_result() -> None:
     out, lse = scatterbrain(empty, empty, empty, torch.ones(3, 4), index, index)
     assert out.shape == (0, 2, 8, 4)
     assert lse.shape == (0, 2, 8)
+
+
+def test_autocast_runs_in_its_dtype() -> None:
+    q, k, v = (random(1, 2, 12, 4, seed=s).float() for s in range(3))
+    index = window_index(1, 12, (1, 4))
+    expected = scatterbrain(q, k, v, random(3, 4, seed=3).float(), index, index)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = scatterbrain(q, k, v, random(3, 4, seed=3).float(), index, index)[0]
+    assert actual.dtype == torch.bfloat16
+    assert relative_error(actual, expected) <= TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def landmark_attention(
     group = number.masked_fill((slot == block - 1) | (number >= complete), -1)[None]
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     landmarks = k[:, :, block - 1 :: block].to(exact).repeat_interleave(heads // k.shape[1], dim=1)
-    gate = torch.matmul(q.to(exact) * factor, landmarks.transpose(-2, -1))
+    with torch.autocast(q.device.type, enabled=False):  # gates are exact, whatever the tokens are
+        gate = torch.matmul(q.to(exact) * factor, landmarks.transpose(-2, -1))
     ahead = torch.arange(complete, device=q.device) >= number[:, None]  # a query's own block and those after it
     gate = gate.masked_fill(ahead, -torch.inf)
     past, _ = group_attention(q, k, v, group, complete, group_gate=gate, causal="upper_left", scale=factor)

@@ -57,19 +57,20 @@ def scatterbrain(
     sparse, lse = block_attention(q, k, v, q_index, kv_index, table, scale=factor)
 
     exact = lse.dtype
-    rows = projection.to(exact)
-    phi_q, q_log = softmax_features(q.to(exact), rows, factor, per_token=True)
-    phi_k, k_log = softmax_features(k.to(exact), rows, factor, per_token=False)
-    log_size = (q_log + k_log).squeeze(-1)
-    # A further column of ones carries the denominators along.
-    wide_v = torch.nn.functional.pad(v.to(exact), (0, 1), value=1.0)
-    listed = _listed_sums(phi_q, phi_k, wide_v, q_index, kv_index, table)
-    rest = phi_q @ (phi_k.transpose(-2, -1) @ wide_v) - listed
+    with torch.autocast(q.device.type, enabled=False):  # what is left of two large sums needs all digits
+        rows = projection.to(exact)
+        phi_q, q_log = softmax_features(q.to(exact), rows, factor, per_token=True)
+        phi_k, k_log = softmax_features(k.to(exact), rows, factor, per_token=False)
+        log_size = (q_log + k_log).squeeze(-1)
+        # A further column of ones carries the denominators along.
+        wide_v = torch.nn.functional.pad(v.to(exact), (0, 1), value=1.0)
+        listed = _listed_sums(phi_q, phi_k, wide_v, q_index, kv_index, table)
+        rest = phi_q @ (phi_k.transpose(-2, -1) @ wide_v) - listed
     rest_lse = rest[..., -1].clamp(min=LEAST).log() + log_size
     lse_all = torch.logaddexp(lse, rest_lse)
     out = torch.exp(lse - lse_all).unsqueeze(-1) * sparse.to(exact)
     out = out + torch.exp(log_size - lse_all).unsqueeze(-1) * rest[..., :-1]
-    return out.to(q.dtype), lse_all
+    return out.to(sparse.dtype), lse_all
 
 
 def softmax_features(x: Tensor, projection: Tensor, scale: float, *, per_token: bool) -> tuple[Tensor, Tensor]:
