@@ -40,7 +40,6 @@ LARGE = [
 ]
 NAMES = (
     "plain",
-    "even window",
     "window of one cell",
     "stride",
     "truncated, window larger than the grid",
@@ -73,7 +72,7 @@ def test_bias_gradient_of_the_kernel_is_that_of_the_deterministic_path() -> None
 def test_two_runs_give_equal_bits() -> None:
     runs = []
     for _ in range(2):
-        args, kwargs = LARGE[5].inputs(torch.float32)
-        outputs = run(LARGE[5], args, kwargs, "triton")
+        args, kwargs = LARGE[0].inputs(torch.float32)
+        outputs = run(LARGE[0], args, kwargs, "triton")
         runs.append([*outputs, *gradients(outputs, leaves(args, kwargs))])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))

@@ -19,7 +19,7 @@ TILES_16_BIT: dict[Pass, dict[int, tuple[Tile, Tile]]] = {
     "query": {
         64: (Tile(32, 32, 8, 2), Tile(64, 32, 8, 2)),
         128: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
-        256: (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        256: (Tile(32, 32, 8, 1), Tile(32, 32, 4, 2)),
     },
     "key": {
         64: (Tile(32, 32, 8, 2), Tile(32, 64, 8, 2)),
