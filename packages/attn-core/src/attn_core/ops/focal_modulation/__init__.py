@@ -46,16 +46,20 @@ def focal_modulation(
     """
     ctx, gates, *weights = under_autocast(ctx, gates, *weights)
     _check(ctx, gates, weights)
-    run = _implementation(select(OPERATOR, backend, ctx, lambda: triton_obstacle(ctx=ctx)))
+    run = _implementation(select(OPERATOR, backend, ctx, lambda: triton_obstacle(weights=weights)))
     return run(ctx, gates, weights, normalize=normalize)
 
 
 def _implementation(backend: Backend) -> Callable[..., Tensor]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.focal_modulation
     return reference.focal_modulation if backend == "reference" else torch_backend.focal_modulation
 
 
-def triton_obstacle(**_: Any) -> str | None:
-    return "focal_modulation has no Triton kernel"
+def triton_obstacle(*, weights: Sequence[Tensor], **_: Any) -> str | None:
+    return None if weights else "the kernel needs at least one level, got no weights"
 
 
 def _check(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor]) -> None:

@@ -118,7 +118,7 @@ def _kernel_gradient(du: Tensor, z: Tensor, kernel: Tensor) -> Tensor:
     """Σ du[…, p]·z[…, p + tap] of every tap: (C, 1, k, k)."""
     size = kernel.shape[-1]
     if size <= 3 or du.device.type != "cpu":
-        return _correlate(du, z, kernel, size // 2)
+        return correlate(du, z, kernel, size // 2)
     # oneDNN has fast code for 3×3 taps only: the larger kernel's taps in blocks of that size (the last ones overlap).
     padded = F.pad(z, [size // 2] * 4)
     gradient = torch.empty_like(kernel)
@@ -127,11 +127,11 @@ def _kernel_gradient(du: Tensor, z: Tensor, kernel: Tensor) -> Tensor:
     for y in starts:
         for x in starts:
             shifted = padded[:, :, y : y + du.shape[2] + 2, x : x + du.shape[3] + 2]
-            gradient[..., y : y + 3, x : x + 3] = _correlate(du, shifted, block, 0)
+            gradient[..., y : y + 3, x : x + 3] = correlate(du, shifted, block, 0)
     return gradient
 
 
-def _correlate(du: Tensor, z: Tensor, kernel: Tensor, padding: int) -> Tensor:
+def correlate(du: Tensor, z: Tensor, kernel: Tensor, padding: int) -> Tensor:
     pairs = [1, 1], [padding, padding], [1, 1]
     _, gradient, _ = torch.ops.aten.convolution_backward(
         du, z, kernel, None, *pairs, False, [0, 0], len(kernel), [False, True, False]
