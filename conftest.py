@@ -1,9 +1,14 @@
-"""Settings of every test run in the workspace: two threads, a fixed seed."""
+"""Settings of every test run in the workspace: two threads, or one for each of several workers; a fixed seed."""
+
+import os
 
 import pytest
 import torch
 
-torch.set_num_threads(2)
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+torch.set_num_threads(1 if PARALLEL else 2)
+if PARALLEL:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
 @pytest.fixture(autouse=True)

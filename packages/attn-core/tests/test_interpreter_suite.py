@@ -1,4 +1,4 @@
-"""The interpreter suite as one test of the ordinary run."""
+"""The interpreter suite in the ordinary run, one process for each file."""
 
 import importlib.util
 import os
@@ -14,7 +14,8 @@ SUITE = Path(__file__).parent / "interpreter"
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is the interpreting process")
-def test_kernels_pass_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", str(SUITE), "-p", "no:cacheprovider"]
+@pytest.mark.parametrize("file", sorted(path.name for path in SUITE.glob("test_*.py")))
+def test_kernels_pass_in_the_interpreter(file: str) -> None:
+    command = [sys.executable, "-m", "pytest", str(SUITE / file), "-n", "0", "-p", "no:cacheprovider"]
     result = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
