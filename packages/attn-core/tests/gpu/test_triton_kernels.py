@@ -14,6 +14,7 @@ from attn_core import (
     block_attention,
     channel_attention,
     deformable_attention,
+    focal_modulation,
     group_attention,
     halo_index,
     linear_attention,
@@ -137,6 +138,12 @@ def state_space(dtype: torch.dtype, channels: int, width: int, **options: Any) -
     return args, {"z": data(2, channels, 784, dtype=dtype), "delta_softplus": True, **options}
 
 
+def focal(dtype: torch.dtype, side: int, channels: int) -> tuple[list[Any], dict[str, Any]]:
+    projection = data(2, channels + 4, side, side, dtype=dtype).detach()
+    weights = [(data(channels, 1, k, k, dtype=dtype).detach() / k).requires_grad_() for k in (3, 5, 7)]
+    return [*(t.clone().requires_grad_() for t in projection.split((channels, 4), 1)), weights], {}
+
+
 REAL = [
     *(real(attention, f"width {w}", lambda dtype, w=w: plain(dtype, w)) for w in (20, 32, 64, 80, 128, 256)),
     real(attention, "causal", lambda dtype: plain(dtype, 64, causal="lower_right")),
@@ -162,6 +169,7 @@ REAL = [
     real(linear_scan, "weights", lambda dtype: gated(dtype, (), (32, 32))),
     real(selective_scan, "stage 2", lambda dtype: state_space(dtype, 192, 16)),
     real(selective_scan, "from the right", lambda dtype: state_space(dtype, 36, 24, reverse=True)),
+    real(focal_modulation, "stage 1", lambda dtype: focal(dtype, 56, 96)),
 ]
 
 
