@@ -111,10 +111,10 @@ def _batch_stride(x: Tensor) -> int:
 
 
 def choose_tile(width: int, arch: str) -> Tile:
-    """Pairs of a program: about 1024 numbers of a gathered tile, for every architecture."""
+    """Pairs of a program: about 512 numbers of a gathered tile, for every architecture."""
     if arch == "interpreter":
         return Tile(32, 0, 4, 1)
-    return Tile(max(1, min(64, 1024 // width)), 0, 4, 1)
+    return Tile(max(1, min(32, 512 // width)), 0, 4, 1)
 
 
 _call = register(
