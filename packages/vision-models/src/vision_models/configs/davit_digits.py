@@ -34,7 +34,7 @@ val_dataloader = dict(dataset=dict(type=Digits, split="val"), batch_size=256)
 test_dataloader = dict(dataset=dict(type=Digits, split="test"), batch_size=256)
 val_evaluator = dict(type=Accuracy)
 optim_wrapper = dict(
-    optimizer=dict(type=AdamW, lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type=AdamW, lr=2e-3, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=1.0),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
