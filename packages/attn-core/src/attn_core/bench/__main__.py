@@ -53,9 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="measuring time per function on a CPU (default 0.5)")
     parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile: does everything work?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
-    parser.add_argument(
-        "--base", type=Path, metavar="FILE", help="stored rows: fail where a ratio to a peer grew"
-    )
+    parser.add_argument("--base", type=Path, metavar="FILE", help="stored rows: fail where a ratio to a peer grew")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the length sweep (needs matplotlib)")
     parser.add_argument("--list", action="store_true", help="list cases and providers, run nothing")
     arguments = parser.parse_args(argv)
