@@ -13,7 +13,8 @@ LENGTHS = (64, 128, 256, 512, 1024)
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
     if quick:
-        return [_case("pointer", 1, 12, 12, 16), _case("pooled", 1, 12, 12, 16, 8), _case("one query", 2, 1, 40, 16, 8)]
+        sweep = [_case(f"length {n}", 1, n, n, 16, 8, sweep=True) for n in (12, 24)]
+        return [_case("pointer", 1, 12, 12, 16), _case("one query", 2, 1, 40, 16, 8), *sweep]
     on_gpu = device.startswith("cuda")
     scale = 16 if on_gpu else 1
     return [

@@ -21,7 +21,7 @@ LENGTHS = (1024, 2048, 4096, 8192, 16384)
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
     if quick:
-        return [_groups("groups, 49 tokens", 2, 49, 2, 8), _maps("map 8×8", 1, 64, 16)]
+        return [*(_groups(f"length {n}", 2, n, 2, 8, sweep=True) for n in (49, 98)), _maps("map 8×8", 1, 64, 16)]
     scale = 16 if device.startswith("cuda") else 1
     return [
         *(_groups(name, batch * scale, n, heads, width) for name, (batch, n, heads, width) in STAGES.items()),

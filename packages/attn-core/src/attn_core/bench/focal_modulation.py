@@ -16,7 +16,8 @@ SIDES = (14, 28, 56, 112)
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
     if quick:
-        return [_case("6×6", 2, 6, 8, (3, 5)), _case("8×8, three levels", 1, 8, 16, (3, 5, 7))]
+        sweep = [_case(f"side {n}", 2, n, 8, (3, 5), sweep=True) for n in (6, 12)]
+        return [*sweep, _case("8×8, three levels", 1, 8, 16, (3, 5, 7))]
     batch = 128 if device.startswith("cuda") else 8
     stages = [
         _case(f"FocalNet-T ({field}) stage {stage}, {side}²", batch, side, width, kernels)

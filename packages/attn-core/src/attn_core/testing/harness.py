@@ -114,7 +114,7 @@ def assert_matches_reference(
 def _widened(values: list[Any]) -> list[Any]:
     def widen(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return [widen(item) for item in value]
+            return type(value)(widen(item) for item in value)
         if isinstance(value, Tensor) and value.is_floating_point():
             return value.detach().double().requires_grad_(value.requires_grad)
         return value

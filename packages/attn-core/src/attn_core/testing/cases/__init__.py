@@ -41,4 +41,5 @@ def every_case() -> list[Case]:
 
 
 def cases_of(operator: str) -> list[Case]:
+    """The cases of one operator, by its name."""
     return [case for case in every_case() if case.operator.__name__ == operator]
