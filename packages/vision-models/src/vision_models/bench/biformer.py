@@ -76,6 +76,8 @@ def _model_rows(name: str, batch: int, device: torch.device, compiled: bool) -> 
 
     rows = [_row(setting, "forward, ms", _times(forward, models, device), float(error))]
     if not compiled:
+        rows.append(_row(setting, "of it linear layers, ms", _linear_times(ours, x, device), float(error)))
+    if not compiled:
         for model in models.values():
             model.train()
         rows.append(_row(setting, "training step, ms", _times(step, models, device), float(error)))
@@ -86,6 +88,32 @@ def _model_rows(name: str, batch: int, device: torch.device, compiled: bool) -> 
         peaks = {side: _peak(lambda model=model: forward(model), device) for side, model in models.items()}
         rows.append(_row(setting, "forward, peak MiB", peaks, float(error)))
     return rows
+
+
+def _linear_times(model: nn.Module, x: Tensor, device: torch.device) -> dict[str, float]:
+    """Milliseconds of the linear layers of one forward pass by themselves: the floor that attention cannot lower."""
+    seen: list[tuple[nn.Module, Tensor]] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, args, _: seen.append((layer, torch.randn_like(args[0]))))
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    totals = {"ours": 0.0, "gathered": 0.0}
+    for layer, tokens in seen:
+        plain = nn.Linear(1, 1, bias=layer.bias is not None, device="meta")
+        plain.weight, plain.bias = layer.weight, layer.bias  # pyright: ignore[reportAttributeAccessIssue]
+
+        def call(module: nn.Module, tokens: Tensor = tokens) -> None:
+            with torch.no_grad():
+                module(tokens)
+
+        for side, value in _times(call, {"ours": layer, "gathered": plain}, device).items():
+            totals[side] += value
+    return totals
 
 
 def _large_rows(device: torch.device) -> list[dict[str, Any]]:
