@@ -1,6 +1,6 @@
 """BiFormer (0.6 M parameters) on scikit-learn's 1,797 handwritten digits; the default of ``vision-models train``.
 
-Test accuracy 99.16, 99.44 and 99.44 % with seeds 0, 1 and 2, two minutes on two cores. Augmentation and mixup were
+Test accuracy 99.16, 99.44 and 99.72 % with seeds 0, 1 and 2, two minutes on two cores. Augmentation and mixup were
 chosen by cross-validation on the training and validation parts (four folds of 288 images, 90 epochs): 11 errors with
 twice the rotation, shift and scale and without mixup, 8 with mixup, 3 with milder augmentation and mixup.
 """
@@ -14,7 +14,7 @@ from attn_core.engine import Accuracy, ClassificationTask, EMAHook
 from vision_models.biformer import BiFormer
 from vision_models.data import Digits
 
-epochs = 60
+epochs = 50
 warmup = 2
 model = dict(
     type=ClassificationTask,
