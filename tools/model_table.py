@@ -11,15 +11,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 import attn_core
 from attn_core.dispatch import BACKENDS
+from attn_core.registry import ModelCard
 
 ROOT = Path(__file__).resolve().parent.parent
-# Packages with a registry: module → folder.
-MODEL_PACKAGES = {"vision_models": "vision-models"}
+# Packages with models.
+PACKAGES = sorted(file.parents[2].name for file in ROOT.glob("packages/*/src/*/models.py"))
 
 
 def operator_table() -> str:
@@ -39,34 +41,53 @@ def operator_table() -> str:
     return "\n".join(lines)
 
 
-def model_table(module: str, *, tests_at: str) -> str:
+def model_table(package: str, *, tests_at: str) -> str:
     """One row for each model of a package; small siblings for tests are left out.
 
     Args:
         tests_at: path of the package's tests as seen from the file that shows the table.
     """
-    package, models = importlib.import_module(module), importlib.import_module(f"{module}.models")
+    models = _models(package)
     lines = ["| model | parameters | published | paper | official code | parity test |", "|---|--:|---|---|---|---|"]
-    for name in package.list_models():
-        if name.startswith("test_"):
-            continue
+    for name, card in _cards(package).items():
         with torch.device("meta"):
-            model = package.create_model(name)
-        cfg = model.default_cfg
-        source = sys.modules[type(model).__module__]
-        published = re.search(r"published (.*? %)", models.describe(name))
-        paper = cfg["paper_ids"].removeprefix("arXiv:")
-        test = f"{tests_at}/test_{source.__name__.rpartition('.')[2]}.py"
-        cells = [
-            f"`{name}`",
-            f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-            published[1] if published else "–",
-            f"[arXiv {paper}](https://arxiv.org/abs/{paper})",
-            f"[{'/'.join(cfg['origin_url'].split('/')[-2:])}]({cfg['origin_url']}) ({cfg['license'].upper()})",
-            f"`{test}`",
-        ]
+            model = models.create_model(name)
+        parameters = f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+        cells = [f"`{name}`", parameters, card.published or "–", *_sources(card), f"`{tests_at}/{card.test}`"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def family_table() -> str:
+    """One row for each published system of all packages."""
+    lines = ["| system | variants | package | paper | official code | parity test |", "|---|--:|---|---|---|---|"]
+    for package in PACKAGES:
+        families: dict[str, list[ModelCard]] = {}
+        for card in _cards(package).values():
+            families.setdefault(card.family, []).append(card)
+        for family, cards in families.items():
+            place, tests = f"[`{package}`](packages/{package})", f"`packages/{package}/tests/{cards[0].test}`"
+            cells = [family, str(len(cards)), place, *_sources(cards[0]), tests]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _models(package: str) -> ModuleType:
+    return importlib.import_module(f"{package.replace('-', '_')}.models")
+
+
+def _cards(package: str) -> dict[str, ModelCard]:
+    models = _models(package)
+    return {name: models.card(name) for name in models.list_models() if not name.startswith("test_")}
+
+
+def _sources(card: ModelCard) -> list[str]:
+    """Cells of the paper and of the official code."""
+    arxiv = re.fullmatch(r"\d{4}\.\d{4,5}", card.paper)
+    paper = f"[arXiv {card.paper}](https://arxiv.org/abs/{card.paper})" if arxiv else f"[paper]({card.paper})"
+    repository = "/".join(card.code.split("/")[-2:])
+    licence = card.license.upper() or "no licence named"
+    return [paper, f"[{repository}]({card.code}) ({licence})" if card.code else "none released"]
 
 
 def _summary(operator: Callable[..., object]) -> str:
@@ -76,11 +97,9 @@ def _summary(operator: Callable[..., object]) -> str:
 def tables() -> dict[Path, dict[str, str]]:
     """README → name of the marker → table."""
     wanted = {ROOT / "packages/attn-core/README.md": {"operators": operator_table()}}
-    everything = []
-    for module, folder in MODEL_PACKAGES.items():
-        wanted[ROOT / f"packages/{folder}/README.md"] = {"models": model_table(module, tests_at="tests")}
-        everything.append(model_table(module, tests_at=f"packages/{folder}/tests"))
-    wanted[ROOT / "README.md"] = {"models": "\n".join(everything)}
+    for package in PACKAGES:
+        wanted[ROOT / f"packages/{package}/README.md"] = {"models": model_table(package, tests_at="tests")}
+    wanted[ROOT / "README.md"] = {"models": family_table()}
     return wanted
 
 

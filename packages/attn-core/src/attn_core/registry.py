@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -17,6 +18,32 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if 0 < len(names) <= 12:
         return f"; choose from {', '.join(names)}"
     return ""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the tables of the READMEs and ``info`` say about a model.
+
+    Every task package has a module ``models`` with ``list_models()``, ``create_model(name, **options)`` and
+    ``card(name)``; names that start with ``test_`` are small siblings for tests and stand in no table.
+
+    Attributes:
+        family: The published system, e.g. ``"BiFormer"``; variants of one system share it.
+        summary: What the variant is, in one line.
+        paper: An arXiv id such as ``"2303.08810"``, or an address.
+        code: Address of the official repository; empty if the authors released none.
+        license: SPDX name of the official code's licence; empty if it names none.
+        test: File of the package's ``tests`` that compares with the official code or a peer.
+        published: What the authors report, e.g. ``"top-1 81.4 %"``; empty if nothing.
+    """
+
+    family: str
+    summary: str
+    paper: str
+    code: str
+    license: str
+    test: str
+    published: str = ""
 
 
 class Registry(Generic[T]):

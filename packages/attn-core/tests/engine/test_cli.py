@@ -143,3 +143,17 @@ def test_a_damaged_checkpoint_is_skipped_with_a_note(cli, tmp_path):
     assert code == 0, err
     assert err.startswith("note: skipped: load_checkpoint: ")
     assert "the file is truncated; the previous checkpoint is step_8\n" in err
+
+
+def test_an_option_of_the_package_sets_the_recipe_and_set_comes_after_it(cli):
+    short = ("--set", "epochs=1")
+    assert "model: 155 parameters" in cli("train", "--width", "9", *short, "--out", "wide")[1]
+    narrow = cli("train", "--width", "9", "--set", "model.net.width=5", *short, "--out", "narrow")
+    assert "model: 67 parameters" in narrow[1]
+
+
+def test_a_verb_of_the_package_prints_its_lines_and_its_error(cli):
+    assert cli("greet", "you", "--times", "2") == (0, "hello you\nhello you\n", "")
+    assert cli("greet", "you", "--times", "0") == (1, "", "tiny greet: --times must be positive, got 0\n")
+    assert "Say hello." in cli("greet", "--help")[1]
+    assert "did you mean 'greet'?" in cli("gret", "you")[2]

@@ -9,7 +9,7 @@ from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
 from attn_core.engine.cli import run_cli
 
 from .bench.biformer import benchmark
-from .models import create_model, describe, list_models, timm_name
+from .models import card, create_model, list_models, timm_name
 from .predictions import draw_predictions, predict
 
 
@@ -21,7 +21,7 @@ def info(name: str) -> Mapping[str, object]:
     return {
         "model": name,
         "in timm": timm_name(name),
-        "what": describe(name),
+        "what": card(name).summary,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "input": f"{channels}×{height}×{width}, any size works",
         "maps": ", ".join(f"{row['num_chs']} channels at 1/{row['reduction']}" for row in model.feature_info),

@@ -2,9 +2,12 @@
 
 import difflib
 import inspect
+import re
 from typing import Any
 
 import timm
+
+from attn_core.registry import ModelCard
 
 from . import biformer, davit, focalnet
 from .backbone import StagedBackbone
@@ -28,9 +31,22 @@ def timm_name(name: str) -> str:
     return f"attn_{name}" if hasattr(FAMILIES[REGISTRY[name]], f"attn_{name}") else name
 
 
-def describe(name: str) -> str:
-    """What a model is, in one line."""
-    return (timm.model_entrypoint(timm_name(name)).__doc__ or "").split("\n", 1)[0]
+def card(name: str) -> ModelCard:
+    """What the tables say about a model."""
+    family = REGISTRY[name]
+    module = FAMILIES[family].__name__.rpartition(".")[2]
+    cfg: Any = timm.get_pretrained_cfg(timm_name(name))
+    summary = (timm.model_entrypoint(timm_name(name)).__doc__ or "").split("\n", 1)[0]
+    published = re.search(r"published (.*? %)", summary)
+    return ModelCard(
+        family=family.__name__,
+        summary=summary,
+        paper=cfg.paper_ids.removeprefix("arXiv:"),
+        code=cfg.origin_url,
+        license=cfg.license,
+        test=f"test_{module}.py",
+        published=published[1] if published else "",
+    )
 
 
 def create_model(name: str, **options: Any) -> StagedBackbone:

@@ -31,7 +31,7 @@ _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
 
 
 def build_cli(package: TaskPackage) -> typer.Typer:
-    """The typer application of a package, with the verbs train, eval, predict, export, benchmark, list and info."""
+    """The typer application of a package: train, eval, predict, export, benchmark, list, info and its own verbs."""
     app = typer.Typer(
         name=package.name,
         help=package.summary or None,
@@ -42,7 +42,6 @@ def build_cli(package: TaskPackage) -> typer.Typer:
     )
     out = Console(highlight=False, soft_wrap=True)
 
-    @app.command("train")
     def train_command(
         recipe: Annotated[str | None, typer.Argument(help="Name (see list) or .py file.", show_default=False)] = None,
         out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory (default: runs/<recipe>).")] = None,
@@ -59,6 +58,7 @@ def build_cli(package: TaskPackage) -> typer.Typer:
         device: _Device = "auto",
         tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files too.")] = False,
         wandb: Annotated[bool, typer.Option("--wandb", help="Log to Weights & Biases too.")] = False,
+        **own: Any,
     ) -> None:
         """Train a recipe (without an argument: embedded data, minutes on a CPU) and test the best weights once."""
         _one_of("--launcher", launcher, LAUNCHERS)
@@ -68,7 +68,7 @@ def build_cli(package: TaskPackage) -> typer.Typer:
             recipe=recipe,
             out=out_dir,
             resume=resume,
-            overrides=tuple(settings or ()),
+            overrides=(*(package.train_settings(**own) if package.train_settings else ()), *(settings or ())),
             amp=amp,
             launcher=launcher,
             strategy=strategy,
@@ -83,6 +83,8 @@ def build_cli(package: TaskPackage) -> typer.Typer:
         for name, value in result.metrics.items():
             out.print(f"test {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
         out.print(f"took {result.seconds:.1f} s; wrote {', '.join(result.files)} to {result.directory}", markup=False)
+
+    app.command("train")(_with_options_of(package.train_settings, train_command))
 
     @app.command("eval")
     def eval_command(
@@ -167,7 +169,21 @@ def build_cli(package: TaskPackage) -> typer.Typer:
         for key, value in package.info(name).items():
             out.print(f"{key}: {value}", markup=False)
 
+    for verb, function in package.commands.items():
+        app.command(verb)(_printing(function, out))
+
     return app
+
+
+def _printing(function: Callable[..., Iterable[str]], out: Console) -> Callable[..., None]:
+    """``function`` as a command: same parameters, its lines printed as they come."""
+
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        for line in function(**values):
+            out.print(line, markup=False)
+
+    return command
 
 
 def _with_options_of(function: Callable[..., Any] | None, command: Callable[..., None]) -> Callable[..., None]:

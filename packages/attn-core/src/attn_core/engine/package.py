@@ -1,7 +1,7 @@
 """How a task package plugs into the shared command line."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,8 +67,8 @@ class TaskPackage:
     """Everything that distinguishes one task package's command line from another's.
 
     Only ``name``, ``module`` and ``default_recipe`` are needed for ``train`` and ``eval``; a verb whose callable is
-    missing exits with one line that says so. Keyword-only parameters of ``predict`` and ``benchmark`` become options
-    of the verb: ``loud: Annotated[bool, typer.Option(help=...)] = False``.
+    missing exits with one line that says so. Keyword-only parameters of ``predict``, ``benchmark`` and
+    ``train_settings`` become options of the verb: ``loud: Annotated[bool, typer.Option(help=...)] = False``.
 
     Attributes:
         name: The command, e.g. ``"vision-models"``.
@@ -85,6 +85,10 @@ class TaskPackage:
         draw_predictions: (model, data loader, file) → writes ``predictions.png`` at the end of a run. The model is the
             `TaskModel` in eval mode with the best weights; the loader iterates over the test split (validation if the
             recipe has none).
+        train_settings: The package's own options of ``train`` → ``KEY=VALUE`` settings, as of ``--set``, which comes
+            after them.
+        commands: Further verbs by name. A callable's parameters, annotated for typer, are those of the verb and its
+            docstring is the help; it gives the lines to print and raises ValueError or OSError with one clear line.
     """
 
     name: str
@@ -97,6 +101,8 @@ class TaskPackage:
     export: Callable[[TrainedRun | str], ExportTarget] | None = None
     benchmark: Callable[..., Iterable[Mapping[str, object]]] | None = None
     draw_predictions: Callable[[nn.Module, Iterable[dict[str, Any]], Path], None] | None = None
+    train_settings: Callable[..., Iterable[str]] | None = None
+    commands: Mapping[str, Callable[..., Iterable[str]]] = field(default_factory=dict)
 
 
 ExportFormat = Literal["onnx", "torch-export"]

@@ -73,6 +73,21 @@ def _predict(run: TrainedRun, inputs, out, *, loud: Annotated[bool, typer.Option
         yield line.upper() if loud else line
 
 
+def _train_settings(*, width: Annotated[int | None, typer.Option(help="Width of the network.")] = None):
+    return [] if width is None else [f"model.net.width={width}"]
+
+
+def _greet(
+    who: Annotated[str, typer.Argument(help="Whom.")],
+    times: Annotated[int, typer.Option(help="How often.")] = 1,
+):
+    """Say hello."""
+    if times < 1:
+        raise ValueError(f"--times must be positive, got {times}")
+    for _ in range(times):
+        yield f"hello {who}"
+
+
 PACKAGE = TaskPackage(
     name="tiny",
     module="tiny_task",
@@ -84,4 +99,6 @@ PACKAGE = TaskPackage(
     predict=_predict,
     benchmark=lambda request: [{"model": "net", "ms": 1.0}],
     draw_predictions=lambda model, loader, path: path.write_bytes(b"picture"),
+    train_settings=_train_settings,
+    commands={"greet": _greet},
 )

@@ -1,0 +1,1 @@
+"""Attention networks for medical image segmentation: from a folder of NIfTI to masks."""

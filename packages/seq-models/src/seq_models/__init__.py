@@ -1,0 +1,1 @@
+"""Attention models for sequences, true to their papers."""

@@ -1,0 +1,11 @@
+"""The command ``seq-models``: train, eval, predict, export, benchmark, list, info."""
+
+from attn_core.engine import TaskPackage
+from attn_core.engine.cli import run_cli
+
+PACKAGE = TaskPackage(name="seq-models", module="seq_models", default_recipe="")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    run_cli(PACKAGE)

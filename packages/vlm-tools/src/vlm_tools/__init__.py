@@ -1,0 +1,1 @@
+"""See and repair what a vision-language model looks at."""
