@@ -1,4 +1,4 @@
-"""What the command line makes of a trained classifier: top-5 with routing pictures, and the end-of-run grid."""
+"""What the command line makes of a trained classifier: top-5 with pictures of attention, and the end-of-run grid."""
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,10 +13,9 @@ from torch import nn
 
 from attn_core.engine import TrainedRun
 
-from .biformer import BiFormer
 from .data.imagefolder import SUFFIXES
 from .data.images import Preprocess
-from .routing_picture import draw_routing, routings
+from .explain import draw, panels_of
 
 
 def predict(
@@ -24,13 +23,15 @@ def predict(
     inputs: Sequence[Path],
     out: Path,
     *,
+    explain: Annotated[bool, typer.Option(help="Draw what the network attends to, as <name>_<family>.png.")] = True,
     region: Annotated[
-        tuple[float, float], typer.Option(metavar="Y X", help="Point whose region the routing picture follows.")
+        tuple[float, float], typer.Option(metavar="Y X", help="Point whose token or region the picture follows.")
     ] = (0.5, 0.5),
 ) -> Iterator[str]:
-    """Top-5 of each picture as a line; ``<out>/<name>_routing.png`` shows what the region at a point reads.
+    """Top-5 of each picture as a line; ``<out>/<name>_<family>.png`` shows what the token or region at a point reads.
 
     Args:
+        explain: draw that picture, for families that have one (``vision_models.explain``).
         region: the point, as fractions of the picture's height and width.
 
     Raises:
@@ -53,9 +54,9 @@ def predict(
         best = probabilities.topk(min(5, len(classes)))
         scores = [(classes[i], float(p)) for p, i in zip(best.values, best.indices.tolist(), strict=True)]
         line = f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in scores)
-        if isinstance(net, BiFormer):
-            picture = out / f"{path.stem}_routing.png"
-            draw_routing(image, routings(net, tensor), scores, region, picture)
+        if explain and panels_of(net) is not None:
+            picture = out / f"{path.stem}_{type(net).__name__.lower()}.png"
+            draw(net, tensor, image, scores, region, picture)
             line += f" → {picture}"
         yield line
 
