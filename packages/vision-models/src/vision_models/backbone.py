@@ -61,6 +61,9 @@ class StagedBackbone(nn.Module):
     Shapes: image (B, in_chans, Y, X) → logits (B, num_classes).
     """
 
+    # How the names of buffers end that official checkpoints hold and we compute.
+    official_buffers: tuple[str, ...] = ()
+
     feature_info: list[dict[str, Any]]
     num_classes: int
     num_features: int
@@ -71,6 +74,11 @@ class StagedBackbone(nn.Module):
         norm: nn.Module
         head: ClassifierHead | NormMlpClassifierHead
         key_map: KeyMap  # of the class: how official checkpoints name the parameters
+
+    @torch.jit.ignore()
+    def fit_table(self, name: str, value: Tensor) -> Tensor:
+        """A checkpoint's value of a parameter; position tables of another image size stretched to ours."""
+        return value
 
     @torch.jit.ignore()
     def set_grad_checkpointing(self, enable: bool = True) -> None:

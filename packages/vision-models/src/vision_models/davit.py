@@ -38,30 +38,12 @@ from torch import Tensor, nn
 from attn_core import attention, channel_attention
 
 from .backbone import KeyMap, Stage, StagedBackbone
-from .layers import DepthwiseConv, Linear, Mlp, init_linear, pad_map, pad_to_multiple
+from .layers import DepthwiseConv, Linear, Mlp, from_windows, init_linear, pad_map, to_windows
 
 __all__ = ["DaViT"]
 
 AttentionType = Literal["spatial", "channel"]
 EPS = 1e-5
-
-
-@register_notrace_function
-def to_windows(x: Tensor, size: int) -> Tensor:
-    """(B, Y, X, C) → (B·windows, size², C); the map is padded with zeros below and to the right."""
-    x = pad_to_multiple(x, size, size)
-    batch, height, width, channels = x.shape
-    x = x.view(batch, height // size, size, width // size, size, channels)
-    return x.transpose(2, 3).reshape(-1, size * size, channels)
-
-
-@register_notrace_function
-def from_windows(windows: Tensor, size: int, like: Tensor) -> Tensor:
-    """Inverse of :func:`to_windows` for the map ``like``, padding cut off."""
-    batch, height, width, channels = like.shape
-    rows, columns = -(-height // size), -(-width // size)
-    x = windows.view(batch, rows, columns, size, size, channels).transpose(2, 3)
-    return x.reshape(batch, rows * size, columns * size, channels)[:, :height, :width]
 
 
 @register_notrace_function
@@ -115,8 +97,8 @@ class WindowAttention(nn.Module):
         self.proj = Linear(dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        windows = token_attention(self.qkv(to_windows(x, self.window_size)), self.num_heads)
-        return self.proj(from_windows(windows, self.window_size, x))
+        windows = token_attention(self.qkv(to_windows(x, self.window_size, self.window_size)), self.num_heads)
+        return self.proj(from_windows(windows, self.window_size, self.window_size, x))
 
 
 class ChannelAttention(nn.Module):

@@ -28,6 +28,24 @@ def pad_map(x: Tensor, multiple: int) -> Tensor:
     return pad_to_multiple(x.permute(0, 2, 3, 1), multiple, multiple).permute(0, 3, 1, 2)
 
 
+@register_notrace_function
+def to_windows(x: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, Y, X, C) → (B·windows, rows·columns, C); the map is padded with zeros below and to the right."""
+    x = pad_to_multiple(x, rows, columns)
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // rows, rows, width // columns, columns, channels)
+    return x.transpose(2, 3).reshape(-1, rows * columns, channels)
+
+
+@register_notrace_function
+def from_windows(windows: Tensor, rows: int, columns: int, like: Tensor) -> Tensor:
+    """Inverse of :func:`to_windows` for the map ``like``, padding cut off."""
+    batch, height, width = like.shape[:3]
+    down, across = -(-height // rows), -(-width // columns)
+    x = windows.view(batch, down, across, rows, columns, windows.shape[2]).transpose(2, 3)
+    return x.reshape(batch, down * rows, across * columns, windows.shape[2])[:, :height, :width]
+
+
 @register_notrace_module
 class Linear(core_nn.Linear):
     """``attn_core.nn.Linear`` for models that timm's tools take apart: scriptable, and one node for FX."""

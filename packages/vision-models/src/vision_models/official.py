@@ -28,6 +28,8 @@ def load_official(
 ) -> Backbone:
     """Copy an official checkpoint into ``model``, every parameter or none.
 
+    Position tables of another image size are stretched as the official code does.
+
     Args:
         model: of the same variant; :class:`BiFormerDense` for detection and segmentation checkpoints.
         checkpoint: a file (.pth, .pt, .safetensors) or what it holds: a state dict, also inside ``model``,
@@ -51,12 +53,13 @@ def load_official(
     skipped = tuple(ignore)
     missing = [name for name in names if name not in state and not (skipped and names[name].startswith(skipped))]
     unexpected = [name for name in state if name not in names and not (skipped and _ours(name).startswith(skipped))]
+    unexpected = [name for name in unexpected if not name.endswith(model.official_buffers)]
     converted: dict[str, Tensor] = {}
     wrong_shape = []
     for name, ours in names.items():
         if name not in state:
             continue
-        value = _as_linear(state[name], own[ours])
+        value = model.fit_table(ours, _as_linear(state[name], own[ours]))
         if value.shape == own[ours].shape:
             converted[ours] = value
         elif not (skipped and ours.startswith(skipped)):
@@ -76,7 +79,13 @@ def load_official(
 def our_names(model: StagedBackbone, state: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a state dict in any known layout under our names; what fits no name keeps its own."""
     names, own = _fitting_layout(model, state), model.state_dict()
-    return {names.get(name, name): _as_linear(value, own.get(names.get(name, name))) for name, value in state.items()}
+    renamed = {
+        names.get(name, name): value for name, value in state.items() if not name.endswith(model.official_buffers)
+    }
+    return {
+        name: model.fit_table(name, _as_linear(value, own[name])) if name in own else value
+        for name, value in renamed.items()
+    }
 
 
 def _as_linear(value: Any, own: Tensor | None) -> Any:
