@@ -19,6 +19,7 @@ from attn_core import (
     halo_index,
     linear_attention,
     linear_scan,
+    merge_attention,
     neighborhood_attention,
     selective_scan,
     topk_route,
@@ -39,6 +40,7 @@ OPERATORS = (
     deformable_attention,
     linear_attention,
     linear_scan,
+    merge_attention,
     selective_scan,
 )
 CASES = [case for case in every_case() if case.operator in OPERATORS]

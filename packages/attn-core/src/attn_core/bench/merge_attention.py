@@ -39,7 +39,6 @@ def _case(name: str, parts: int, batch: int, heads: int, tokens: int, width: int
         return (torch.stack(outs) * lses.softmax(0).unsqueeze(-1).to(outs[0].dtype)).sum(0)
 
     providers = backends(ours, "out 0")
-    del providers["triton"]  # it has none
     providers["stack + softmax"] = Provider(lambda x: lambda: naive(x))
     flops = 2 * parts * batch * heads * tokens * width
     return BenchCase(name, inputs, providers, flops=flops, backward_factor=3, length=tokens if sweep else None)

@@ -9,10 +9,9 @@ from torch import Tensor
 from attn_core.registration import register, token_major
 
 from . import reference
+from .chunked import chunked_backward, chunked_forward
 from .cpu_flash import empty_result, flash_backward, flash_forward
 
-# Scores held at a time by the chunked path: 2²¹ float32 are 8 MiB, a last-level cache.
-CHUNK_SCORES = 2**21
 # Tables become extra columns of q and k up to this width, and up to this multiple of the head width.
 MAX_AUGMENTED_WIDTH = 256
 MAX_AUGMENTED_RATIO = 4
@@ -223,130 +222,6 @@ def _rows(bias: Tensor | None, start: int) -> Tensor | None:
 
 def _columns(bias: Tensor | None, keys: slice) -> Tensor | None:
     return bias if bias is None or bias.shape[3] == 1 else bias[..., keys]
-
-
-# --- chunks of query rows: every argument, any device, bias gradients -------------------------------------------------
-
-
-def chunk_rows(batch: int, heads: int, keys: int) -> int:
-    """Query rows whose scores make one chunk."""
-    return max(1, CHUNK_SCORES // max(1, batch * heads * keys))
-
-
-def _scores(
-    rows: slice,
-    q: Tensor,
-    k: Tensor,
-    bias: Sequence[Tensor],
-    tables: Sequence[Tensor],
-    scale: float,
-    causal: str,
-    queries: int,
-    fixed: tuple[Tensor, float] | None,
-) -> Tensor:
-    """Scores of some rows in the accumulation dtype: (B, H, rows, M); ``fixed`` = (where, value) overrides logits."""
-    s = torch.matmul(_group(q[:, :, rows], k.shape[1]).to(k.dtype) * scale, k.transpose(-2, -1))
-    s = s.view(q.shape[0], q.shape[1], -1, k.shape[2])
-    for term in bias:
-        s = s.add_(_slice_rows(term, rows).to(s.dtype))
-    if tables:
-        s = s.add_(reference.expand_axis_bias([table[:, :, rows].to(s.dtype) for table in tables]))
-    if fixed is not None:
-        hidden = s == -math.inf
-        s = s.masked_fill_(fixed[0][:, :, rows], fixed[1]).masked_fill_(hidden, -math.inf)
-    if causal != "none":
-        offset = 0 if causal == "upper_left" else k.shape[2] - queries
-        i = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
-        s = s.masked_fill_(torch.arange(k.shape[2], device=q.device) > i + offset, -math.inf)
-    return s
-
-
-def chunked_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Sequence[Tensor],
-    tables: Sequence[Tensor],
-    scale: float,
-    causal: str = "none",
-    fixed: tuple[Tensor, float] | None = None,
-) -> tuple[Tensor, Tensor]:
-    batch, heads, queries, _ = q.shape
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    wide_k, wide_v = k.to(dtype), v.to(dtype)
-    out = token_major(q, batch, heads, queries, v.shape[-1])
-    lse = q.new_empty(batch, heads, queries, dtype=dtype)
-    step = chunk_rows(batch, heads, k.shape[2])
-    for start in range(0, queries, step):
-        rows = slice(start, min(start + step, queries))
-        s = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed)
-        p, lse[:, :, rows] = reference.softmax_with_lse(s)
-        out[:, :, rows] = torch.matmul(_group(p, k.shape[1]), wide_v).view(batch, heads, -1, v.shape[-1])
-    return out, lse
-
-
-def chunked_backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Sequence[Tensor],
-    tables: Sequence[Tensor],
-    scale: float,
-    causal: str = "none",
-    needs_bias: bool = False,
-    fixed: tuple[Tensor, float] | None = None,
-) -> list[Tensor | None]:
-    """P = exp(s − lse); dS = P∘(dO·Vᵀ − δ + dlse); gradients of q, k, v, the first bias term and the tables."""
-    batch, heads, queries, _ = q.shape
-    key_heads, keys = k.shape[1], k.shape[2]
-    dtype = lse.dtype
-    wide_k, wide_v = k.to(dtype), v.to(dtype)
-    dq = token_major(q, *q.shape)
-    dk, dv = torch.zeros_like(wide_k), torch.zeros_like(wide_v)
-    dbias = torch.zeros_like(bias[0], dtype=dtype) if needs_bias else None
-    dtables = [torch.zeros_like(table, dtype=dtype) for table in tables]
-    shift = torch.einsum("bhic,bhic->bhi", grad_out.to(dtype), out.to(dtype))
-    if grad_lse is not None:
-        shift = shift - grad_lse
-    finite = lse.masked_fill(lse == -math.inf, 0.0)
-    step = chunk_rows(batch, heads, keys)
-    grid = [table.shape[-1] for table in tables]
-    for start in range(0, queries, step):
-        rows = slice(start, min(start + step, queries))
-        s = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed)
-        p = s.sub_(finite[:, :, rows, None]).exp_()
-        d_out = _group(grad_out[:, :, rows].to(dtype), key_heads)
-        dv += torch.matmul(_group(p, key_heads).transpose(-2, -1), d_out)
-        ds = torch.matmul(d_out, wide_v.transpose(-2, -1)).view_as(p)
-        ds = ds.sub_(shift[:, :, rows, None]).mul_(p)
-        if fixed is not None:
-            ds = ds.masked_fill_(fixed[0][:, :, rows], 0.0)
-        grouped = _group(ds, key_heads)
-        dq[:, :, rows] = torch.matmul(grouped, wide_k).mul_(scale).view(batch, heads, -1, q.shape[-1])
-        dk += torch.matmul(grouped.transpose(-2, -1), _group(q[:, :, rows].to(dtype), key_heads)).mul_(scale)
-        if dbias is not None:
-            target = _slice_rows(dbias, rows)
-            target += ds.sum_to_size(target.shape)
-        for axis, dtable in enumerate(dtables):
-            others = [3 + i for i in range(len(grid)) if i != axis]
-            per_cell = ds.unflatten(-1, grid)
-            per_cell = per_cell.sum(others) if others else per_cell
-            dtable[:, :, rows] += per_cell.sum_to_size(dtable[:, :, rows].shape)
-    return [dq, dk, dv, dbias, *dtables]
-
-
-def _group(x: Tensor, key_heads: int) -> Tensor:
-    """(B, H, N, …) → (B, Hk, H/Hk·N, …): the queries of a group share their keys without a copy of the keys."""
-    batch, heads, rows, width = x.shape
-    return x.reshape(batch, key_heads, heads // key_heads * rows, width)
-
-
-def _slice_rows(x: Tensor, rows: slice) -> Tensor:
-    return x if x.shape[2] == 1 else x[:, :, rows]
 
 
 def _gradient_of(tensor: Tensor, grad: Tensor, per_token: bool) -> Tensor:

@@ -18,10 +18,11 @@ class Plan(NamedTuple):
 
     groups: int
     per_head: bool
+    heads: int  # of queries, of keys and values within a group
+    key_heads: int
     q_index: Tensor  # (G|1, R, I)
     kv_index: Tensor  # (G|1, S, J)
     table: Tensor  # (G|1, R, K)
-    k_base: Tensor  # (G,) first key row of each group
     q_holes: bool
     kv_holes: bool
 
@@ -30,9 +31,8 @@ class Chunk(NamedTuple):
     groups: Tensor  # (c,) group of each block
     tokens: Tensor  # (c, I) query tokens, −1 for holes
     keys: Tensor  # (c, K·J) key tokens, −1 for holes
-    q_rows: Tensor  # (c·I,) rows of the flat queries, holes at some valid row
-    kv_rows: Tensor  # (c·K·J,)
-    first: int  # number of the chunk's first block among all G·R
+    q_rows: Tensor  # (c, heads, I) rows of the flat queries, holes at some valid row
+    kv_rows: Tensor  # (c, key heads, K·J)
     blocks: slice  # the chunk's blocks within their groups
     slots: slice  # the columns of the table
 
@@ -42,11 +42,10 @@ def make_plan(
 ) -> Plan:
     """Heads share one gather unless an index, the table or the weights differ between them."""
     B, H = q.shape[:2]
-    Hk, M = k.shape[1:3]
+    Hk = k.shape[1]
     if table is None:
         table = torch.arange(q_index.shape[2], device=q.device).view(1, 1, -1, 1)
     per_head = any(x is not None and x.shape[1] > 1 for x in (q_index, kv_index, table, kv_weight))
-    groups = B * H if per_head else B
 
     def grouped(index: Tensor, heads: int) -> Tensor:
         index = index.long()
@@ -57,16 +56,14 @@ def make_plan(
         index = index.expand(B, heads, *index.shape[2:])
         return index.repeat_interleave(H // heads, dim=1).flatten(0, 1)
 
-    k_group = torch.arange(groups, device=q.device)
-    if per_head:
-        k_group = k_group // H * Hk + k_group % H // (H // Hk)
     return Plan(
-        groups,
+        B * H if per_head else B,
         per_head,
+        1 if per_head else H,
+        1 if per_head else Hk,
         grouped(q_index, H),
         grouped(kv_index, Hk),
         grouped(table, H),
-        k_group * M,
         bool((q_index < 0).any()),
         bool((kv_index < 0).any()) or bool((table < 0).any()),
     )
@@ -76,18 +73,17 @@ def chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor, *, split_keys: bool = Fa
     """Spans of blocks whose gathered rows and scores fit the cache; with ``split_keys`` also spans of their keys."""
     R, I = plan.q_index.shape[1:]
     J, K = plan.kv_index.shape[2], plan.table.shape[2]
-    heads = 1 if plan.per_head else q.shape[1]
     if plan.groups * R * I == 0 or K * J == 0:
         return
     widths = q.shape[-1] + v.shape[-1]
-    per_block = heads * (2 * I * widths + K * J * widths + I * K * J)
+    per_block = plan.heads * (2 * I * widths + K * J * widths + I * K * J)
     count = max(1, CHUNK_ELEMENTS // per_block)
     if count >= R:
         step = max(1, count // R)
         spans = [(g, min(g + step, plan.groups), 0, R) for g in range(0, plan.groups, step)]
     else:
         spans = [(g, g + 1, r, min(r + count, R)) for g in range(plan.groups) for r in range(0, R, count)]
-    width = max(1, SPAN_ELEMENTS // (heads * J * widths)) if split_keys else K
+    width = max(1, SPAN_ELEMENTS // (plan.heads * J * widths)) if split_keys else K
     for (g0, g1, r0, r1), s0 in itertools.product(spans, range(0, K, width)):
         slots = slice(s0, min(s0 + width, K))
         groups = torch.arange(g0, g1, device=q.device)
@@ -108,63 +104,62 @@ def chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor, *, split_keys: bool = Fa
         keys = keys.flatten(1)
         q_at = tokens.clamp(min=0) if plan.q_holes else tokens
         kv_at = keys.clamp(min=0) if plan.kv_holes else keys
-        q_rows = (q_at + groups[:, None] * q.shape[2]).flatten()
-        kv_rows = (kv_at + plan.k_base[groups][:, None]).flatten()
-        yield Chunk(groups, tokens, keys, q_rows, kv_rows, g0 * R + r0, slice(r0, r1), slots)
+        q_rows = token_rows(plan, groups, q_at, q.shape[2], q.shape[1], q.shape[1])
+        kv_rows = token_rows(plan, groups, kv_at, k.shape[2], q.shape[1], k.shape[1])
+        yield Chunk(groups, tokens, keys, q_rows, kv_rows, slice(r0, r1), slots)
 
 
-def rows_of(x: Tensor, per_head: bool) -> Tensor:
-    if per_head:
-        return x.reshape(-1, 1, x.shape[-1])
-    return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[-1])
+def token_rows(plan: Plan, groups: Tensor, tokens: Tensor, length: int, heads: int, own_heads: int) -> Tensor:
+    """(c, heads of a group, n) numbers of tokens (c, n) among the rows of a tensor with ``own_heads`` heads."""
+    if plan.per_head:
+        image, head = groups // heads, groups % heads // (heads // own_heads)
+        return ((image[:, None] * length + tokens) * own_heads + head[:, None])[:, None]
+    rows = (groups[:, None] * length + tokens) * own_heads
+    return rows[:, None] + torch.arange(own_heads, device=rows.device)[:, None]
 
 
-def tokens_of(rows: Tensor, batch: int, heads: int, per_head: bool) -> Tensor:
+def rows_of(x: Tensor) -> Tensor:
+    """(B, H, N, D) → (B·N·H, D): a view where heads were split from one projection."""
+    return x.transpose(1, 2).reshape(-1, x.shape[-1])
+
+
+def tokens_of(rows: Tensor, batch: int, heads: int) -> Tensor:
     """Inverse of :func:`rows_of`, token-major."""
-    if per_head:
-        return (
-            rows.view(batch, heads, rows.shape[0] // max(1, batch * heads), rows.shape[-1])
-            .transpose(1, 2)
-            .contiguous()
-            .transpose(1, 2)
-        )
-    return rows.view(batch, -1, heads, rows.shape[-1]).transpose(1, 2)
+    return rows.view(batch, rows.shape[0] // max(1, batch * heads), heads, rows.shape[-1]).transpose(1, 2)
 
 
-def take(rows: Tensor, at: Tensor, per_block: int, hole: Tensor | None) -> Tensor:
-    """(c, H, per_block, D) of the listed rows, zeros at holes."""
-    taken = rows.index_select(0, at)
+def take(rows: Tensor, at: Tensor, hole: Tensor | None = None) -> Tensor:
+    """(c, heads, n, D) of the rows listed in ``at``, zeros at holes (c, n)."""
+    taken = rows.index_select(0, at.flatten()).view(*at.shape, rows.shape[-1])
+    return taken if hole is None else taken.masked_fill_(hole[:, None, :, None], 0.0)
+
+
+def put(target: Tensor, at: Tensor, values: Tensor, hole: Tensor | None) -> None:
+    """Write values (c, heads, n, D) to rows that are listed once; holes write nothing."""
+    at, values = at.flatten(), values.reshape(-1, values.shape[-1])
     if hole is not None:
-        taken = taken.masked_fill(hole, 0.0)
-    return taken.view(-1, per_block, *rows.shape[1:]).transpose(1, 2)
+        kept = (~hole[:, None].expand(-1, len(at) // hole.numel(), -1)).flatten().nonzero()[:, 0]
+        at, values = at[kept], values[kept]
+    target.index_copy_(0, at, values)
 
 
 def scatter(target: Tensor, at: Tensor, grad: Tensor, hole: Tensor | None) -> None:
-    """Add the gradient of gathered blocks (c, H, tokens, D) to the rows they came from."""
-    rows = grad.transpose(1, 2).reshape(-1, grad.shape[1], grad.shape[3]).to(target.dtype)
+    """Add the gradient (c, heads, n, D) of gathered rows to the rows they came from."""
+    grad = grad.to(target.dtype)
     if hole is not None:
-        rows = rows.masked_fill(hole.view(-1, 1, 1), 0.0)
-    target.index_add_(0, at, rows)
-
-
-def drop_holes(plan: Plan, chunk: Chunk, at: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
-    if not plan.q_holes:
-        return at, *rows
-    kept = (chunk.tokens.flatten() >= 0).nonzero()[:, 0]
-    return at[kept], *(x[kept] for x in rows)
+        grad = grad.masked_fill(hole[:, None, :, None], 0.0)
+    target.index_add_(0, at.flatten(), grad.reshape(-1, grad.shape[-1]))
 
 
 def gather(
     plan: Plan, chunk: Chunk, Q: Tensor, K: Tensor, V: Tensor, kv_weight: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Query, key and value blocks of a chunk, and the weight (c, 1, K·J, 1) already multiplied into keys and values."""
-    keys = chunk.keys.shape[1]
-    qc = take(Q, chunk.q_rows, chunk.tokens.shape[1], None)
-    kc, vc = (take(x, chunk.kv_rows, keys, None) for x in (K, V))
+    qc, kc, vc = take(Q, chunk.q_rows), take(K, chunk.kv_rows), take(V, chunk.kv_rows)
     if kv_weight is None:
         return qc, kc, vc, None
     weight = weight_rows(kv_weight, plan, chunk, kv_weight)
-    weight = weight.repeat_interleave(keys // weight.shape[1], dim=1)[:, None, :, None]
+    weight = weight.repeat_interleave(kc.shape[2] // weight.shape[1], dim=1)[:, None, :, None]
     return qc, kc * weight, vc * weight, weight
 
 

@@ -7,12 +7,29 @@ import torch
 from torch import Tensor
 
 from attn_core.ops.attention import torch_backend as dense
+from attn_core.ops.attention.chunked import chunked_backward, chunked_forward
 from attn_core.ops.attention.cpu_flash import empty_result
 from attn_core.registration import empty_gradient, register, token_major
 
 from . import reference
 from .masked import dense_backward, dense_forward, is_dense
-from .plan import Chunk, Plan, chunks, drop_holes, gather, make_plan, rows_of, scatter, take, tokens_of, weight_rows
+from .plan import (
+    Chunk,
+    Plan,
+    chunks,
+    gather,
+    make_plan,
+    put,
+    rows_of,
+    scatter,
+    take,
+    token_rows,
+    tokens_of,
+    weight_rows,
+)
+
+# Keys of a block up to which its scores are held in full (break-even measured on two AVX-512 cores).
+SMALL_KEYS = 512
 
 
 def block_attention(
@@ -99,32 +116,33 @@ def forward(
     plan = make_plan(q, k, q_index, kv_index, table, kv_weight)
     if is_dense(plan, q, k, kv_weight, axis_bias, causal, self_logit, per_row):
         return dense_forward(plan, q, k, v, scale)
-    heads = 1 if plan.per_head else H
-    Q, K, V = (rows_of(x, plan.per_head) for x in (q, k, v))
-    R, I = plan.q_index.shape[1:]
-    count = plan.groups * (R * I if per_row else N)
-    out = V.new_zeros(count, heads, v.shape[-1])
-    lse = V.new_full((count, heads), -math.inf, dtype=_accumulator(q.dtype))
+    Q, K, V = (rows_of(x) for x in (q, k, v))
+    length = q_index.shape[2] * q_index.shape[3] if per_row else N
+    out = V.new_zeros(B * length * H, v.shape[-1])
+    lse = V.new_full((len(out), 1), -math.inf, dtype=_accumulator(q.dtype))
     for chunk in chunks(plan, q, k, v):
         qc, kc, vc, _ = gather(plan, chunk, Q, K, V, kv_weight)
         bias, tables, fixed = _score_terms(plan, chunk, q, k, axis_bias, q_pos, k_pos, causal, self_logit)
-        if fixed is None:
+        if fixed is None and not _is_small(kc):
             out_c, lse_c = dense.forward(qc, kc, vc, bias, None, tables, scale, "none")
         else:
             terms = [] if bias is None else [bias]
-            out_c, lse_c = dense.chunked_forward(qc, kc, vc, terms, tables, scale, fixed=fixed)
-        rows_out = out_c.transpose(1, 2).reshape(-1, heads, v.shape[-1])
-        rows_lse = lse_c.transpose(1, 2).reshape(-1, heads)
-        if per_row:
-            here = slice(chunk.first * I, chunk.first * I + len(rows_out))
-            hole = (chunk.tokens < 0).view(-1, 1)
-            out[here] = rows_out.masked_fill(hole[..., None], 0.0)
-            lse[here] = rows_lse.masked_fill(hole, -math.inf)
-        else:
-            at, rows_out, rows_lse = drop_holes(plan, chunk, chunk.q_rows, rows_out, rows_lse)
-            out.index_add_(0, at, rows_out)
-            lse.index_copy_(0, at, rows_lse)
-    return tokens_of(out, B, H, plan.per_head), tokens_of(lse[..., None], B, H, plan.per_head)[..., 0].contiguous()
+            out_c, lse_c = chunked_forward(qc, kc, vc, terms, tables, scale, fixed=fixed)
+        at = _result_rows(plan, chunk, per_row, length, H)
+        hole = chunk.tokens < 0 if plan.q_holes else None
+        put(out, at, out_c, hole)
+        put(lse, at, lse_c[..., None], hole)
+    return tokens_of(out, B, H), tokens_of(lse, B, H)[..., 0].contiguous()
+
+
+def _result_rows(plan: Plan, chunk: Chunk, per_row: bool, length: int, heads: int) -> Tensor:
+    """(c, heads, I): the results' rows, those of the queries or one for each entry of ``q_index``."""
+    if not per_row:
+        return chunk.q_rows
+    R, I = plan.q_index.shape[1:]
+    blocks = torch.arange(chunk.blocks.start, chunk.blocks.stop, device=chunk.groups.device)
+    entries = (blocks.repeat(len(chunk.groups) // len(blocks)) * I)[:, None] + torch.arange(I, device=blocks.device)
+    return token_rows(plan, chunk.groups, entries, R * I, heads, heads)
 
 
 def backward(
@@ -155,58 +173,57 @@ def backward(
     plan = make_plan(q, k, q_index, kv_index, table, kv_weight)
     if is_dense(plan, q, k, kv_weight, axis_bias, causal, self_logit, per_row):
         return dense_backward(plan, grad_out, grad_lse, out, lse, q, k, v, scale, needs[:3])
-    heads = 1 if plan.per_head else H
-    Q, K, V = (rows_of(x, plan.per_head) for x in (q, k, v))
-    dO, O = rows_of(grad_out, plan.per_head), rows_of(out, plan.per_head)
-    L = rows_of(lse[..., None], plan.per_head)
-    dL = None if grad_lse is None else rows_of(grad_lse[..., None], plan.per_head)
+    Q, K, V, dO, O = (rows_of(x) for x in (q, k, v, grad_out, out))
+    L = rows_of(lse[..., None])
+    dL = None if grad_lse is None else rows_of(grad_lse[..., None])
     dQ, dK, dV = (x.new_zeros(x.shape, dtype=_accumulator(x.dtype)) for x in (Q, K, V))
     dW = None if kv_weight is None else kv_weight.new_zeros(kv_weight.shape, dtype=L.dtype)
-    dT = [torch.zeros_like(t, dtype=L.dtype) for t in axis_bias]
-    I = plan.q_index.shape[2]
+    dT = [t.new_zeros(t.shape, dtype=L.dtype) for t in axis_bias]
     for chunk in chunks(plan, q, k, v, split_keys=True):
         qc, kc, vc, weight = gather(plan, chunk, Q, K, V, kv_weight)
         bias, tables, fixed = _score_terms(plan, chunk, q, k, axis_bias, q_pos, k_pos, causal, self_logit)
-        if per_row:
-            at = torch.arange(chunk.first * I, chunk.first * I + chunk.tokens.numel(), device=q.device)
-        else:
-            at = chunk.q_rows
-        hole = (chunk.tokens < 0).view(-1, 1, 1) if plan.q_holes else None
-        dO_c, O_c, L_c = (take(x, at, I, hole) for x in (dO, O, L))
-        dL_c = None if dL is None else take(dL, at, I, hole)[..., 0]
+        at = _result_rows(plan, chunk, per_row, out.shape[2], H)
+        hole = chunk.tokens < 0 if plan.q_holes else None
+        dO_c, O_c, L_c = (take(x, at, hole) for x in (dO, O, L))
+        dL_c = None if dL is None else take(dL, at, hole)[..., 0]
         arguments = (dO_c, dL_c, O_c, L_c[..., 0], qc, kc, vc)
-        if fixed is None:
+        if fixed is None and not _is_small(kc):
             wanted = [True, True, True, False, *(True for _ in tables)]
             dq, dk, dv, *dt = dense.backward(*arguments, bias, None, tables, scale, "none", wanted)
         else:
             terms = [] if bias is None else [bias]
-            grads = dense.chunked_backward(*arguments, terms, tables, scale, fixed=fixed)
+            grads = chunked_backward(*arguments, terms, tables, scale, fixed=fixed)
             dq, dk, dv, *dt = [grad for grad in grads if grad is not None]
         if weight is not None:
             assert dW is not None
             assert kv_weight is not None
             slots = chunk.slots.stop - chunk.slots.start
-            plain_k, plain_v = (take(x, chunk.kv_rows, chunk.keys.shape[1], None) for x in (K, V))
+            plain_k, plain_v = (take(x, chunk.kv_rows) for x in (K, V))
             per_slot = [
                 (grad.to(L.dtype) * plain.to(L.dtype)).unflatten(2, (slots, -1)).sum((1, 3, 4))
                 for grad, plain in ((dk, plain_k), (dv, plain_v))
             ]
             weight_rows(dW, plan, chunk, kv_weight, add=per_slot[0] + per_slot[1])
             dk, dv = dk * weight, dv * weight
-        scatter(dQ, chunk.q_rows, dq, (chunk.tokens < 0) if plan.q_holes else None)
-        unseen = (chunk.keys < 0) if plan.kv_holes else None
+        scatter(dQ, chunk.q_rows, dq, hole)
+        unseen = chunk.keys < 0 if plan.kv_holes else None
         scatter(dK, chunk.kv_rows, dk, unseen)
         scatter(dV, chunk.kv_rows, dv, unseen)
         for target, piece in zip(dT, dt[-len(dT) :] if dT else (), strict=True):
-            _scatter_table(target, piece, plan, chunk, heads, q)
+            scatter(target.view(-1, target.shape[-1]), _table_rows(target, plan, chunk, H), piece, hole)
     grads: list[Tensor | None] = [
-        tokens_of(dQ.to(q.dtype), B, H, plan.per_head),
-        tokens_of(dK.to(k.dtype), B, k.shape[1], plan.per_head),
-        tokens_of(dV.to(v.dtype), B, k.shape[1], plan.per_head),
+        tokens_of(dQ.to(q.dtype), B, H),
+        tokens_of(dK.to(k.dtype), B, k.shape[1]),
+        tokens_of(dV.to(v.dtype), B, k.shape[1]),
         None if dW is None or kv_weight is None else dW.to(kv_weight.dtype),
         *(grad.to(t.dtype) for grad, t in zip(dT, axis_bias, strict=True)),
     ]
     return [grad for grad, need in zip(grads, needs, strict=True) if need and grad is not None]
+
+
+def _is_small(k: Tensor) -> bool:
+    """Whether batched products beat the fused kernel, which starts a product for every block and head."""
+    return k.shape[2] <= SMALL_KEYS and k.dtype in (torch.float32, torch.float64)
 
 
 def _score_terms(
@@ -241,8 +258,7 @@ def _score_terms(
         if slots > 1:
             tables.append(q.new_zeros(c, 1, I, slots))
         for table in axis_bias:
-            rows, index = _table_rows(table, plan, chunk, q)
-            tables.append(rows.index_select(0, index).view(c, I, -1, table.shape[-1]).transpose(1, 2))
+            tables.append(take(table.reshape(-1, table.shape[-1]), _table_rows(table, plan, chunk, q.shape[1])))
     return bias, tables, fixed
 
 
@@ -254,30 +270,16 @@ def _positions(positions: Tensor | None, chunk: Chunk, tokens: Tensor, plan: Pla
     return positions.long()[row, tokens.clamp(min=0)]
 
 
-def _table_rows(table: Tensor, plan: Plan, chunk: Chunk, q: Tensor) -> tuple[Tensor, Tensor]:
-    """A table (B|1, H|1, N, n) as rows, and the row of each of the chunk's queries: ((·, H|1, n), (c·I,))."""
-    batch, heads, N, n = table.shape
-    tokens = chunk.tokens.clamp(min=0)
+def _table_rows(table: Tensor, plan: Plan, chunk: Chunk, heads: int) -> Tensor:
+    """Rows of the chunk's queries in a table (B|1, H|1, N, n) flattened to (·, n): (c, heads of a group or 1, I)."""
+    batch, own_heads, N, _ = table.shape
+    image = chunk.groups // heads if plan.per_head else chunk.groups
+    image = image[:, None, None] if batch > 1 else 0
     if plan.per_head:
-        H = q.shape[1]
-        b = chunk.groups // H if batch > 1 else torch.zeros_like(chunk.groups)
-        h = chunk.groups % H if heads > 1 else torch.zeros_like(chunk.groups)
-        return table.reshape(-1, 1, n), (tokens + ((b * heads + h) * N)[:, None]).flatten()
-    b = chunk.groups if batch > 1 else torch.zeros_like(chunk.groups)
-    return table.transpose(1, 2).reshape(-1, heads, n), (tokens + (b * N)[:, None]).flatten()
-
-
-def _scatter_table(target: Tensor, grad: Tensor, plan: Plan, chunk: Chunk, heads: int, q: Tensor) -> None:
-    """Add the gradient (c, H|1, I, n) of gathered table rows to the table."""
-    rows, index = _table_rows(target, plan, chunk, q)
-    grad = grad.to(target.dtype).transpose(1, 2).reshape(-1, grad.shape[1], grad.shape[3])
-    if plan.q_holes:
-        grad = grad.masked_fill((chunk.tokens < 0).view(-1, 1, 1), 0.0)
-    if rows.data_ptr() == target.data_ptr():
-        rows.index_add_(0, index, grad)
-    else:  # the rows are a copy of a head-major table
-        rows = torch.zeros_like(rows).index_add_(0, index, grad)
-        target += rows.view(target.shape[0], target.shape[2], target.shape[1], -1).transpose(1, 2)
+        head = (chunk.groups % heads)[:, None, None] if own_heads > 1 else 0
+    else:
+        head = torch.arange(own_heads, device=table.device)[:, None]
+    return (image * own_heads + head) * N + chunk.tokens.clamp(min=0)[:, None]
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

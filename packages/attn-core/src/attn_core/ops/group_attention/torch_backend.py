@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from attn_core.ops.attention.torch_backend import chunk_rows
+from attn_core.ops.attention.chunked import chunk_rows
 from attn_core.registration import empty_gradient, register, token_major
 
 from . import reference

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_core.ops.attention.chunked import chunked_backward, chunked_forward
 from attn_core.ops.attention.cpu_flash import empty_result, flash_backward, flash_forward
-from attn_core.ops.attention.torch_backend import chunked_backward, chunked_forward
 from attn_core.registration import register, token_major
 
 from . import reference

@@ -1,0 +1,177 @@
+"""Attention by chunks of query rows whose scores fit the cache: every argument, any device, gradients of biases."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attn_core.registration import token_major
+
+# Scores held at a time: 2²¹ float32 are 8 MiB, a last-level cache.
+CHUNK_SCORES = 2**21
+
+
+def chunk_rows(batch: int, heads: int, keys: int) -> int:
+    """Query rows whose scores make one chunk."""
+    return max(1, CHUNK_SCORES // max(1, batch * heads * keys))
+
+
+def chunked_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    scale: float,
+    causal: str = "none",
+    fixed: tuple[Tensor, float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp.
+
+    Args:
+        bias: addends of the scores, broadcastable to (B, H, N, M), kept apart so that their sum is only formed chunk
+            by chunk.
+        tables: axis tables (B|1, H|1, N, n_a).
+        fixed: (where, value) overrides scores; keys hidden by a bias stay hidden.
+    """
+    batch, heads, queries, _ = q.shape
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    wide_k, wide_v = (x.to(dtype).contiguous() for x in (k, v))
+    out = token_major(q, batch, heads, queries, v.shape[-1])
+    lse = q.new_empty(batch, heads, queries, dtype=dtype)
+    may_be_dead = bool(bias) or bool(tables) or causal != "none"
+    step = chunk_rows(batch, heads, k.shape[2])
+    for start in range(0, queries, step):
+        rows = slice(start, min(start + step, queries))
+        s = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed)
+        p, lse[:, :, rows] = softmax_with_lse(s, may_be_dead)
+        out[:, :, rows] = torch.matmul(_group(p, k.shape[1]), wide_v).view(batch, heads, -1, v.shape[-1])
+    return out, lse
+
+
+def softmax_with_lse(s: Tensor, may_be_dead: bool) -> tuple[Tensor, Tensor]:
+    """Softmax and log-sum-exp of the last dimension, of at least one entry.
+
+    The largest probability is at least 1/M, so its logarithm loses nothing, and saves a second pass of exponentials.
+    """
+    top = s.amax(-1)
+    p = torch.softmax(s, -1)
+    lse = top - p.amax(-1).log_()
+    if may_be_dead:
+        dead = top == -math.inf
+        if bool(dead.any()):
+            p.masked_fill_(dead.unsqueeze(-1), 0.0)
+            lse.masked_fill_(dead, -math.inf)
+    return p, lse
+
+
+def chunked_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    scale: float,
+    causal: str = "none",
+    needs_bias: bool = False,
+    fixed: tuple[Tensor, float] | None = None,
+) -> list[Tensor | None]:
+    """P = exp(s − lse); dS = P∘(dO·Vᵀ − δ + dlse); gradients of q, k, v, the first bias term and the tables."""
+    batch, heads, queries, _ = q.shape
+    key_heads, keys = k.shape[1], k.shape[2]
+    dtype = lse.dtype
+    wide_k, wide_v = (x.to(dtype).contiguous() for x in (k, v))
+    dq = token_major(q, *q.shape)
+    dk: Tensor | None = None
+    dv: Tensor | None = None
+    dbias = torch.zeros_like(bias[0], dtype=dtype) if needs_bias else None
+    dtables = [torch.empty_like(table, dtype=dtype) for table in tables]
+    code = _cells([table.shape[-1] for table in tables], wide_k)
+    shift = torch.linalg.vecdot(grad_out.to(dtype), out.to(dtype))
+    if grad_lse is not None:
+        shift = shift - grad_lse
+    finite = lse.masked_fill(lse == -math.inf, 0.0)
+    step = chunk_rows(batch, heads, keys)
+    for start in range(0, queries, step):
+        rows = slice(start, min(start + step, queries))
+        s = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed)
+        p = s.sub_(finite[:, :, rows, None]).exp_()
+        d_out = _group(grad_out[:, :, rows].to(dtype), key_heads)
+        dv = _accumulate(dv, torch.matmul(_group(p, key_heads).transpose(-2, -1), d_out))
+        ds = torch.matmul(d_out, wide_v.transpose(-2, -1)).view_as(p)
+        ds = ds.sub_(shift[:, :, rows, None]).mul_(p)
+        if fixed is not None:
+            ds = ds.masked_fill_(fixed[0][:, :, rows], 0.0)
+        grouped = _group(ds, key_heads)
+        dq[:, :, rows] = torch.matmul(grouped, wide_k).mul_(scale).view(batch, heads, -1, q.shape[-1])
+        dk = _accumulate(dk, torch.matmul(grouped.transpose(-2, -1), _group(q[:, :, rows].to(dtype), key_heads)))
+        if dbias is not None:
+            target = _slice_rows(dbias, rows)
+            target += ds.sum_to_size(target.shape)
+        if code is not None:  # Σ_j dS_ij over the keys of each cell of an axis, as one product
+            pieces = (ds.view(-1, keys) @ code).view(*ds.shape[:3], -1).split([t.shape[-1] for t in tables], -1)
+            for dtable, piece in zip(dtables, pieces, strict=True):
+                dtable[:, :, rows] = piece.sum_to_size(dtable[:, :, rows].shape)
+    dk = torch.zeros_like(wide_k) if dk is None else dk.mul_(scale)
+    return [dq, dk, torch.zeros_like(wide_v) if dv is None else dv, dbias, *dtables]
+
+
+def _scores(
+    rows: slice,
+    q: Tensor,
+    k: Tensor,
+    bias: Sequence[Tensor],
+    tables: Sequence[Tensor],
+    scale: float,
+    causal: str,
+    queries: int,
+    fixed: tuple[Tensor, float] | None,
+) -> Tensor:
+    """Scores of some rows in the accumulation dtype: (B, H, rows, M)."""
+    s = torch.matmul(_group(q[:, :, rows], k.shape[1]).to(k.dtype) * scale, k.transpose(-2, -1))
+    s = s.view(q.shape[0], q.shape[1], -1, k.shape[2])
+    for term in bias:
+        s = s.add_(_slice_rows(term, rows).to(s.dtype))
+    grid = s.unflatten(-1, [table.shape[-1] for table in tables]) if tables else s
+    for axis, table in enumerate(tables):
+        others = (1,) * axis, (1,) * (len(tables) - 1 - axis)
+        grid.add_(table[:, :, rows].to(s.dtype).unflatten(-1, (*others[0], -1, *others[1])))
+    if fixed is not None:
+        hidden = s == -math.inf
+        s = s.masked_fill_(fixed[0][:, :, rows], fixed[1]).masked_fill_(hidden, -math.inf)
+    if causal != "none":
+        offset = 0 if causal == "upper_left" else k.shape[2] - queries
+        i = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
+        s = s.masked_fill_(torch.arange(k.shape[2], device=q.device) > i + offset, -math.inf)
+    return s
+
+
+def _cells(grid: Sequence[int], like: Tensor) -> Tensor | None:
+    """(M, Σ n_a): for each axis the one-hot code of every key's coordinate; None without axes."""
+    if not grid:
+        return None
+    keys = torch.arange(math.prod(grid), device=like.device)
+    codes = []
+    for axis, size in enumerate(grid):
+        coordinate = keys // math.prod(grid[axis + 1 :]) % size
+        codes.append(torch.nn.functional.one_hot(coordinate, size))
+    return torch.cat(codes, dim=-1).to(like.dtype)
+
+
+def _accumulate(total: Tensor | None, piece: Tensor) -> Tensor:
+    return piece if total is None else total.add_(piece)
+
+
+def _group(x: Tensor, key_heads: int) -> Tensor:
+    """(B, H, N, …) → (B, Hk, H/Hk·N, …): the queries of a group share their keys without a copy of the keys."""
+    batch, heads, rows, width = x.shape
+    return x.reshape(batch, key_heads, heads // key_heads * rows, width)
+
+
+def _slice_rows(x: Tensor, rows: slice) -> Tensor:
+    return x if x.shape[2] == 1 else x[:, :, rows]
