@@ -13,6 +13,7 @@ blocks, chunks and recurrences alike; its price is one pass for each distinct le
 Shapes: input_ids (B, N) → logits (B, N, V).
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -223,7 +224,6 @@ class CausalModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules: ClassVar[list[str]] = []
 
     config: CausalConfig
     layers: nn.ModuleList
@@ -370,7 +370,7 @@ class CausalModel(PreTrainedModel):
         if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != tokens or sorted(set(bounds)) != bounds:
             raise ValueError(f"{name}: cu_seqlens must rise from 0 to the {tokens} tokens, got {bounds}")
         starts: dict[int, list[int]] = {}
-        for first, last in zip(bounds, bounds[1:], strict=False):
+        for first, last in itertools.pairwise(bounds):
             starts.setdefault(last - first, []).append(first)
         pieces = []
         for count, firsts in starts.items():
@@ -411,7 +411,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  transformers' own form
 
     config: CausalConfig
 

@@ -17,7 +17,7 @@ Shapes: input_ids (B, N) → logits (B, N, V); state per layer (B, H, D, Dv) flo
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -287,8 +287,8 @@ class TransNormerModel(CausalModel):
     """The stack without a head."""
 
     config_class = TransNormerConfig
-    config: TransNormerConfig
-    _no_split_modules: ClassVar[list[str]] = ["TransNormerLayer"]
+    config: TransNormerConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    _no_split_modules = ["TransNormerLayer"]  # noqa: RUF012  transformers' own form
 
     def __init__(self, config: TransNormerConfig) -> None:
         super().__init__(config)
