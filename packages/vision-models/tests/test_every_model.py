@@ -24,7 +24,24 @@ VARIATIONS: dict[str, list[dict[str, Any]]] = {
         {"overlap_down": True, "post_norm": True, "post_norm_in_modulation": True},
         {"pad_odd": True},
     ],
+    "test_agent_swin": [{}, {"agent_shapes": ((5, 4), (3, 3), (2, 6), (1, 1)), "img_size": 64}, {"window": 4}],
+    "test_agent_pvt": [{}, {"attention": "softmax", "sr_ratios": (4, 2, 1, 1)}],
+    "test_inline_cswin": [{}, {"attention": ("softmax", "inline", "softmax", "inline")}],
+    "test_agent_deit": [{}, {"global_pool": "avg"}],
 }
+
+
+def is_token_model(model: Any) -> bool:
+    """As timm has it: features are tokens with a class token first, feature lists come from intermediates."""
+    return model.default_cfg["pool_size"] is None
+
+
+def as_map(model: Any, features: Tensor) -> Tensor:
+    """The features of a square image as a map."""
+    if not is_token_model(model):
+        return features
+    side = int((features.shape[1] - 1) ** 0.5)
+    return features[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
 def image(name: str, batch: int = 1, size: int = 96, **options: Any) -> Tensor:
@@ -58,7 +75,8 @@ def test_config_describes_the_model(name: str) -> None:
     if model.num_classes:
         assert f"{cfg['classifier']}.weight" in keys
         assert model.num_classes == model.get_classifier().out_features
-    assert cfg["pool_size"] == tuple(side // model.feature_info[-1]["reduction"] for side in cfg["input_size"][1:])
+    if not is_token_model(model):
+        assert cfg["pool_size"] == tuple(-(-side // model.feature_info[-1]["reduction"] for side in cfg["input_size"][1:])
     reductions = [row["reduction"] for row in model.feature_info]
     assert reductions == sorted(reductions)
 
@@ -81,7 +99,8 @@ def test_head_of_features_is_the_output(name: str) -> None:
     x = image(name)
     with torch.no_grad():
         features = model.forward_features(x)
-        assert tuple(features.shape[1:]) == (model.num_features, *model.default_cfg["pool_size"])
+        reduction = model.feature_info[-1]["reduction"]
+        assert as_map(model, features).shape == (1, model.num_features, *(side // reduction for side in x.shape[2:]))
         torch.testing.assert_close(model.forward_head(features), model(x))
         assert model.forward_head(features, pre_logits=True).shape == (1, model.head_hidden_size)
 
@@ -103,15 +122,15 @@ def test_classifier_can_be_replaced_or_left_out(name: str) -> None:
     model.reset_classifier(0)
     assert model(x).shape == (1, model.head_hidden_size)
     model.reset_classifier(0, "")
-    assert model(x).ndim == 4
-    assert create_model(name, num_classes=0, global_pool="").eval()(x.float()).ndim == 4
+    assert as_map(model, model(x)).ndim == 4
+    assert as_map(model, create_model(name, num_classes=0, global_pool="").eval()(x.float())).ndim == 4
     assert next(model.parameters()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("size", [(32, 32), (96, 128), (65, 33)])
 def test_any_image_size_works(name: str, size: tuple[int, int]) -> None:
-    for options in VARIATIONS[name]:
+    for options in VARIATIONS.get(name, [{}]):
         out = create_model(name, **options).eval()(torch.randn(1, 3, *size))
         assert torch.isfinite(out).all(), options
 
@@ -150,13 +169,14 @@ def test_intermediates_and_feature_lists_agree(name: str) -> None:
         final, maps = model.forward_intermediates(x)
         torch.testing.assert_close(final, model.forward_features(x))
         last = model.forward_intermediates(x, indices=[3], norm=True, intermediates_only=True)[0]
-        torch.testing.assert_close(last, final)
+        torch.testing.assert_close(last, as_map(model, final))
         nhwc = model.forward_intermediates(x, indices=[1], output_fmt="NHWC", intermediates_only=True)[0]
         torch.testing.assert_close(nhwc.permute(0, 3, 1, 2), maps[1])
         early, taps = model.forward_intermediates(x, indices=[0, 1], stop_early=True)
-        assert early is taps[-1]
-        for feature_cls in (None, "getter", "fx", "hook"):
-            options = {} if feature_cls is None else {"feature_cls": feature_cls}
+        assert early is taps[-1] or is_token_model(model)
+        for feature_cls in (None, "getter") if is_token_model(model) else (None, "getter", "fx", "hook"):
+            options: dict[str, Any] = {} if feature_cls is None else {"feature_cls": feature_cls}
+            options |= {"out_indices": (0, 1, 2, 3)}
             features: Any = timm.create_model(name, features_only=True, **options).eval()
             # the wrappers rename: stem_0 for stem.0, model.stem.0, graph_module.stem.0
             plain = {
@@ -182,7 +202,7 @@ def test_pruned_model_ends_at_the_stage_asked_for(name: str) -> None:
     with torch.no_grad():
         expected = model.forward_intermediates(x, intermediates_only=True)[1]
         assert model.prune_intermediate_layers([0, 1]) == [0, 1]
-        torch.testing.assert_close(model(x), expected)
+        torch.testing.assert_close(as_map(model, model(x)), expected)
     assert model.num_features == model.head_hidden_size == model.feature_info[1]["num_chs"]
     kept: Any = create_model(name).eval()
     kept.prune_intermediate_layers([3], prune_norm=True, prune_head=False)
@@ -190,7 +210,9 @@ def test_pruned_model_ends_at_the_stage_asked_for(name: str) -> None:
     assert kept.num_classes == 1000
 
 
-@pytest.mark.parametrize(("name", "options"), [(name, o) for name in SMALL for o in VARIATIONS[name]], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, o) for name in SMALL for o in VARIATIONS.get(name, [{}])], ids=str
+)
 def test_scripted_and_traced_graphs_compute_the_same(name: str, options: dict[str, Any]) -> None:
     from timm.models import get_notrace_functions, get_notrace_modules
     from torchvision.models.feature_extraction import NodePathTracer

@@ -1,9 +1,26 @@
 """Attention backbones for vision on one attention core; importing registers them with timm."""
 
 from .biformer import BiFormer, BiFormerDense
+from .cswin import CSwin
 from .davit import DaViT
+from .deit import DeiT
 from .focalnet import FocalNet
 from .models import create_model, list_models
 from .official import load_official
+from .pvt import PVT
+from .swin import Swin, SwinDense
 
-__all__ = ["BiFormer", "BiFormerDense", "DaViT", "FocalNet", "create_model", "list_models", "load_official"]
+__all__ = [
+    "PVT",
+    "BiFormer",
+    "BiFormerDense",
+    "CSwin",
+    "DaViT",
+    "DeiT",
+    "FocalNet",
+    "Swin",
+    "SwinDense",
+    "create_model",
+    "list_models",
+    "load_official",
+]

@@ -9,13 +9,25 @@ import timm
 
 from attn_core.registry import ModelCard
 
-from . import biformer, davit, focalnet
+from . import biformer, cswin, davit, deit, focalnet, pvt, swin
 from .backbone import StagedBackbone
 from .biformer import BiFormer
+from .cswin import CSwin
 from .davit import DaViT
+from .deit import DeiT
 from .focalnet import FocalNet
+from .pvt import PVT
+from .swin import Swin
 
-FAMILIES = {BiFormer: biformer, DaViT: davit, FocalNet: focalnet}
+FAMILIES = {
+    BiFormer: biformer,
+    CSwin: cswin,
+    DaViT: davit,
+    DeiT: deit,
+    FocalNet: focalnet,
+    PVT: pvt,
+    Swin: swin,
+}
 REGISTRY: dict[str, type[StagedBackbone]] = {
     name: family for family, module in FAMILIES.items() for name in module.VARIANTS
 }

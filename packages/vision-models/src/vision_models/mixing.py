@@ -1,0 +1,99 @@
+"""What DeiT, PVT, Swin and CSwin share: which attention each block has, and tables that follow the image size."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .agent import AgentMixing
+from .inline import InLineMixing
+
+Attention = Literal["agent", "inline", "softmax"]
+# One kind for all blocks, or an entry for each stage: a kind, or one for each of its blocks.
+AttentionOption = Attention | Sequence[Attention | Sequence[Attention]]
+
+
+def kinds_of_blocks(family: str, attention: AttentionOption, depths: Sequence[int]) -> list[list[Attention]]:
+    """The kind of each block of each stage.
+
+    Raises: ValueError for an unknown kind or a number of entries that does not fit ``depths``.
+    """
+    stages = [attention] * len(depths) if isinstance(attention, str) else list(attention)
+    if len(stages) != len(depths):
+        raise ValueError(
+            f"{family}: attention must be one kind or have one entry for each of {len(depths)} stages, got {attention}"
+        )
+    kinds: list[list[Attention]] = [
+        [stage] * depth if isinstance(stage, str) else list(stage)  # pyright: ignore[reportAssignmentType]
+        for stage, depth in zip(stages, depths, strict=True)
+    ]
+    for blocks, depth in zip(kinds, depths, strict=True):
+        unknown = [kind for kind in blocks if kind not in ("agent", "inline", "softmax")]
+        if unknown:
+            raise ValueError(f"{family}: attention must be 'agent', 'inline' or 'softmax', got {unknown[0]!r}")
+        if len(blocks) != depth:
+            raise ValueError(f"{family}: attention of a stage must name its {depth} blocks, got {len(blocks)}")
+    return kinds
+
+
+def token_mixing(
+    kind: Attention,
+    dim: int,
+    num_heads: int,
+    grid: tuple[int, int],
+    agents: int,
+    *,
+    agent_shape: tuple[int, int] | None = None,
+    class_token: bool = False,
+    lepe: bool = False,
+    **dd: Any,
+) -> AgentMixing | InLineMixing:
+    """What stands between the projections of a block with agent or InLine attention."""
+    if kind == "agent":  # its depthwise convolution is that of ``lepe``
+        return AgentMixing(dim, num_heads, grid, agents, shape=agent_shape, class_token=class_token, **dd)
+    return InLineMixing(dim, num_heads, lepe=lepe, **dd)
+
+
+def image_grid(family: str, img_size: int | Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the image that tables are made for."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if min(height, width) < 1:
+        raise ValueError(f"{family}: img_size must be positive, got img_size={img_size}")
+    return height, width
+
+
+def fit_table(model: nn.Module, name: str, value: Tensor) -> Tensor:
+    """A position table of another image size in the size of ours, stretched as the official code does at loading.
+
+    Other parameters, and tables that differ in more than the size of the map, come back unchanged.
+    """
+    own = model.get_parameter(name)
+    parent, _, table = name.rpartition(".")
+    if value.shape == own.shape or value.ndim != own.ndim:
+        return value
+    if table in ("ah_bias", "aw_bias", "ha_bias", "wa_bias"):
+        axis = {"ah_bias": 3, "aw_bias": 4, "ha_bias": 2, "wa_bias": 3}[table]
+        if [*value.shape[:axis], *value.shape[axis + 1 :]] != [*own.shape[:axis], *own.shape[axis + 1 :]]:
+            return value
+        along = value.movedim(axis, -1)
+        stretched = F.interpolate(along.flatten(0, -3), size=own.shape[axis], mode="linear")
+        return stretched.reshape(*along.shape[:-1], own.shape[axis]).movedim(-1, axis)
+    if table == "relative_position_bias_table" and value.shape[1] == own.shape[1]:
+        side = int(own.shape[0] ** 0.5)
+        return _bicubic(value.T, int(value.shape[0] ** 0.5), (side, side)).T
+    if table == "pos_embed" and value.shape[2] == own.shape[2]:
+        grid: Any = model.get_submodule(parent).grid
+        before = own.shape[1] - grid[0] * grid[1]
+        cells = value[0, before:].T
+        return torch.cat([value[0, :before], _bicubic(cells, int(cells.shape[1] ** 0.5), grid).T])[None]
+    return value
+
+
+def _bicubic(cells: Tensor, side: int, size: tuple[int, int]) -> Tensor:
+    """(C, side²) → (C, rows·columns)."""
+    if side * side != cells.shape[1]:
+        return cells  # of a map that is no square: unknown how long its sides are
+    maps = cells.reshape(1, cells.shape[0], side, side)
+    return F.interpolate(maps, size=size, mode="bicubic")[0].flatten(1)
