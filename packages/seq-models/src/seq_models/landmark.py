@@ -24,7 +24,6 @@ import torch
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import landmark_attention, merge_attention
@@ -65,7 +64,6 @@ class LandmarkConfig(CausalConfig):
         """Raise ValueError for sizes that do not fit."""
         super().check()
         self.require(self.block >= 2, "block", "must be at least 2, a token and its landmark")
-        self.require(self.head_dim % 2 == 0, "hidden_size", "must give heads of even width, which rotate")
         inside = 0 <= (self.landmark_id or 0) < self.vocab_size
         self.require(inside, "landmark_id", f"must be in 0…{self.vocab_size - 1}")
         self.require(self.num_retrieved is None or self.num_retrieved >= 1, "num_retrieved", "must be at least 1")
@@ -208,18 +206,20 @@ class LandmarkAttention(nn.Module):
             return own
         # Where landmark j stands for a query with b blocks before it: at true distance if j ≥ b − k, else in front.
         j, b = torch.arange(before, device=q.device), number[:, None]
-        place = torch.where(j >= b - limit, j - (b - limit - 1).clamp(min=0), 0)
+        place = torch.where(j >= b - limit, j - (b - limit - 1).clamp(min=0), 0).clamp(max=limit)
         landmark = memory.landmarks[:, :, :before]
         scores = q.new_full((*q.shape[:3], before), -torch.inf)
-        for at in range(int(place.min()), int(place.max()) + 1):  # at most k + 1 positions, whatever the length
+        for at in range(limit + 1):  # so many positions, whatever the length
             rotated = rotate(landmark, torch.full((before,), at * length + length - 1, device=q.device), theta)
             scores = torch.where(place == at, torch.matmul(q, rotated.transpose(-1, -2)) * scale, scores)
-        scores = scores.masked_fill(j >= b, -torch.inf)
-        probability = scores.softmax(-1).nan_to_num(0.0).masked_fill(j >= b, -1.0)
+        # Landmarks of the first layer are equal where their positions are: within 1/1024 nat the later block is chosen,
+        # not what rounding prefers.
+        chance = scores.masked_fill(j >= b, -torch.inf).log_softmax(-1).nan_to_num(-torch.inf, neginf=-torch.inf)
         if config.retrieval == "max_over_heads":
-            probability = probability.amax(1, keepdim=True).expand_as(scores)
+            chance = chance.amax(1, keepdim=True).expand_as(scores)
+        ranking = (chance.clamp(min=-1e6).masked_fill(j >= b, -1e7) * 1024).round().long() * before + j
         count = min(limit, before)
-        chosen = probability.topk(count, dim=-1).indices
+        chosen = ranking.topk(count, dim=-1).indices
         # In order of time; where fewer blocks exist than may be read, those ahead come last and are shut.
         chosen = chosen.sort(-1).values
         open_ = chosen < b
@@ -240,7 +240,7 @@ class LandmarkAttention(nn.Module):
     def _gather(self, memory: Memory, chosen: Int[Tensor, "B H N K"], q: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, N, K, L, D) of the chosen blocks, on the device of q."""
         length, device = self.config.block, memory.keys.device
-        B, H, N, K = chosen.shape
+        B, H = chosen.shape[:2]
         rows = torch.arange(B, device=device)[:, None, None, None], torch.arange(H, device=device)[:, None, None]
         blocks = chosen.to(device).clamp(max=memory.landmarks.shape[2] - 1)
 
