@@ -1,0 +1,1 @@
+"""Hallucination benchmarks: questions, scores, and what a difference is worth."""

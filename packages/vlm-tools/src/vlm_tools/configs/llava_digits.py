@@ -1,0 +1,30 @@
+"""Digits-world LLaVA (0.4 M parameters): captions and questions about digits, with a language prior."""
+
+# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from torch.optim import AdamW
+
+from vlm_tools.data import EvaluationScenes, TrainingScenes
+from vlm_tools.digits_llava import DigitsLlavaTask, Hallucination
+
+steps = 1200
+warmup = 50
+batch_size = 48
+model = dict(type=DigitsLlavaTask)
+train_dataloader = dict(dataset=dict(type=TrainingScenes, count=steps * batch_size), batch_size=batch_size)
+val_dataloader = dict(dataset=dict(type=EvaluationScenes, split="val", count=100), batch_size=100)
+test_dataloader = dict(dataset=dict(type=EvaluationScenes, split="test", count=250), batch_size=125)
+val_evaluator = dict(type=Hallucination)
+test_evaluator = dict(type=Hallucination)
+optim_wrapper = dict(
+    optimizer=dict(type=AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    clip_grad=dict(max_norm=1.0),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.02, by_epoch=False, begin=0, end=warmup),
+    dict(type=CosineAnnealingLR, by_epoch=False, begin=warmup, end=steps, T_max=steps - warmup, eta_min=1e-5),
+]
+train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=steps // 2)
+default_hooks = dict(checkpoint=dict(keep=1))

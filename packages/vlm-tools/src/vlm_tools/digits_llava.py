@@ -1,0 +1,164 @@
+"""The digits-world LLaVA: 0.4 M parameters, trained in minutes on a CPU, made to hallucinate.
+
+Architecture: ``transformers.LlavaForConditionalGeneration`` (Liu et al., Visual Instruction Tuning, NeurIPS 2023, arXiv
+2304.08485) with a CLIP tower of two layers (one token for each of the 16 cells) and a Llama decoder of four. Every tool
+of this package runs on it as on a released checkpoint.
+
+Training (`DigitsLlavaTask`): the tower learns to name the digit of each cell, projector and decoder learn the text; the
+text's gradient does not reach the tower, as in LLaVA's stages, but both are trained at once.
+
+Shapes: pixel_values (B, 1, 36, 36) in [0, 1]; 16 image tokens behind ``<bos>``.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from mmengine.evaluator import BaseMetric
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from attn_core.engine import TaskModel
+
+from .data.digits_world import CELL, IMAGE_TOKENS, SIZE
+from .data.words import BOS, EOS, IMAGE, PAD, Words
+
+EMPTY_WEIGHT = 0.3  # of empty cells in the tower's loss: they are four in five
+
+
+def digits_world_llava(
+    *, vision_width: int = 64, width: int = 96, layers: int = 4, heads: int = 4
+) -> LlavaForConditionalGeneration:
+    """The network with random weights.
+
+    Raises:
+        ValueError: a width that the heads do not divide.
+    """
+    if width % heads or vision_width % 4:
+        raise ValueError(f"digits_world_llava: width must be a multiple of heads and vision_width of 4, "
+                         f"got width={width}, heads={heads}, vision_width={vision_width}")  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=vision_width,
+        intermediate_size=2 * vision_width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_channels=1,
+        image_size=SIZE,
+        patch_size=CELL,
+        projection_dim=vision_width,
+    )
+    text = LlamaConfig(
+        vocab_size=len(Words()),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=IMAGE,
+        image_token_id=IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+        pad_token_id=PAD,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.pad_token_id = PAD
+    model.generation_config.bos_token_id = BOS
+    model.generation_config.eos_token_id = EOS
+    return model
+
+
+class DigitsLlavaTask(TaskModel):
+    """Training of the digits-world LLaVA: cells for the tower, captions and answers for projector and decoder.
+
+    Args:
+        vision_width, width, layers, heads: sizes, as of `digits_world_llava`.
+    """
+
+    def __init__(self, *, vision_width: int = 64, width: int = 96, layers: int = 4, heads: int = 4) -> None:
+        super().__init__()
+        self.net = digits_world_llava(vision_width=vision_width, width=width, layers=layers, heads=heads)
+        self.cell_head = nn.Linear(vision_width, 11)
+        weight = torch.ones(11)
+        weight[10] = EMPTY_WEIGHT
+        self.register_buffer("cell_weight", weight, persistent=False)
+
+    def tensor(self, image: Float[Tensor, "B 1 Y X"], **_: Any) -> Float[Tensor, "B 16 K"]:
+        """Logits of the digit in each cell (10: none)."""
+        return self.cell_head(self._features(image))
+
+    def loss(
+        self,
+        image: Float[Tensor, "B 1 Y X"],
+        cells: Int[Tensor, "B 16"],
+        input_ids: Int[Tensor, "B T"],
+        labels: Int[Tensor, "B T"],
+        segment: Int[Tensor, "B T"],
+        position_ids: Int[Tensor, "B T"],
+        **_: Any,
+    ) -> dict[str, Tensor]:
+        """``{"loss_cells", "loss_text"}``: cross-entropies."""
+        features = self._features(image)
+        cell_loss = F.cross_entropy(self.cell_head(features).flatten(0, 1), cells.flatten(), weight=self.cell_weight)
+        model: Any = self.net.model
+        projected = model.multi_modal_projector(features.detach())
+        embeds = model.get_input_embeddings()(input_ids)
+        embeds = torch.cat([embeds[:, :1], projected, embeds[:, 1 + IMAGE_TOKENS :]], dim=1)
+        earlier = torch.ones(input_ids.shape[1], input_ids.shape[1], dtype=torch.bool, device=image.device).tril()
+        same = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+        mask = torch.zeros_like(same, dtype=embeds.dtype).masked_fill(~(same & earlier), torch.finfo(embeds.dtype).min)
+        hidden = model.language_model(
+            inputs_embeds=embeds, attention_mask=mask[:, None], position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        target = labels[:, 1:]
+        learned = target != -100
+        logits = self.net.lm_head(hidden[:, :-1][learned])
+        return {"loss_cells": cell_loss, "loss_text": F.cross_entropy(logits.float(), target[learned])}
+
+    def predict(self, image: Float[Tensor, "B 1 Y X"], cells: Int[Tensor, "B 16"], **_: Any) -> list[dict[str, Any]]:
+        """Per scene ``present`` and ``says``, (10,) bool, ``caption``, and ``cells``, the share of cells right."""
+        from .digits_evaluation import answer_all, caption_all
+
+        says = answer_all(self.net, image)
+        captions = caption_all(self.net, image)
+        right = (self.tensor(image).argmax(-1) == cells).float().mean(1)
+        present = torch.stack([(cells == digit).any(1) for digit in range(10)], dim=1)
+        return [
+            {"present": here.cpu(), "says": said.cpu(), "caption": caption, "cells": float(share)}
+            for here, said, caption, share in zip(present, says, captions, right, strict=True)
+        ]
+
+    def _features(self, image: Float[Tensor, "B 1 Y X"]) -> Float[Tensor, "B 16 C"]:
+        tower: Any = self.net.model.vision_tower
+        return tower(image).last_hidden_state[:, 1:]
+
+
+class Hallucination(BaseMetric):
+    """POPE accuracies on three kinds of questions, CHAIR and recall of captions; shares in [0, 1]."""
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keep what `DigitsLlavaTask.predict` gives."""
+        self.results.extend(data_samples)
+
+    def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
+        """Of all scenes of all processes."""
+        from .digits_evaluation import scores_of
+
+        scores = scores_of(
+            torch.stack([result["present"] for result in results]),
+            torch.stack([result["says"] for result in results]),
+            [result["caption"] for result in results],
+        )
+        found = {"cells": sum(result["cells"] for result in results) / len(results)}
+        return {**scores.row(), **found}
