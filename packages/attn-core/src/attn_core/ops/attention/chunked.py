@@ -66,10 +66,15 @@ def softmax_with_lse(s: Tensor, may_be_dead: bool) -> tuple[Tensor, Tensor]:
     return p, lse
 
 
+def row_shift(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, dtype: torch.dtype) -> Tensor:
+    """δ − dlse, what the softmax subtracts from the gradient of each query's scores; δ = Σ_c do_c·o_c."""
+    shift = torch.linalg.vecdot(grad_out.to(dtype), out.to(dtype))
+    return shift if grad_lse is None else shift - grad_lse
+
+
 def chunked_backward(
     grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
+    shift: Tensor,
     lse: Tensor,
     q: Tensor,
     k: Tensor,
@@ -81,7 +86,11 @@ def chunked_backward(
     needs_bias: bool = False,
     fixed: tuple[Tensor, float] | None = None,
 ) -> list[Tensor | None]:
-    """P = exp(s − lse); dS = P∘(dO·Vᵀ − δ + dlse); gradients of q, k, v, the first bias term and the tables."""
+    """P = exp(s − lse); dS = P∘(dO·Vᵀ − shift); gradients of q, k, v, the first bias term and the tables.
+
+    Args:
+        shift: :func:`row_shift`, (B, H, N).
+    """
     batch, heads, queries, _ = q.shape
     key_heads, keys = k.shape[1], k.shape[2]
     dtype = lse.dtype
@@ -92,26 +101,21 @@ def chunked_backward(
     dbias = torch.zeros_like(bias[0], dtype=dtype) if needs_bias else None
     dtables = [torch.empty_like(table, dtype=dtype) for table in tables]
     code = _cells([table.shape[-1] for table in tables], wide_k)
-    shift = torch.linalg.vecdot(grad_out.to(dtype), out.to(dtype))
-    if grad_lse is not None:
-        shift = shift - grad_lse
     finite = lse.masked_fill(lse == -math.inf, 0.0)
     step = chunk_rows(batch, heads, keys)
     for start in range(0, queries, step):
         rows = slice(start, min(start + step, queries))
-        s = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed)
-        p = s.sub_(finite[:, :, rows, None]).exp_()
+        p = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed, finite).exp_()
         d_out = _group(grad_out[:, :, rows].to(dtype), key_heads)
         dv = _accumulate(dv, torch.matmul(_group(p, key_heads).transpose(-2, -1), d_out))
-        ds = torch.matmul(d_out, wide_v.transpose(-2, -1)).view_as(p)
-        ds = ds.sub_(shift[:, :, rows, None]).mul_(p)
+        ds = _product(d_out, wide_v, 1.0, shift[:, :, rows, None].neg()).view_as(p).mul_(p)
         if fixed is not None:
             ds = ds.masked_fill_(fixed[0][:, :, rows], 0.0)
         grouped = _group(ds, key_heads)
         dq[:, :, rows] = torch.matmul(grouped, wide_k).mul_(scale).view(batch, heads, -1, q.shape[-1])
         dk = _accumulate(dk, torch.matmul(grouped.transpose(-2, -1), _group(q[:, :, rows].to(dtype), key_heads)))
         if dbias is not None:
-            target = _slice_rows(dbias, rows)
+            target = slice_rows(dbias, rows)
             target += ds.sum_to_size(target.shape)
         if code is not None:  # Σ_j dS_ij over the keys of each cell of an axis, as one product
             pieces = (ds.view(-1, keys) @ code).view(*ds.shape[:3], -1).split([t.shape[-1] for t in tables], -1)
@@ -131,12 +135,16 @@ def _scores(
     causal: str,
     queries: int,
     fixed: tuple[Tensor, float] | None,
+    minus: Tensor | None = None,
 ) -> Tensor:
-    """Scores of some rows in the accumulation dtype: (B, H, rows, M)."""
-    s = torch.matmul(_group(q[:, :, rows], k.shape[1]).to(k.dtype) * scale, k.transpose(-2, -1))
+    """Scores of some rows in the accumulation dtype, less one number for each query: (B, H, rows, M)."""
+    minus = None if minus is None else minus[:, :, rows]
+    plain = not (bias or tables or fixed or causal != "none")
+    start = None if minus is None or not plain else minus.neg()[..., None]
+    s = _product(_group(q[:, :, rows], k.shape[1]).to(k.dtype), k, scale, start)
     s = s.view(q.shape[0], q.shape[1], -1, k.shape[2])
     for term in bias:
-        s = s.add_(_slice_rows(term, rows).to(s.dtype))
+        s = s.add_(slice_rows(term, rows).to(s.dtype))
     grid = s.unflatten(-1, [table.shape[-1] for table in tables]) if tables else s
     for axis, table in enumerate(tables):
         others = (1,) * axis, (1,) * (len(tables) - 1 - axis)
@@ -148,7 +156,15 @@ def _scores(
         offset = 0 if causal == "upper_left" else k.shape[2] - queries
         i = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
         s = s.masked_fill_(torch.arange(k.shape[2], device=q.device) > i + offset, -math.inf)
-    return s
+    return s if minus is None or plain else s.sub_(minus[..., None])
+
+
+def _product(a: Tensor, b: Tensor, scale: float, start: Tensor | None) -> Tensor:
+    """start + scale·a·bᵀ of (B, Hk, n, D) and (B, Hk, M, D): (B·Hk, n, M); start (B, H, N, 1), N·H = n·Hk."""
+    a, b = a.flatten(0, 1), b.flatten(0, 1).transpose(1, 2)
+    if start is None:
+        return torch.bmm(a * scale, b)
+    return torch.baddbmm(start.reshape(*a.shape[:2], 1), a, b, alpha=scale)
 
 
 def _cells(grid: Sequence[int], like: Tensor) -> Tensor | None:
@@ -173,5 +189,5 @@ def _group(x: Tensor, key_heads: int) -> Tensor:
     return x.reshape(batch, key_heads, heads // key_heads * rows, width)
 
 
-def _slice_rows(x: Tensor, rows: slice) -> Tensor:
+def slice_rows(x: Tensor, rows: slice) -> Tensor:
     return x if x.shape[2] == 1 else x[:, :, rows]

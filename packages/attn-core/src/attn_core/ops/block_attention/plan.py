@@ -1,14 +1,15 @@
 """Block lists and tables brought to one form, cut into chunks, and the rows of tensors that a chunk reads."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Elements of gathered queries, keys, values and scores held at a time: 2²¹ float32 are 8 MiB, a last-level cache.
-CHUNK_ELEMENTS = 2**21
+# Elements of gathered queries, keys, values and scores held at a time: 2²⁰ float32 are 4 MiB.
+CHUNK_ELEMENTS = 2**20
 # Backward takes longer key lists in spans: what it gathers must not grow with the width of the table.
 SPAN_ELEMENTS = 2**18
 
@@ -82,6 +83,7 @@ def chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor, *, split_keys: bool = Fa
         step = max(1, count // R)
         spans = [(g, min(g + step, plan.groups), 0, R) for g in range(0, plan.groups, step)]
     else:
+        count = math.ceil(R / math.ceil(R / count))  # chunks of equal size
         spans = [(g, g + 1, r, min(r + count, R)) for g in range(plan.groups) for r in range(0, R, count)]
     width = max(1, SPAN_ELEMENTS // (plan.heads * J * widths)) if split_keys else K
     for (g0, g1, r0, r1), s0 in itertools.product(spans, range(0, K, width)):

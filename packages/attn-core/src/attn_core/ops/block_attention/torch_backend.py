@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attn_core.ops.attention import torch_backend as dense
-from attn_core.ops.attention.chunked import chunked_backward, chunked_forward
+from attn_core.ops.attention.chunked import chunked_backward, chunked_forward, row_shift
 from attn_core.ops.attention.cpu_flash import empty_result
 from attn_core.registration import empty_gradient, register, token_major
 
@@ -173,9 +173,8 @@ def backward(
     plan = make_plan(q, k, q_index, kv_index, table, kv_weight)
     if is_dense(plan, q, k, kv_weight, axis_bias, causal, self_logit, per_row):
         return dense_backward(plan, grad_out, grad_lse, out, lse, q, k, v, scale, needs[:3])
-    Q, K, V, dO, O = (rows_of(x) for x in (q, k, v, grad_out, out))
-    L = rows_of(lse[..., None])
-    dL = None if grad_lse is None else rows_of(grad_lse[..., None])
+    Q, K, V, dO = (rows_of(x) for x in (q, k, v, grad_out))
+    shift, L = (rows_of(x[..., None]) for x in (row_shift(grad_out, grad_lse, out, lse.dtype), lse))
     dQ, dK, dV = (x.new_zeros(x.shape, dtype=_accumulator(x.dtype)) for x in (Q, K, V))
     dW = None if kv_weight is None else kv_weight.new_zeros(kv_weight.shape, dtype=L.dtype)
     dT = [t.new_zeros(t.shape, dtype=L.dtype) for t in axis_bias]
@@ -184,15 +183,16 @@ def backward(
         bias, tables, fixed = _score_terms(plan, chunk, q, k, axis_bias, q_pos, k_pos, causal, self_logit)
         at = _result_rows(plan, chunk, per_row, out.shape[2], H)
         hole = chunk.tokens < 0 if plan.q_holes else None
-        dO_c, O_c, L_c = (take(x, at, hole) for x in (dO, O, L))
-        dL_c = None if dL is None else take(dL, at, hole)[..., 0]
-        arguments = (dO_c, dL_c, O_c, L_c[..., 0], qc, kc, vc)
+        dO_c, shift_c, L_c = (take(x, at, hole) for x in (dO, shift, L))
+        shift_c, L_c = shift_c[..., 0], L_c[..., 0]
         if fixed is None and not _is_small(kc):
+            # The fused kernel computes δ by itself: an output of zeros leaves it to the gradient of lse.
             wanted = [True, True, True, False, *(True for _ in tables)]
-            dq, dk, dv, *dt = dense.backward(*arguments, bias, None, tables, scale, "none", wanted)
+            results = (-shift_c, torch.zeros_like(dO_c), L_c)
+            dq, dk, dv, *dt = dense.backward(dO_c, *results, qc, kc, vc, bias, None, tables, scale, "none", wanted)
         else:
             terms = [] if bias is None else [bias]
-            grads = chunked_backward(*arguments, terms, tables, scale, fixed=fixed)
+            grads = chunked_backward(dO_c, shift_c, L_c, qc, kc, vc, terms, tables, scale, fixed=fixed)
             dq, dk, dv, *dt = [grad for grad in grads if grad is not None]
         if weight is not None:
             assert dW is not None

@@ -8,10 +8,13 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from attn_core.ops.attention.chunked import chunk_rows
+from attn_core.ops.attention.chunked import chunk_rows, softmax_with_lse
 from attn_core.registration import empty_gradient, register, token_major
 
 from . import reference
+
+# Share of a row below which the logarithm of a group's sum is taken from the group alone.
+LEAST_MASS = 1e-20
 
 
 def group_attention(
@@ -142,19 +145,46 @@ def forward(
             part, _ = (whole, None) if offset is None else whole.until(rows.stop - 1 + offset)
             s = _scores(part, rows, q, bias, scale, offset)
             L = group_lse[part.images, :, rows]
-            totals = []
-            for groups, span in _spans(s, part.sizes):
-                m = span.amax(-1, keepdim=True)
-                m.masked_fill_(m == -math.inf, 0.0)
-                total = span.sub_(m).exp_().sum(-1, keepdim=True)
-                L[..., groups] = (total.log() + m).squeeze(-1)  # log 0 = −inf in dead groups
-                totals.append(total.masked_fill_(total == 0, 1.0))
-            W = group_weights(L, None if factor is None else _of(factor, part.images, rows), mode)
-            for (groups, span), total in zip(_spans(s, part.sizes), totals, strict=True):
-                span.mul_(W[..., groups].unsqueeze(-1) / total)
-            product = torch.matmul(_by_key_head(s, k.shape[1]), part.v)
+            p = _one_softmax(s, part, L, rows, offset) if mode == "mass" and s.shape[-1] else None
+            if p is None:
+                own = None if factor is None else _of(factor, part.images, rows)
+                p = _softmax_of_groups(s, part.sizes, L, own, mode)
+            product = torch.matmul(_by_key_head(p, k.shape[1]), part.v)
             out[part.images, :, rows] = product.view(*s.shape[:3], v.shape[-1]).to(out.dtype)
     return out, group_lse
+
+
+def _one_softmax(s: Tensor, part: _Part, L: Tensor, rows: slice, offset: int | None) -> Tensor | None:
+    """Softmax over the keys of all groups; fills ``L`` from its sums over groups.
+
+    None, and ``s`` as it was, if a group has a mass so small that its logarithm would be inexact.
+    """
+    p, lse = softmax_with_lse(s, True)
+    for (groups, span), (_, tokens) in zip(_spans(p, part.sizes), _spans(part.order, part.sizes), strict=True):
+        mass = span.sum(-1)
+        faint = mass < LEAST_MASS
+        if offset is not None:  # except before the first token of a group
+            last = torch.arange(rows.start, rows.stop, device=s.device)[:, None] + offset
+            faint &= tokens.amin(-1) <= last
+        if bool(faint.any()):
+            return None
+        L[..., groups] = mass.log_().add_(lse.unsqueeze(-1))
+    return p
+
+
+def _softmax_of_groups(s: Tensor, sizes: Sequence[int], L: Tensor, factor: Tensor | None, mode: str) -> Tensor:
+    """``s`` overwritten by each group's softmax times its weight; fills ``L``."""
+    totals = []
+    for groups, span in _spans(s, sizes):
+        m = span.amax(-1, keepdim=True)
+        m.masked_fill_(m == -math.inf, 0.0)
+        total = span.sub_(m).exp_().sum(-1, keepdim=True)
+        L[..., groups] = (total.log() + m).squeeze(-1)  # log 0 = −inf in dead groups
+        totals.append(total.masked_fill_(total == 0, 1.0))
+    W = group_weights(L, factor, mode)
+    for (groups, span), total in zip(_spans(s, sizes), totals, strict=True):
+        span.mul_(W[..., groups].unsqueeze(-1) / total)
+    return s
 
 
 def backward(
@@ -197,9 +227,17 @@ def backward(
                 (groups, x, y)
                 for (groups, x), (_, y) in zip(_spans(p, part.sizes), _spans(ds, part.sizes), strict=True)
             ]
+            plain = mode == "mass" and grad_lse is None
+            if plain:  # one softmax over all groups, whose weights are in it
+                lse = torch.logsumexp(L, -1, keepdim=True)
+                p.sub_(lse.masked_fill_(lse == -math.inf, 0.0)).exp_()
+                ds.sub_((incoming * out[part.images, :, rows]).sum(-1, keepdim=True)).mul_(p)
+                spans = []
             for groups, span, _ in spans:
                 span.sub_(finite[..., groups].unsqueeze(-1)).exp_()
-            if mode == "mass":  # the sum of W∘d over the groups is dO_i·out_i, and more is not needed
+            if plain:
+                d, spread = L, None
+            elif mode == "mass":  # the sum of W∘d over the groups is dO_i·out_i, and more is not needed
                 d = (incoming * out[part.images, :, rows]).sum(-1, keepdim=True).expand_as(L)
                 spread = None
             else:

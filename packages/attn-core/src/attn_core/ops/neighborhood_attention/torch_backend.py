@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.ops.attention.chunked import chunked_backward, chunked_forward
+from attn_core.ops.attention.chunked import chunked_backward, chunked_forward, row_shift
 from attn_core.ops.attention.cpu_flash import empty_result, flash_backward, flash_forward
 from attn_core.registration import register, token_major
 
@@ -123,7 +123,9 @@ def backward(
             if flash:
                 grads: Any = flash_backward(*arguments, bias=bias, scale=scale, causal=False)
             else:
-                grads = chunked_backward(*arguments, bias=[bias], tables=(), scale=scale, needs_bias=needs_rpb)
+                d_out, d_lse, tile_out, tile_lse, *cells = arguments
+                shift = row_shift(d_out, d_lse, tile_out, dtype)
+                grads = chunked_backward(d_out, shift, tile_lse, *cells, [bias], (), scale, needs_bias=needs_rpb)
                 if needs_rpb and drpb is not None:
                     tiles.add_bias_gradient(patterns, grads.pop(), drpb)
             for total, grad, box in zip(results, grads[:3], (at, seen, seen), strict=True):
