@@ -1,0 +1,72 @@
+"""Training and scoring of causal language models."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attn_core.engine import TaskModel
+
+from .language_model import IGNORED
+
+NATS_PER_BIT = 0.6931471805599453
+
+
+class LanguageTask(TaskModel):
+    """Next-token training of a causal language model.
+
+    Items are ``{"input_ids": (N,), "labels": (N,)}``: labels are the tokens themselves, −100 where they do not count
+    (the model shifts them).
+
+    Args:
+        net: the model, or its recipe ``dict(type=TitansForCausalLM, config=dict(type=TitansConfig, ...))``, or
+            ``dict(type="create_model", name=..., ...)`` with a name of ``list_models()``.
+    """
+
+    def __init__(self, net: nn.Module | dict[str, Any]) -> None:
+        super().__init__()
+        built: nn.Module = net if isinstance(net, nn.Module) else MODELS.build(net)
+        self.net: Any = built
+
+    def loss(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: Int[Tensor, "B N"], labels: Int[Tensor, "B N"]
+    ) -> dict[str, Tensor]:
+        """The model's loss: mean cross-entropy in nats, and what the family adds."""
+        return {"loss": self.net(input_ids, labels=labels, use_cache=False).loss}
+
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: Int[Tensor, "B N"], labels: Int[Tensor, "B N"]
+    ) -> list[dict[str, Any]]:
+        """Per row, over its counted tokens: ``{"nats": sum, "tokens": count, "hits": right ones by argmax}``."""
+        logits = self.net(input_ids, use_cache=False).logits[:, :-1].float()
+        target = labels[:, 1:]
+        nats = F.cross_entropy(logits.mT, target, ignore_index=IGNORED, reduction="none").sum(1)
+        counted = target != IGNORED
+        hits = ((logits.argmax(-1) == target) & counted).sum(1)
+        columns = (nats.tolist(), counted.sum(1).tolist(), hits.tolist())
+        return [{"nats": a, "tokens": b, "hits": c} for a, b, c in zip(*columns, strict=True)]
+
+
+class TokenScore(BaseMetric):
+    """``bits_per_token`` (of bytes: bits per byte) and ``accuracy`` over all counted tokens, ``solved``: the share of
+    rows without a mistake.
+    """
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        self.results += [
+            (row["nats"], row["tokens"], row["hits"], row["hits"] == row["tokens"]) for row in data_samples
+        ]
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        nats, tokens, hits, solved = torch.tensor(results, dtype=torch.float64).sum(0).tolist()
+        tokens = max(tokens, 1.0)
+        return {
+            "bits_per_token": nats / tokens / NATS_PER_BIT,
+            "accuracy": hits / tokens,
+            "solved": solved / len(results),
+        }

@@ -1,0 +1,105 @@
+"""The models of this package by name."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from attn_core.registry import ModelCard, did_you_mean
+
+from . import pointer_network, transnormer
+from .pointer_network import PointerNetwork
+from .transnormer import TransNormerConfig, TransNormerForCausalLM
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published system: the module that holds its ``VARIANTS`` (name → options), and what the tables say about it.
+
+    Attributes:
+        build: options → model.
+        options: what ``build`` takes; those of the class or of its configuration.
+    """
+
+    name: str
+    module: ModuleType
+    build: Callable[..., nn.Module]
+    options: Callable[..., object]
+    summary: str
+    paper: str
+    code: str = ""
+    license: str = ""
+
+
+FAMILIES = [
+    Family(
+        name="Pointer Networks",
+        module=pointer_network,
+        build=PointerNetwork,
+        options=PointerNetwork,
+        summary="points in the plane → indices of points",
+        paper="1506.03134",
+    ),
+    Family(
+        name="TransNormerLLM",
+        module=transnormer,
+        build=lambda **options: TransNormerForCausalLM(TransNormerConfig(**options)),
+        options=TransNormerConfig,
+        summary="causal language model, lightning attention",
+        paper="2307.14995",
+        code="https://github.com/OpenNLPLab/TransnormerLLM",
+        license="Apache-2.0",
+    ),
+]
+REGISTRY: dict[str, Family] = {name: family for family in FAMILIES for name in family.module.VARIANTS}
+
+
+def list_models() -> list[str]:
+    """Names that :func:`create_model` takes, sorted."""
+    return sorted(REGISTRY)
+
+
+def _family(name: str, caller: str) -> Family:
+    if name not in REGISTRY:
+        raise ValueError(f"{caller}: unknown model {name!r}{did_you_mean(name, REGISTRY)}")
+    return REGISTRY[name]
+
+
+def create_model(name: str, **options: Any) -> nn.Module:
+    """Build a model of this package.
+
+    Args:
+        name: one of :func:`list_models`.
+        options: changes to the variant: arguments of its class, or fields of its configuration.
+
+    Raises:
+        ValueError: unknown name or option, with the nearest known one; a value that the class refuses.
+    """
+    family = _family(name, "create_model")
+    known = set(inspect.signature(family.options).parameters)
+    for option in options:
+        if option not in known:
+            raise ValueError(f"create_model: {name} has no option {option!r}{did_you_mean(option, known)}")
+    return family.build(**{**family.module.VARIANTS[name], **options})
+
+
+def card(name: str) -> ModelCard:
+    """What the tables say about a model.
+
+    Raises:
+        ValueError: unknown name, with the nearest known one.
+    """
+    family = _family(name, "card")
+    variant: dict[str, Any] = family.module.VARIANTS[name]
+    sizes = ", ".join(f"{key}={value}" for key, value in variant.items())
+    return ModelCard(
+        family=family.name,
+        summary=f"{family.summary}; {sizes}",
+        paper=family.paper,
+        code=family.code,
+        license=family.license,
+        test=f"test_{family.module.__name__.rpartition('.')[2]}.py",
+    )

@@ -1,0 +1,140 @@
+"""Training and scoring of Pointer Networks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from attn_core.engine import TaskModel
+
+from .geometry import is_simple_polygon, polygon_area, tour_lengths
+from .pointer_network import Constraint, PointerNetwork
+
+TOO_MANY_INVALID = 0.01
+
+
+class PointingTask(TaskModel):
+    """Teacher-forced training of a :class:`PointerNetwork`; answers by beam search.
+
+    Args:
+        net: the network, or its recipe ``dict(type=PointerNetwork, ...)``.
+        constraint: which answers beam search considers; in training, which points the softmax leaves out.
+        beam: width of the search.
+    """
+
+    def __init__(self, net: PointerNetwork | dict[str, Any], *, constraint: Constraint = "none", beam: int = 1) -> None:
+        super().__init__()
+        built: nn.Module = net if isinstance(net, nn.Module) else MODELS.build(net)
+        self.net: Any = built
+        self.constraint: Constraint = constraint
+        self.beam = beam
+
+    def loss(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, points: Float[Tensor, "B N 2"], pointers: Int[Tensor, "B T"]
+    ) -> dict[str, Tensor]:
+        """Mean over the batch of −log p(pointers), the end counted once."""
+        log_prob = self.net(points, pointers, constraint=self.constraint)
+        taken = log_prob.gather(-1, pointers[..., None]).squeeze(-1)
+        before = torch.cat([torch.ones_like(pointers[:, :1]), pointers[:, :-1]], dim=1)
+        return {"loss": -taken.where(before > 0, 0.0).sum(1).mean()}
+
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, points: Float[Tensor, "B N 2"], pointers: Int[Tensor, "B T"]
+    ) -> list[dict[str, Any]]:
+        """Per instance ``{"points": (N, 2), "pointers": the answer, "truth": the right one}``, ends left out."""
+        found = self.net.decode(points, constraint=self.constraint, beam=self.beam).pointers.cpu()
+        return [
+            {"points": p, "pointers": trimmed(answer), "truth": trimmed(truth)}
+            for p, answer, truth in zip(points.cpu(), found.tolist(), pointers.tolist(), strict=True)
+        ]
+
+
+def trimmed(pointers: Sequence[int]) -> list[int]:
+    """What stands before the first 0."""
+    answer = list(pointers)
+    return answer[: answer.index(0)] if 0 in answer else answer
+
+
+class HullScore(BaseMetric):
+    """``exact``: share of hulls equal up to rotation; ``area``: mean share of the true area.
+
+    ``area`` is taken over answers that are simple polygons; ``invalid`` is the share of the others, and with more than
+    1 % of them the paper calls the area a failure, here NaN.
+
+    Source: Vinyals et al. 2015, section 4.2.
+    """
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        for sample in data_samples:
+            points = sample["points"]
+            area = None
+            if same_cycle(sample["pointers"], sample["truth"]):
+                area = 1.0
+            elif is_simple_polygon(corners := points[torch.tensor(sample["pointers"], dtype=torch.long) - 1]):
+                whole = abs(polygon_area(points[torch.tensor(sample["truth"]) - 1]))
+                area = abs(polygon_area(corners)) / whole if whole else 1.0
+            self.results.append((same_cycle(sample["pointers"], sample["truth"]), area))
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        areas = [area for _, area in results if area is not None]
+        invalid = 1 - len(areas) / len(results)
+        mean = sum(areas) / len(areas) if invalid <= TOO_MANY_INVALID else float("nan")
+        return {"exact": sum(hit for hit, _ in results) / len(results), "area": mean, "invalid": invalid}
+
+
+class DelaunayScore(BaseMetric):
+    """``exact``: share of triangulations with all triangles right and no other; ``triangles``: share of true triangles
+    that are found. Order of triangles and of corners does not count.
+
+    Source: Vinyals et al. 2015, section 4.3.
+    """
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        for sample in data_samples:
+            found, truth = triangles(sample["pointers"]), triangles(sample["truth"])
+            whole = len(sample["pointers"]) % 3 == 0
+            self.results.append((whole and found == truth, len(found & truth), len(truth)))
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        hits, found, total = (sum(column) for column in zip(*results, strict=True))
+        return {"exact": hits / len(results), "triangles": found / total}
+
+
+class TourScore(BaseMetric):
+    """``ratio``: mean length over mean length of the teacher's tours; ``length``, ``teacher_length``: the means;
+    ``invalid``: share of answers that do not visit every city once, which the means leave out.
+    """
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        for sample in data_samples:
+            count = len(sample["points"])
+            valid = sorted(sample["pointers"]) == list(range(1, count + 1))
+            lengths = (0.0, 0.0)
+            if valid:
+                tours = torch.tensor([sample["pointers"], sample["truth"]]) - 1
+                lengths = tuple(tour_lengths(sample["points"].expand(2, -1, -1), tours).tolist())
+            self.results.append((valid, *lengths))
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        valid, own, teacher = (sum(column) for column in zip(*results, strict=True))
+        if not valid:
+            return dict.fromkeys(("ratio", "length", "teacher_length"), float("nan")) | {"invalid": 1.0}
+        means = {"ratio": own / teacher, "length": own / valid, "teacher_length": teacher / valid}
+        return means | {"invalid": 1 - valid / len(results)}
+
+
+def same_cycle(answer: Sequence[int], truth: Sequence[int]) -> bool:
+    """Whether two closed sequences are equal up to where they start."""
+    if len(answer) != len(truth) or set(answer) != set(truth):
+        return False
+    start = list(answer).index(truth[0]) if truth else 0
+    return [*answer[start:], *answer[:start]] == list(truth)
+
+
+def triangles(pointers: Sequence[int]) -> set[frozenset[int]]:
+    """The complete triangles of a sequence."""
+    return {frozenset(pointers[i : i + 3]) for i in range(0, len(pointers) - 2, 3)}
