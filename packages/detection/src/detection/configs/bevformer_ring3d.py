@@ -1,0 +1,55 @@
+"""BEVFormer with DFA3D on ring3d, synthetic scenes of six cameras; `--set lifting=dfa2d` is the 2-D twin."""
+
+# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from torch.optim import AdamW
+
+from detection.bevformer_dfa3d import BEVFormerDFA3D
+from detection.bevformer_task import BEVDetectionTask
+from detection.data.ring3d import Ring3D, collate_scenes
+from detection.evaluation.bev_map import BEVAveragePrecision
+
+lifting = "dfa3d"
+epochs = 8
+warmup = 1
+model = dict(
+    type=BEVDetectionTask,
+    net=dict(
+        type=BEVFormerDFA3D,
+        lifting=lifting,
+        backbone="test_resnet",
+        stride=8,
+        dim=64,
+        num_points=4,
+        num_layers=2,
+        depth_blocks=1,
+        depth_context=None,
+    ),
+)
+train_dataloader = dict(
+    dataset=dict(type=Ring3D, split="train", mirror=True), batch_size=2, collate_fn=collate_scenes, shuffle=True
+)
+val_dataloader = dict(dataset=dict(type=Ring3D, split="val"), batch_size=4, collate_fn=collate_scenes)
+test_dataloader = dict(dataset=dict(type=Ring3D, split="val"), batch_size=4, collate_fn=collate_scenes)
+val_evaluator = dict(type=BEVAveragePrecision, classes=["car", "truck", "pedestrian"])
+test_evaluator = dict(type=BEVAveragePrecision, classes=["car", "truck", "pedestrian"])
+optim_wrapper = dict(
+    optimizer=dict(type=AdamW, lr=1e-3, weight_decay=0.01, fused=True),
+    clip_grad=dict(max_norm=35.0),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.1, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
+    dict(
+        type=CosineAnnealingLR,
+        by_epoch=True,
+        begin=warmup,
+        end=epochs,
+        T_max=epochs - warmup,
+        eta_min=1e-6,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=epochs)
+default_hooks = dict(checkpoint=dict(every_epochs=epochs, keep=1))
