@@ -3,6 +3,7 @@
 oneDNN's depthwise convolutions are up to 20 times faster in channels-last than in channels-first memory.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,9 +14,9 @@ from attn_core.registration import register
 
 from . import reference
 
-# Elements of the maps computed together: 2¹⁹ float32 are 2 MiB, and the backward pass holds 2L + 3 such maps. A GPU
+# Elements of the maps computed together: 2²⁰ float32 are 4 MiB, and the backward pass holds 2L + 3 such maps. A GPU
 # needs larger ones to be busy.
-CHUNK = 2**19
+CHUNK = 2**20
 CHUNK_GPU = 2**25
 
 
@@ -80,7 +81,7 @@ def backward(
             du = torch.ops.aten.gelu_backward(torch.addcmul(dz, dy, g[:, level : level + 1]), u[level])
             if needs_weights[level]:
                 own = images if weights[level].shape[0] > 1 else slice(None)
-                dweights[level][own] += _kernel_gradient(du, z[level], kernels[level])
+                dweights[level][own] += correlate(du, z[level], kernels[level], kernels[level].shape[-1] // 2)
             if level or needs_ctx:
                 # The transposed convolution, as a convolution with the kernel turned around: oneDNN's faster road.
                 dz = _convolve(du, kernels[level].flip(2, 3))
@@ -98,6 +99,7 @@ def _spans(ctx: Tensor, weights: Sequence[Tensor]) -> Iterator[slice]:
     shared = all(weight.shape[0] == 1 for weight in weights)
     chunk = CHUNK if ctx.device.type == "cpu" else CHUNK_GPU
     step = max(1, chunk // ctx[0].numel()) if shared else 1
+    step = math.ceil(len(ctx) / math.ceil(len(ctx) / step))  # of equal size
     return (slice(start, min(start + step, len(ctx))) for start in range(0, len(ctx), step))
 
 
@@ -114,24 +116,8 @@ def _convolve(z: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(z, kernel, padding=kernel.shape[-1] // 2, groups=len(kernel))
 
 
-def _kernel_gradient(du: Tensor, z: Tensor, kernel: Tensor) -> Tensor:
-    """Σ du[…, p]·z[…, p + tap] of every tap: (C, 1, k, k)."""
-    size = kernel.shape[-1]
-    if size <= 3 or du.device.type != "cpu":
-        return correlate(du, z, kernel, size // 2)
-    # oneDNN has fast code for 3×3 taps only: the larger kernel's taps in blocks of that size (the last ones overlap).
-    padded = F.pad(z, [size // 2] * 4)
-    gradient = torch.empty_like(kernel)
-    block = kernel[..., :3, :3]
-    starts = [min(start, size - 3) for start in range(0, size, 3)]
-    for y in starts:
-        for x in starts:
-            shifted = padded[:, :, y : y + du.shape[2] + 2, x : x + du.shape[3] + 2]
-            gradient[..., y : y + 3, x : x + 3] = correlate(du, shifted, block, 0)
-    return gradient
-
-
 def correlate(du: Tensor, z: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    """Σ du[…, p]·z[…, p + tap] of every tap: (C, 1, k, k)."""
     pairs = [1, 1], [padding, padding], [1, 1]
     _, gradient, _ = torch.ops.aten.convolution_backward(
         du, z, kernel, None, *pairs, False, [0, 0], len(kernel), [False, True, False]
