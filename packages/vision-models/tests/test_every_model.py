@@ -18,6 +18,7 @@ ALL = list_models()
 # options that change the path through the model
 VARIATIONS: dict[str, list[dict[str, Any]]] = {
     "test_biformer": [{}, {"pad_mode": "masked"}, {"pad_mode": "nchw"}, {"soft_routing": True}],
+    "test_halonet": [{}, {"border": "masked", "channel_attn": "eca"}, {"block_size": 3, "channel_attn": "se"}],
     "test_davit": [{}, {"channel_attention_version": 2, "down_kernel_size": 3}, {"head_norm_first": True}],
     "test_focalnet": [
         {},
@@ -76,7 +77,7 @@ def test_config_describes_the_model(name: str) -> None:
         assert f"{cfg['classifier']}.weight" in keys
         assert model.num_classes == model.get_classifier().out_features
     if not is_token_model(model):
-        assert cfg["pool_size"] == tuple(-(-side // model.feature_info[-1]["reduction"] for side in cfg["input_size"][1:])
+        assert cfg["pool_size"] == tuple(-(-side // model.feature_info[-1]["reduction"]) for side in cfg["input_size"][1:])
     reductions = [row["reduction"] for row in model.feature_info]
     assert reductions == sorted(reductions)
 

@@ -5,6 +5,7 @@ from .cswin import CSwin
 from .davit import DaViT
 from .deit import DeiT
 from .focalnet import FocalNet
+from .halonet import HaloNet
 from .models import create_model, list_models
 from .official import load_official
 from .pvt import PVT
@@ -18,6 +19,7 @@ __all__ = [
     "DaViT",
     "DeiT",
     "FocalNet",
+    "HaloNet",
     "Swin",
     "SwinDense",
     "create_model",

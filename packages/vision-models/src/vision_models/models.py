@@ -9,13 +9,14 @@ import timm
 
 from attn_core.registry import ModelCard
 
-from . import biformer, cswin, davit, deit, focalnet, pvt, swin
+from . import biformer, cswin, davit, deit, focalnet, halonet, pvt, swin
 from .backbone import StagedBackbone
 from .biformer import BiFormer
 from .cswin import CSwin
 from .davit import DaViT
 from .deit import DeiT
 from .focalnet import FocalNet
+from .halonet import HaloNet
 from .pvt import PVT
 from .swin import Swin
 
@@ -25,6 +26,7 @@ FAMILIES = {
     DaViT: davit,
     DeiT: deit,
     FocalNet: focalnet,
+    HaloNet: halonet,
     PVT: pvt,
     Swin: swin,
 }
