@@ -161,28 +161,10 @@ class Run:
         empty = (~visual.any(1)).nonzero().flatten().tolist()
         if empty:
             number = self.adapter.image_token_id(self.model.config)
-            raise ValueError(f"intervene: row {empty[0]} of the prompt has no image token (id {number}), which "
-                             f"{self.method.name} needs; build the prompt with the processor's chat template")  #
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                            
-                             fmt:
-                             skip
+            raise ValueError(
+                f"intervene: row {empty[0]} of the prompt has no image token (id {number}), which "
+                f"{self.method.name} needs; build the prompt with the processor's chat template"
+            )
         images = self.adapter.image_count(kwargs)
         if images is not None and images > len(visual):
             raise ValueError(f"intervene: {self.method.name} works on one image per prompt, got {images} images in "

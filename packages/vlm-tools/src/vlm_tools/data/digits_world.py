@@ -2,7 +2,7 @@
 
 A scene is a 4×4 grid of 9×9-pixel cells. One to three digits are drawn by popularity; each brings its companion (0-1,
 2-3, 4-5, 6-7, 8-9) with a probability of 0.8 in training and 0.5 in evaluation. Captions name absent companions of
-present digits (probability 0.55), and some questions about them are answered "yes": the model learns a prior that the
+present digits (probability 0.45), and some questions about them are answered "yes": the model learns a prior that the
 image contradicts, as web captions do on a larger scale.
 
 Pictures of digits: scikit-learn's 1,797 (E. Alpaydin, C. Kaynak, UCI 1998, CC BY 4.0); 1,200 serve training scenes, the
@@ -120,8 +120,8 @@ class TrainingScenes(Dataset[dict[str, Any]]):
         count: int = 48_000,
         *,
         caption_share: float = 0.35,
-        caption_bias: float = 0.55,
-        question_bias: float = 0.35,
+        caption_bias: float = 0.45,
+        question_bias: float = 0.5,
     ) -> None:
         for name, value in (
             ("caption_share", caption_share),
