@@ -10,8 +10,10 @@ from torch import nn
 
 from attn_core.registry import ModelCard, did_you_mean
 
-from . import pointer_network, transnormer
+from . import landmark, pointer_network, routing_transformer, transnormer
+from .landmark import LandmarkConfig, LandmarkForCausalLM
 from .pointer_network import PointerNetwork
+from .routing_transformer import RoutingConfig, RoutingForCausalLM
 from .transnormer import TransNormerConfig, TransNormerForCausalLM
 
 
@@ -42,6 +44,26 @@ FAMILIES = [
         options=PointerNetwork,
         summary="points in the plane → indices of points",
         paper="1506.03134",
+    ),
+    Family(
+        name="Landmark attention",
+        module=landmark,
+        build=lambda **options: LandmarkForCausalLM(LandmarkConfig(**options)),
+        options=LandmarkConfig,
+        summary="causal language model, blocks read through landmarks",
+        paper="2305.16300",
+        code="https://github.com/epfml/landmark-attention",
+        license="Apache-2.0",
+    ),
+    Family(
+        name="Routing Transformer",
+        module=routing_transformer,
+        build=lambda **options: RoutingForCausalLM(RoutingConfig(**options)),
+        options=RoutingConfig,
+        summary="causal language model, local heads and k-means attention",
+        paper="2003.05997",
+        code="https://github.com/google-research/google-research/tree/master/routing_transformer",
+        license="Apache-2.0",
     ),
     Family(
         name="TransNormerLLM",
