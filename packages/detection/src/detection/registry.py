@@ -1,0 +1,13 @@
+"""Detectors in mmengine's registry, under the scope ``detection``; importing this module registers them.
+
+Recipes hold classes, which mmengine finds without a registry; names such as ``type="PlainDETR"`` are for configurations
+in text.
+"""
+
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import Registry
+
+from .detection_task import DetectionTask
+
+MODELS = Registry("model", parent=ROOT, scope="detection", locations=["detection.registry"])
+MODELS.register_module(module=DetectionTask)
