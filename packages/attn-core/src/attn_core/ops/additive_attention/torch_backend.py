@@ -37,6 +37,12 @@ def additive_attention(
 def forward(q: Tensor, k: Tensor, w: Tensor, value: Tensor | None, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     out, lse = fake_forward(q, k, w, value, key_mask)
     tiles = _Tiles(q, k, w, key_mask, lse.dtype)
+    if tiles.small:
+        for images in tiles.groups():
+            s = tiles.scores_of_group(images, tiles.sigmoid_of_group(images))
+            p, lse[images] = softmax_with_lse(s)
+            out[images] = s if value is None else p @ _entries(value, images).to(p.dtype)
+        return out, lse
     r = tiles.buffer()
     for b in range(q.shape[0]):
         for rows in tiles.chunks():
@@ -65,10 +71,28 @@ def backward(
     dq, dk, dw = (lse.new_zeros(batch, *t.shape[1:]) for t in (q, k, w))
     dvalue = None if value is None else lse.new_zeros(batch, *value.shape[1:])
     tiles = _Tiles(q, k, w, key_mask, dtype)
-    r_buffer, slope_buffer = tiles.buffer(), tiles.buffer()
     # Scores of a row without keys are −inf: any finite number gives p = exp(s − lse) = 0.
     finite = lse.masked_fill(lse == -math.inf, 0.0)
-    for b in range(batch):
+    if tiles.small:
+        for images in tiles.groups():
+            d_out = grad_out[images].to(dtype)
+            shift = 0.0 if grad_lse is None else grad_lse[images, :, None]
+            r = tiles.sigmoid_of_group(images)
+            if value is None:
+                ds = d_out if tiles.hidden is None else d_out.masked_fill(tiles.hidden[images, None], 0.0)
+            else:
+                shift = shift - (d_out * out[images].to(dtype)).sum(-1, keepdim=True)
+                ds = d_out @ _entries(value, images).to(dtype).mT
+            if value is not None or grad_lse is not None:
+                p = tiles.scores_of_group(images, r).sub_(finite[images, :, None]).exp_()
+                ds = (ds + shift) * p if value is not None else torch.addcmul(ds, p, shift)
+                if dvalue is not None:
+                    dvalue[images] = p.mT @ d_out
+            dw[images] = ds.sum((1, 2))[:, None] - 2 * (ds.flatten(1)[:, None] @ r.flatten(1, 2)).squeeze(1)
+            slope = torch.addcmul(r, r, r, value=-1.0).mul_(ds[..., None])
+            dq[images], dk[images] = slope.sum(2), slope.sum(1)
+    r_buffer, slope_buffer = tiles.buffer(), tiles.buffer()
+    for b in range(0 if tiles.small else batch):
         for rows in tiles.chunks():
             d_out = grad_out[b, rows].to(dtype)
             shift = lse.new_zeros(len(d_out), 1) if grad_lse is None else grad_lse[b, rows, None]
@@ -119,6 +143,23 @@ class _Tiles:
         self.tile_keys = max(1, min(self.keys, max(math.isqrt(pairs), pairs // max(1, self.queries))))
         self.tile_rows = max(1, min(self.queries, pairs // self.tile_keys))
 
+        # Several entries of the batch share a tile where one would leave most of it empty.
+        self.entry = max(1, self.queries * self.keys * self.width)
+        self.small = 2 * self.entry <= TILE
+
+    def groups(self) -> Iterator[slice]:
+        """Spans of the batch whose rectangles fill a tile together."""
+        return _spans(0, len(self.q), max(1, TILE // self.entry))
+
+    def sigmoid_of_group(self, images: slice) -> Tensor:
+        """r (images, queries, keys, D)."""
+        return (self.q[images, :, None] + self.k[images, None]).sigmoid_()
+
+    def scores_of_group(self, images: slice, r: Tensor) -> Tensor:
+        s = (r.flatten(1, 2) @ self.w[images, :, None]).view(r.shape[:3])
+        s = s.mul_(-2.0).add_(self.total[images, None, None])
+        return s if self.hidden is None else s.masked_fill_(self.hidden[images, None], -math.inf)
+
     def buffer(self) -> Tensor:
         return self.q.new_empty(self.tile_rows * self.tile_keys * self.width)
 
@@ -148,6 +189,11 @@ class _Tiles:
 
 def _spans(start: int, stop: int, step: int) -> Iterator[slice]:
     return (slice(i, min(i + step, stop)) for i in range(start, stop, step))
+
+
+def _entries(x: Tensor, images: slice) -> Tensor:
+    """Entries of the batch; under vmap x may have a single one for all."""
+    return x if len(x) == 1 else x[images]
 
 
 def _within(part: slice, rows: slice) -> slice:

@@ -62,8 +62,10 @@ def merge_kernel(
         total += tl.exp(tl.load(carry_lse + row, live, other=float("-inf")) - shift)
     for s in tl.static_range(PARTS):
         total += tl.exp(tl.load(lses[s] + at_lse, live, other=float("-inf")) - shift)
-    result = tl.where(total > 0, shift + tl.log(total), float("-inf"))
-    inverse = tl.where(total > 0, 1 / total, 0.0)
+    seen = total > 0
+    total = tl.where(seen, total, 1.0)
+    result = tl.where(seen, shift + tl.log(total), float("-inf"))
+    inverse = tl.where(seen, 1 / total, 0.0)
     for start in range(0, D, BN):
         d = start + tl.arange(0, BN)
         mask = live[:, None] & (d < D)[None, :]
