@@ -90,3 +90,7 @@ def test_a_compiled_function_follows_use_backend(q: torch.Tensor) -> None:
     with use_backend("reference"):
         torch.testing.assert_close(compiled(q), expected)
     assert attn_core.attention is attention
+
+
+def test_explain_takes_lists_of_tensors(q: torch.Tensor) -> None:
+    assert explain("merge_attention", [q, q], [q[..., 0], q[..., 0]])["torch"] == "chosen automatically"

@@ -125,6 +125,22 @@ def test_a_last_stride_other_than_one_is_read_right() -> None:
     assert relative_error(attention(q, q, q)[0], attention(*[q.contiguous()] * 3)[0]) <= 1e-12
 
 
+@pytest.mark.parametrize(
+    ("dtype", "grid"), [(torch.float32, (3, 4)), (torch.float64, (3, 4)), (torch.float32, (3, 700))]
+)
+def test_minus_infinity_in_an_axis_table_hides_its_keys(dtype: torch.dtype, grid: tuple[int, int]) -> None:
+    results = []
+    for backend in ("torch", "reference"):
+        torch.manual_seed(0)
+        q, k = (torch.randn(1, 2, n, 8, dtype=dtype, requires_grad=True) for n in (6, grid[0] * grid[1]))
+        tables = [torch.randn(1, 2, 6, n, dtype=dtype) for n in grid]
+        tables[0][..., 1] = -math.inf
+        out, lse = attention(q, k, k, axis_bias=[t.requires_grad_() for t in tables], backend=backend)  # pyright: ignore[reportArgumentType]
+        results.append([out, lse, *torch.autograd.grad(out.sum() + lse.sum(), (q, k, *tables))])
+    for actual, expected in zip(*results, strict=True):
+        assert relative_error(actual, expected) <= 2 * TOLERANCE[dtype]
+
+
 def test_zero_lse_is_not_taken_for_a_dead_row() -> None:
     q = torch.zeros(1, 1, 3, 4, requires_grad=True)
     out, lse = attention(q, torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4), bias=torch.zeros(1, 1, 3, 1))

@@ -137,6 +137,16 @@ def test_a_group_far_below_the_others_keeps_its_own_average() -> None:
     assert masses.flatten().tolist() == pytest.approx([math.log(2), 500.0])
 
 
+@pytest.mark.parametrize("below", [5.0, 300.0])
+def test_the_mass_of_a_group_far_below_the_others_is_exact(below: float) -> None:
+    q, k, v = (random(1, 2, n, 8, seed=n).float() for n in (5, 9, 9))
+    group = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2]])
+    bias = torch.where(group == 1, -below, 0.0)[:, None, None]
+    _, masses = group_attention(q, k, v, group, 3, bias=bias, causal="lower_right")
+    _, exact = group_attention(q.double(), k.double(), v.double(), group, 3, bias=bias.double(), causal="lower_right")
+    assert relative_error(masses, exact) <= TOLERANCE[torch.float32]
+
+
 def test_a_hidden_group_has_no_influence_on_others() -> None:
     q, k, v = random(1, 2, 5, 4), random(1, 2, 8, 4, seed=1), random(1, 2, 8, 4, seed=2)
     group = torch.tensor([[0, 1, -1, 0, 1, 7, 0, 1]])  # 7 is no group either
