@@ -161,7 +161,8 @@ class CSwin(StagedBackbone):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         count = len(depths)
         kinds = kinds_of_blocks("CSwin", attention, depths)
-        if not len(num_heads) == len(agents) == len(split) + 1 == count:
+        needed = agents if any("agent" in blocks for blocks in kinds) else depths
+        if not len(num_heads) == len(needed) == len(split) + 1 == count:
             raise ValueError(
                 f"CSwin: num_heads and agents must have one entry for each of {count} stages, split one less, "
                 f"got {num_heads}, {agents}, {split}"
@@ -180,7 +181,8 @@ class CSwin(StagedBackbone):
         def branches(i: int, kind: Any) -> list[nn.Module]:
             dim, heads, grid = dims[i], num_heads[i], (image[0] // (4 << i), image[1] // (4 << i))
             if kind != "softmax":
-                return [token_mixing(kind, dim, heads, grid, agents[i], lepe=True, **dd)]
+                number = agents[i] if kind == "agent" else 0
+                return [token_mixing(kind, dim, heads, grid, number, lepe=True, **dd)]
             if i == count - 1 or split[i] == grid[0] == grid[1]:
                 return [StripeAttention(dim, heads, 0, 0, **dd)]
             if heads % 2:

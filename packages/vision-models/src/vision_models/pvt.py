@@ -175,7 +175,8 @@ class PVT(StagedBackbone):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         count = len(depths)
         kinds = kinds_of_blocks("PVT", attention, depths)
-        each = (embed_dims, num_heads, mlp_ratios, agents, sr_ratios, agent_shapes or depths)
+        needed = agents if any("agent" in blocks for blocks in kinds) else depths
+        each = (embed_dims, num_heads, mlp_ratios, needed, sr_ratios, agent_shapes or depths)
         if any(len(values) != count for values in each):
             raise ValueError(
                 "PVT: embed_dims, num_heads, mlp_ratios, agents, sr_ratios and agent_shapes must have one entry for "
@@ -201,8 +202,9 @@ class PVT(StagedBackbone):
                 attn: nn.Module = ReducedAttention(dim, heads, sr_ratios[i], qkv_bias, **dd)
             else:
                 shape = agent_shapes[i] if agent_shapes else None
+                number = agents[i] if kind == "agent" else 0
                 attn = GlobalAttention(
-                    dim, token_mixing(kind, dim, heads, grid, agents[i], agent_shape=shape, **dd), qkv_bias, **dd
+                    dim, token_mixing(kind, dim, heads, grid, number, agent_shape=shape, **dd), qkv_bias, **dd
                 )
             return Block(dim, attn, mlp_ratios[i], rates.pop(0), **dd)
 

@@ -209,7 +209,8 @@ class Swin(StagedBackbone):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         count = len(depths)
         kinds = kinds_of_blocks("Swin", attention, depths)
-        if not len(num_heads) == len(agents) == count or (agent_shapes is not None and len(agent_shapes) != count):
+        needed = agents if any("agent" in blocks for blocks in kinds) else depths
+        if not len(num_heads) == len(needed) == len(agent_shapes or depths) == count:
             raise ValueError(
                 f"Swin: num_heads, agents and agent_shapes must have one entry for each of {count} stages, "
                 f"got {num_heads}, {agents}, {agent_shapes}"
@@ -237,7 +238,8 @@ class Swin(StagedBackbone):
                 attn: nn.Module = WindowAttention(dims[i], num_heads[i], size, shift, qkv_bias, **dd)
             else:
                 shape = agent_shapes[i] if agent_shapes else None
-                mixing = token_mixing(kinds[i][j], dims[i], num_heads[i], grid, agents[i], agent_shape=shape, **dd)
+                number = agents[i] if kinds[i][j] == "agent" else 0
+                mixing = token_mixing(kinds[i][j], dims[i], num_heads[i], grid, number, agent_shape=shape, **dd)
                 attn = GlobalAttention(dims[i], mixing, qkv_bias, **dd)
             return Block(dims[i], attn, mlp_ratio, rates.pop(0), **dd)
 
