@@ -1,0 +1,34 @@
+"""AGUNet (0.4 M parameters) on the ICBM152 average brain: T1 → CSF, grey and white matter, front of the head held out.
+
+A demonstration: one brain, no benchmark.
+"""
+
+# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+
+from mmengine.optim import LinearLR
+from torch.optim import AdamW
+
+from medical_seg.data.icbm152 import Icbm152
+from medical_seg.losses import DiceCE
+from medical_seg.training import Dice, SegmentationTask
+
+steps = 1000
+window = 32
+model = dict(
+    type=SegmentationTask,
+    network="agunet",
+    window=(window, window, window),
+    in_channels=1,
+    out_channels=4,
+    options=dict(filters=(16, 32, 64), stem=2),
+    criterion=dict(type=DiceCE),
+)
+train_dataloader = dict(dataset=dict(type=Icbm152, split="train", window=window), batch_size=4, drop_last=True)
+test_dataloader = dict(dataset=dict(type=Icbm152, split="test", window=window), batch_size=1)
+test_evaluator = dict(type=Dice, classes=["background", "CSF", "grey matter", "white matter"])
+optim_wrapper = dict(optimizer=dict(type=AdamW, lr=5e-3, weight_decay=0.01, fused=True), clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+    dict(type=LinearLR, start_factor=1.0, end_factor=0.01, by_epoch=False, begin=0, end=steps),
+]
+train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=250)
+default_hooks = dict(checkpoint=dict(every_steps=250, keep=1))

@@ -1,0 +1,126 @@
+"""Windows of the cases of a folder for training, whole cases for validation."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .folders import open_folder, read_case, read_folds
+from .volumes import Scaling, Volume, measure_scaling, sample_image, sample_label, target_grid
+
+Loaded = tuple[Volume, np.ndarray, list[Scaling], np.ndarray]
+
+
+class FolderCases(Dataset[dict[str, Any]]):
+    """Cases of a folder on a common spacing.
+
+    Args:
+        folder: nnU-Net's layout or pictures.
+        split: ``"train"`` gives random windows, ``"val"`` whole volumes of the held-out fold, one at a time.
+        fold: 0 to 4, or ``"all"``: every case on both sides.
+        window: Z, Y, X in voxels.
+        spacing: of Z, Y, X in mm; each case is resampled to it, window by window.
+        scaling: one rule per channel, see `measure_scaling`.
+        windows_per_case: length of an epoch, per case.
+        foreground: share of the windows that are centered on a random foreground voxel.
+        augment: flips, brightness, contrast and noise.
+        cache: cases held in memory.
+
+    Items: image (C, Z, Y, X) float32; label (Z, Y, X) int64.
+    Raises: ValueError for a folder or fold that cannot be used; for a broken file when it is read.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        split: Literal["train", "val"],
+        fold: int | Literal["all"] = 0,
+        window: Sequence[int],
+        spacing: Sequence[float],
+        scaling: Sequence[Any],
+        windows_per_case: int = 8,
+        foreground: float = 1 / 3,
+        augment: bool = True,
+        cache: int = 64,
+    ) -> None:
+        if not folder:
+            raise ValueError("FolderCases: no data folder given; use -d FOLDER")
+        if split not in ("train", "val"):
+            raise ValueError(f"FolderCases: split must be 'train' or 'val', got split={split!r}")
+        self.folder = open_folder(Path(folder))
+        names = [case.name for case in self.folder.cases]
+        if fold != "all":
+            folds = read_folds(self.folder)
+            if not 0 <= fold < len(folds):
+                raise ValueError(f"{folder}: there is no fold {fold}; there are 0 to {len(folds) - 1}, and 'all'")
+            names = folds[fold][split]
+        self.cases = [case for case in self.folder.cases if case.name in names]
+        self.split = split
+        self.window = tuple(window)
+        self.spacing = tuple(spacing)
+        self.scaling = list(scaling)
+        self.windows_per_case = windows_per_case
+        self.foreground = foreground
+        self.augment = augment
+        self._load = lru_cache(cache)(self._read)
+        self.metainfo: dict[str, Any] = {
+            "classes": list(self.folder.classes),
+            "channels": list(self.folder.channels),
+            "spacing": list(self.spacing),
+            "scaling": self.scaling,
+            "window": list(self.window),
+        }
+
+    def __len__(self) -> int:
+        return len(self.cases) * (self.windows_per_case if self.split == "train" else 1)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, label, scalings, foreground = self._load(index % len(self.cases))
+        grid = target_grid(image, self.spacing)
+        if self.split == "val":
+            start, size = (0, 0, 0), grid
+        else:
+            start, size = self._draw(grid, image.grid, foreground), self.window
+        classes = len(self.folder.classes) + (self.folder.ignore is not None)
+        window = sample_image(image, scalings, grid, start, size)
+        target = sample_label(label, classes, grid, start, size)
+        if self.split == "train" and self.augment:
+            window, target = augmented(window, target)
+        return {"image": window, "label": target}
+
+    def _read(self, index: int) -> Loaded:
+        image, label = read_case(self.folder, self.cases[index])
+        scalings = [measure_scaling(c, rule) for c, rule in zip(image.data, self.scaling, strict=True)]
+        inside = label > 0
+        if self.folder.ignore is not None:
+            inside &= label != self.folder.ignore
+        foreground = np.flatnonzero(inside)
+        if len(foreground) > 10_000:  # enough to draw centers from
+            foreground = np.random.default_rng(index).choice(foreground, 10_000, replace=False)
+        return image, label, scalings, foreground
+
+    def _draw(self, grid: Sequence[int], stored: Sequence[int], foreground: np.ndarray) -> tuple[int, ...]:
+        """First voxel of a random window; a volume smaller than the window lies in its middle."""
+        free = [n - w for n, w in zip(grid, self.window, strict=True)]
+        start = [int(torch.randint(f + 1, ())) if f > 0 else f // 2 for f in free]
+        if len(foreground) and float(torch.rand(())) < self.foreground:
+            voxel = np.unravel_index(foreground[int(torch.randint(len(foreground), ()))], tuple(stored))
+            for axis, (v, n, m) in enumerate(zip(voxel, stored, grid, strict=True)):
+                if free[axis] > 0:
+                    start[axis] = min(max(int((v + 0.5) * m / n) - self.window[axis] // 2, 0), free[axis])
+        return tuple(start)
+
+
+def augmented(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Flips of all axes, contrast and brightness of each channel, noise."""
+    axes = [axis for axis in (1, 2, 3) if image.shape[axis] > 1 and float(torch.rand(())) < 0.5]
+    image, label = image.flip(axes), label.flip([axis - 1 for axis in axes])
+    shape = (len(image), 1, 1, 1)
+    image = image * (1 + 0.2 * (torch.rand(shape) - 0.5)) + 0.2 * (torch.rand(shape) - 0.5)
+    return image + 0.1 * float(torch.rand(())) * torch.randn(image.shape), label

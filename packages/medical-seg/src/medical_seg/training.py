@@ -1,0 +1,175 @@
+"""What the engine trains: a network with its criterion, whole volumes in validation."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attn_core.engine import TaskModel
+
+from .losses import DiceCE
+from .models import create_model
+from .multi_scale_attention import GuidedOutput, guided_loss
+from .sliding_window import logits_by_planes
+
+
+class SegmentationTask(TaskModel):
+    """Training of any network of `create_model` on windows, prediction of whole volumes.
+
+    A window of one plane (1, Y, X) reaches the network as a picture (B, C, Y, X).
+
+    Args:
+        network: a name that `create_model` takes.
+        window: Z, Y, X of the network's input.
+        in_channels, out_channels: of the network.
+        options: its further constructor arguments.
+        criterion: (logits, target) → scalar, or its recipe; MONAI's losses (``to_onehot_y=True, softmax=True``) fit.
+        weights: a file that ``convert-weights`` wrote, to start from.
+
+    Raises: ValueError if the weights do not fit the network.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        window: Sequence[int],
+        *,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        options: dict[str, Any] | None = None,
+        criterion: nn.Module | dict[str, Any] | None = None,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.window = tuple(window)
+        self.planar = self.window[0] == 1
+        self.out_channels = out_channels
+        given: dict[str, Any] = {"in_channels": in_channels, "out_channels": out_channels, **(options or {})}
+        if not network.startswith(("smp:", "msa", "test_msa")):
+            given["spatial_dims"] = 2 if self.planar else 3
+        self.net = create_model(network, **given)
+        built = criterion if isinstance(criterion, nn.Module) else MODELS.build(criterion) if criterion else DiceCE()
+        self.criterion: Any = built
+        self.with_channel = type(built).__module__.startswith("monai.")  # MONAI wants targets (B, 1, *grid)
+        if weights is not None:
+            _start_from(self.net, Path(weights))
+
+    def tensor(self, image: Float[Tensor, "B C Z Y X"], **_: Any) -> Float[Tensor, "B K Z Y X"]:
+        """Logits of windows."""
+        return self.net(image[:, :, 0])[:, :, None] if self.planar else self.net(image)
+
+    def loss(self, image: Float[Tensor, "B C Z Y X"], label: Int[Tensor, "B Z Y X"], **_: Any) -> dict[str, Tensor]:
+        """The criterion; with deep supervision its mean over the scales, coarser ones counting half of the finer."""
+        if self.planar:
+            image, label = image[:, :, 0], label[:, 0]
+        output = self.net(image)
+        if isinstance(output, GuidedOutput):
+            return guided_loss(output, label, segmentation=self._criterion)
+        if isinstance(output, Tensor):
+            return {"loss": self._criterion(output, label)}
+        weights = [2.0**-k for k in range(len(output))]
+        losses = [
+            w * self._criterion(logits, _coarser(label, logits)) for w, logits in zip(weights, output, strict=True)
+        ]
+        return {"loss": torch.stack(losses).sum() / sum(weights)}
+
+    def predict(
+        self, image: Float[Tensor, "B C Z Y X"], label: Int[Tensor, "B Z Y X"], **_: Any
+    ) -> list[dict[str, Any]]:
+        """Per volume: voxels of each class that are hit, predicted, true; the labels of both."""
+        results = []
+        for one, target in zip(image, label, strict=True):
+            found = self.segment(one)
+            target = target.cpu()
+            hits = [int(((found == k) & (target == k)).sum()) for k in range(self.out_channels)]
+            labelled = target < self.out_channels
+            sizes = [int(((found == k) & labelled).sum()) for k in range(self.out_channels)]
+            truths = [int((target == k).sum()) for k in range(self.out_channels)]
+            results.append({"hits": hits, "predicted": sizes, "true": truths, "labels": found})
+        return results
+
+    def segment(self, image: Float[Tensor, "C Z Y X"]) -> Int[Tensor, "Z Y X"]:
+        """Labels of a volume on its own grid."""
+        grid = tuple(image.shape[1:])
+        planes = logits_by_planes(
+            self.tensor,
+            partial(_window, image, self.window),
+            grid,
+            self.window,
+            self.out_channels,
+            device=next(self.parameters()).device,
+        )
+        return torch.cat([logits.argmax(0) for logits in planes])
+
+    def _criterion(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.criterion(logits, target.unsqueeze(1) if self.with_channel else target)
+
+
+class Dice(BaseMetric):
+    """Overlap of prediction and truth, in [0, 1].
+
+    Names: ``dice`` is the mean over cases and foreground classes, classes that are absent from both left out;
+    ``dice_<class>`` the mean over cases; ``dice_pooled`` comes from voxels counted over all cases.
+
+    Args:
+        classes: names, background first.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = list(classes)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keep the counts."""
+        self.results += [{key: sample[key] for key in ("hits", "predicted", "true")} for sample in data_samples]
+
+    def compute_metrics(self, results: list[dict[str, list[int]]]) -> dict[str, float]:
+        """Means over all cases of all processes."""
+        counts = np.array([[row["hits"], row["predicted"], row["true"]] for row in results], dtype=float)[:, :, 1:]
+        size = counts[:, 1] + counts[:, 2]
+        dice = np.divide(2 * counts[:, 0], size, out=np.full_like(size, np.nan), where=size > 0)
+        pooled = counts.sum(0)
+        total = (pooled[1] + pooled[2]).sum()
+        metrics = {"dice": float(np.nanmean(dice)) if not np.isnan(dice).all() else float("nan")}
+        for name, column in zip(self.classes[1:], dice.T, strict=True):
+            metrics[f"dice_{name}"] = float(np.nanmean(column)) if not np.isnan(column).all() else float("nan")
+        metrics["dice_pooled"] = float(2 * pooled[0].sum() / total) if total else float("nan")
+        return metrics
+
+
+def _window(image: Tensor, size: tuple[int, ...], start: tuple[int, ...]) -> Tensor:
+    """A window of a volume; beyond its end there are zeros."""
+    part = image[(slice(None), *(slice(a, a + n) for a, n in zip(start, size, strict=True)))]
+    short = [n - have for n, have in zip(size, part.shape[1:], strict=True)]
+    return F.pad(part, [side for gap in reversed(short) for side in (0, gap)])
+
+
+def _coarser(label: Tensor, logits: Tensor) -> Tensor:
+    size = logits.shape[2:]
+    if size == label.shape[1:]:
+        return label
+    return F.interpolate(label[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+
+
+def _start_from(network: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file; write one with convert-weights") from error
+    own = network.state_dict()
+    for name, value in own.items():
+        if name not in state or state[name].shape != value.shape:
+            what = "missing" if name not in state else f"of shape {tuple(state[name].shape)}, not {tuple(value.shape)}"
+            raise ValueError(f"{path}: {name} is {what}; the file was written for other options")
+    network.load_state_dict(state, strict=False)
