@@ -1,0 +1,116 @@
+"""Prefill time and peak memory of each method against plain SDPA and against eager maps, in one run.
+
+``vlm-tools benchmark --json FILE`` writes the rows with the environment they were measured in.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from attn_core.engine import BenchmarkRequest
+from attn_core.testing import peak_memory
+from vlm_tools.act import ACT
+from vlm_tools.intervention import intervene
+from vlm_tools.logit_boost import LogitBoost
+from vlm_tools.method import Method
+from vlm_tools.pai import PAI
+from vlm_tools.var import VAR
+
+IMAGE, WIDTH, HEADS, LAYERS = 99, 512, 8, 4
+METHODS: dict[str, Callable[[], Method]] = {
+    "var": lambda: VAR(dims=(0, 1), tau=3.0),
+    "act": lambda: ACT(heads={2: [0, 1]}),  # a quarter of the heads, as in the published lists
+    "pai": lambda: PAI(gamma=1.0),
+    "logit_boost": lambda: LogitBoost(1.0),
+}
+
+
+def benchmark(
+    request: BenchmarkRequest,
+    *,
+    tokens: Annotated[int, typer.Option(help="Length of the prompt.", min=700)] = 4096,
+    repeats: Annotated[int, typer.Option(help="Calls in turns; medians are reported.", min=1)] = 3,
+) -> list[dict[str, Any]]:
+    """One row per method: seconds, ratio to SDPA and to eager maps, peak memory.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    unknown = [name for name in request.models if name not in METHODS]
+    if unknown:
+        raise ValueError(f"benchmark: unknown method {unknown[0]!r}; there are {', '.join(METHODS)}")
+    model, inputs = long_prompt(tokens)
+    model = model.to(request.device)
+    inputs = {name: value.to(request.device) for name, value in inputs.items()}
+    names = list(request.models or METHODS)
+    calls: dict[str, Callable[[], None]] = {"sdpa": lambda: _prefill(model, inputs, None, "sdpa")}
+    calls |= {name: (lambda name=name: _prefill(model, inputs, METHODS[name](), "sdpa")) for name in names}
+    calls["eager maps"] = lambda: _prefill(model, inputs, None, "eager")
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for name, call in calls.items():
+        if name != "eager maps":
+            call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if request.device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    where = {"tokens": tokens, "torch": torch.__version__, "device": platform.processor() or "CPU",
+             "threads": torch.get_num_threads(), "date": date.today().isoformat()}  # fmt: skip
+    return [
+        {
+            "method": name,
+            "seconds": round(median[name], 3),
+            "over_sdpa": round(median[name] / median["sdpa"], 3),
+            "over_eager": round(median[name] / median["eager maps"], 3),
+            "peak_mib": round(peak_memory(call) / 2**20, 1),
+            **where,
+        }
+        for name, call in calls.items()
+    ]
+
+
+def long_prompt(tokens: int) -> tuple[LlavaForConditionalGeneration, dict[str, torch.Tensor]]:
+    """A random LLaVA of four layers with 576 image tokens, and a prompt of ``tokens`` tokens."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=336, patch_size=14
+    )
+    text = {
+        "model_type": "llama", "vocab_size": 100, "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
+        "max_position_embeddings": 2 * tokens, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-1)
+    model = LlavaForConditionalGeneration(config).eval()
+    words = torch.randint(3, 90, (tokens - 576,))
+    ids = torch.cat([words[:-64], torch.full((576,), IMAGE), words[-64:]])[None]
+    return model, {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(1, 3, 336, 336),
+    }
+
+
+def _prefill(model: Any, inputs: dict[str, torch.Tensor], method: Method | None, implementation: str) -> None:
+    model.set_attn_implementation(implementation)
+    try:
+        with torch.no_grad():
+            if method is None:
+                maps = implementation == "eager"
+                model(**inputs, use_cache=False, output_attentions=maps, logits_to_keep=1)
+            else:
+                with intervene(model, method):
+                    model(**inputs, use_cache=False, logits_to_keep=1)
+    finally:
+        model.set_attn_implementation("sdpa")
