@@ -3,7 +3,9 @@
 from attn_core.engine import TaskPackage
 from attn_core.engine.cli import run_cli
 
-PACKAGE = TaskPackage(name="detection", module="detection", default_recipe="")
+PACKAGE = TaskPackage(
+    name="detection", module="detection", default_recipe="plain_detr_digits", summary="Attention detectors."
+)
 
 
 def main() -> None:

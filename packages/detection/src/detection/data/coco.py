@@ -1,8 +1,8 @@
 """COCO json and its pictures: validated once, with everything wrong named, repaired or refused.
 
 Repaired, with one line in the log: annotation ids that do not start at 1 or repeat (pycocotools silently loses the
-match of id 0), boxes that reach over the border (cut off), boxes without area (left out). Refused: json that is none, no
-pictures, no categories, unknown ids, repeated picture ids, missing files. Category ids may have gaps and any order.
+match of id 0), boxes that reach over the border (cut off), boxes without area (left out). Refused: json that is
+none, no pictures or categories, unknown ids, repeated picture ids, missing files. Category ids may have gaps.
 
 Format: Lin et al., Microsoft COCO, ECCV 2014; https://cocodataset.org/#format-data. Checked in: ``test_data.py``.
 """

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, distributed
 
-from ..boxes import cxcywh_to_xyxy, deltas_of, giou
-from ..matchers import hungarian_match
+from detection.boxes import cxcywh_to_xyxy, deltas_of, giou
+from detection.matchers import hungarian_match
 
 ALPHA = 0.25
 Targets = Sequence[Mapping[str, Tensor]]

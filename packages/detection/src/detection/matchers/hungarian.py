@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ..boxes import cxcywh_to_xyxy, deltas_of, pairwise_giou
+from detection.boxes import cxcywh_to_xyxy, deltas_of, pairwise_giou
 
 ALPHA = 0.25
 
