@@ -1,0 +1,61 @@
+"""BVR on a RetinaNet host on digits_coco; `--set bvr=False` trains the host alone on the same schedule."""
+
+# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from torch.optim import AdamW
+
+from detection.bvr_hosts import build_detector
+from detection.data import DigitsCoco, collate_detection
+from detection.detection_task import DetectionTask
+from detection.evaluation.coco_map import CocoMap
+
+bvr = True
+epochs = 12
+warmup = 1
+model = dict(
+    type=DetectionTask,
+    net=dict(
+        type=build_detector,
+        host="retinanet",
+        num_classes=10,
+        bvr=bvr,
+        backbone="test_resnet",
+        norm_eval=False,
+        channels=32,
+        strides=(4, 8, 16),
+        num_heads=4,
+        min_size=128,
+        max_size=128,
+    ),
+)
+train_dataloader = dict(
+    dataset=dict(type=DigitsCoco, split="train"),
+    batch_size=16,
+    shuffle=True,
+    drop_last=True,
+    collate_fn=collate_detection,
+)
+val_dataloader = dict(dataset=dict(type=DigitsCoco, split="val"), batch_size=25, collate_fn=collate_detection)
+test_dataloader = dict(dataset=dict(type=DigitsCoco, split="test"), batch_size=25, collate_fn=collate_detection)
+val_evaluator = dict(type=CocoMap)
+test_evaluator = dict(type=CocoMap)
+optim_wrapper = dict(
+    optimizer=dict(type=AdamW, lr=2e-3, weight_decay=0.01, fused=True),
+    clip_grad=dict(max_norm=5.0),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.05, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
+    dict(
+        type=CosineAnnealingLR,
+        by_epoch=True,
+        begin=warmup,
+        end=epochs,
+        T_max=epochs - warmup,
+        eta_min=1e-5,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=epochs)
+default_hooks = dict(checkpoint=dict(every_epochs=epochs, keep=1))
