@@ -354,6 +354,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "block": 51,
         "landmark_id": 50260,
     },
+    "landmark_passkey": {  # bytes and a landmark: the recipe of that name
+        "vocab_size": 257,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "block": 16,
+        "num_retrieved": 2,
+    },
     "test_landmark": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "block": 5},
     "test_landmark_retrieval": {
         "hidden_size": 32,

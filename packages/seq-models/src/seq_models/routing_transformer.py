@@ -507,6 +507,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "window": 512,
         "local_block": 256,
     },
+    "routing_bytes": {
+        "hidden_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_local_heads": 3,
+    },
     "test_routing": {
         "hidden_size": 32,
         "num_hidden_layers": 2,

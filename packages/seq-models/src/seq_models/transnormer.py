@@ -323,6 +323,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 8,
         "glu_size": 2816,
     },
+    "transnormer_bytes": {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6},
     "test_transnormer": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
     "test_transnormer_example": {
         "hidden_size": 32,

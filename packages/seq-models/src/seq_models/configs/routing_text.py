@@ -1,0 +1,33 @@
+"""Routing Transformer (1.5 M parameters) as a model of bytes.
+
+Data: the interpreter's own library, split by file; it depends on the version of Python. Metric: bits per byte
+(``bits_per_token``). Not yet run to its end here.
+"""
+
+# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from torch.optim import AdamW
+
+from seq_models.data import ByteText
+from seq_models.language_task import LanguageTask, TokenScore
+from seq_models.models import create_model
+
+steps = 1500
+warmup = 100
+length = 256
+model = dict(type=LanguageTask, net=dict(type=create_model, name="routing_bytes"))
+train_dataloader = dict(dataset=dict(type=ByteText, split="train", length=length), batch_size=16)
+val_dataloader = dict(dataset=dict(type=ByteText, split="val", length=length, limit=64), batch_size=32)
+test_dataloader = dict(dataset=dict(type=ByteText, split="test", length=length, limit=512), batch_size=32)
+val_evaluator = dict(type=TokenScore)
+optim_wrapper = dict(
+    optimizer=dict(type=AdamW, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
+    clip_grad=dict(max_norm=1.0),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=warmup),
+    dict(type=CosineAnnealingLR, by_epoch=False, begin=warmup, end=steps, T_max=steps - warmup, eta_min=2e-5),
+]
+train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=500)

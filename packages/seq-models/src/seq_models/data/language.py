@@ -1,0 +1,277 @@
+"""Sequences of tokens: the interpreter's own source as text, and tasks of memory generated from a seed.
+
+Every item is ``{"input_ids": (N,) int64, "labels": (N,) int64}``; labels repeat the tokens that count and are −100
+elsewhere (the models shift them). The same index of the same split always gives the same item, and no index of one
+split is that of another. Nothing is downloaded.
+"""
+
+import string
+import sys
+import sysconfig
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from seq_models.language_model import IGNORED
+
+Split = Literal["train", "val", "test"]
+SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
+SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
+
+
+def _checked(caller: str, split: str, **sizes: int) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"{caller}: split must be 'train', 'val' or 'test', got split={split!r}")
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{caller}: {name} must be at least 1, got {name}={value}")
+
+
+@cache
+def standard_library(split: Split) -> np.ndarray:
+    """Bytes of the running interpreter's own ``*.py`` files, those of tests and installed packages left out.
+
+    Files, in the order of their paths, belong to ``test``, ``val`` or ``train`` by the CRC-32 of their content (1, 1
+    and 18 of 20), so that copies of a file stay together. The text depends on the version of Python.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    parts = []
+    for path in sorted(root.rglob("*.py"), key=lambda file: file.relative_to(root).as_posix()):
+        if SKIPPED.isdisjoint(path.relative_to(root).parts[:-1]):
+            content = path.read_bytes()
+            if {0: "test", 1: "val"}.get(zlib.crc32(content) % 20, "train") == split:
+                parts.append(content)
+    return np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+
+class ByteText(Dataset[dict[str, Tensor]]):
+    """Windows of ``length`` bytes of text, one after the other.
+
+    Args:
+        text: None is the interpreter's standard library; otherwise a text of your own, of which the last tenth is
+            ``test`` and the tenth before ``val``.
+        limit: windows that are served, evenly spread; None is all of them.
+
+    Raises:
+        ValueError: unknown split, sizes below 1, or a part that is shorter than one window.
+    """
+
+    def __init__(
+        self, split: Split = "train", *, length: int = 256, limit: int | None = None, text: bytes | str | None = None
+    ) -> None:
+        _checked("ByteText", split, length=length, **({} if limit is None else {"limit": limit}))
+        if text is None:
+            data = standard_library(split)
+        else:
+            whole = np.frombuffer(text.encode() if isinstance(text, str) else text, dtype=np.uint8)
+            cuts = [0, len(whole) * 8 // 10, len(whole) * 9 // 10, len(whole)]
+            data = whole[cuts[SPLITS[split]] : cuts[SPLITS[split] + 1]]
+        windows = len(data) // length
+        if windows == 0:
+            raise ValueError(f"ByteText: the {split} part has {len(data)} bytes, fewer than one window of {length}")
+        self.windows = data[: windows * length].reshape(windows, length)
+        if limit is not None and limit < windows:
+            self.windows = self.windows[np.linspace(0, windows - 1, limit).astype(int)]
+        source = "given text" if text is not None else f"standard library of Python {sys.version.split()[0]}"
+        self.metainfo: dict[str, Any] = {"task": "text", "source": source, "length": length}
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = torch.from_numpy(self.windows[index].astype(np.int64))
+        return {"input_ids": ids, "labels": ids.clone()}
+
+
+class GeneratedTask(Dataset[dict[str, Tensor]]):
+    """Base of the generated tasks: ``size`` items, each from a generator of its own seeded by (seed, split, index)."""
+
+    vocab_size: int
+
+    def __init__(self, split: Split, size: int, length: int, seed: int, **sizes: int) -> None:
+        _checked(type(self).__name__, split, size=size, length=length, **sizes)
+        self.split, self.size, self.length, self.seed = split, size, length, seed
+        self.metainfo: dict[str, Any] = {"task": type(self).__name__, "length": length}
+
+    def item(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens, and which of them count."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        ids, counted = self.item(np.random.default_rng((self.seed, SPLITS[self.split], index)))
+        tokens = torch.from_numpy(ids)
+        return {"input_ids": tokens, "labels": tokens.masked_fill(~torch.from_numpy(counted), IGNORED)}
+
+
+class AssociativeRecall(GeneratedTask):
+    """MQAR (Arora et al. 2023, arXiv 2312.04927): pairs of a key and its value, then each key again, in random order.
+
+    A repeated key stands at a gap drawn from a power law; its value, which follows it, counts. Between them are tokens
+    of no meaning (0). Keys are 1…V/2 − 1, values V/2…V − 1.
+
+    Raises:
+        ValueError: more pairs than keys, or than the length holds twice.
+    """
+
+    def __init__(
+        self,
+        split: Split = "train",
+        *,
+        length: int = 64,
+        pairs: int = 8,
+        vocab_size: int = 64,
+        power: float = 0.01,
+        size: int = 20000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(split, size, length, seed, pairs=pairs)
+        if pairs > vocab_size // 2 - 1:
+            raise ValueError(
+                f"AssociativeRecall: pairs must be at most the {vocab_size // 2 - 1} keys, got pairs={pairs}"
+            )
+        if length < 4 * pairs:
+            raise ValueError(f"AssociativeRecall: length must be at least 4·pairs={4 * pairs}, got length={length}")
+        self.pairs, self.vocab_size = pairs, vocab_size
+        places = (length - 2 * pairs) // 2
+        weight = np.arange(1, places + 1, dtype=np.float64) ** (power - 1)
+        self.chance = weight / weight.sum()
+
+    def item(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        half, count = self.vocab_size // 2, self.pairs
+        keys = rng.permutation(half - 1)[:count] + 1
+        values = rng.integers(half, self.vocab_size, count)
+        ids, counted = np.zeros(self.length, np.int64), np.zeros(self.length, bool)
+        ids[0 : 2 * count : 2], ids[1 : 2 * count : 2] = keys, values
+        place = 2 * count + 2 * rng.choice(len(self.chance), count, replace=False, p=self.chance)
+        order = rng.permutation(count)
+        ids[place], ids[place + 1] = keys[order], values[order]
+        counted[place + 1] = True
+        return ids, counted
+
+
+class SelectiveCopy(GeneratedTask):
+    """Tokens strewn among blanks (0), then a mark (1) and the tokens in order (Gu and Dao 2023, arXiv 2312.00752).
+
+    Raises:
+        ValueError: more tokens than the length holds twice with the mark, or fewer than one kind of token.
+    """
+
+    def __init__(
+        self,
+        split: Split = "train",
+        *,
+        length: int = 64,
+        tokens: int = 8,
+        vocab_size: int = 16,
+        size: int = 20000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(split, size, length, seed, tokens=tokens)
+        if length < 2 * tokens + 1:
+            raise ValueError(
+                f"SelectiveCopy: length must be at least {2 * tokens + 1} for {tokens} tokens, got {length}"
+            )
+        if vocab_size < 3:
+            raise ValueError(f"SelectiveCopy: vocab_size must be at least 3, got vocab_size={vocab_size}")
+        self.tokens, self.vocab_size = tokens, vocab_size
+
+    def item(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        ids, counted = np.zeros(self.length, np.int64), np.zeros(self.length, bool)
+        body = self.length - self.tokens - 1
+        content = rng.integers(2, self.vocab_size, self.tokens)
+        ids[np.sort(rng.choice(body, self.tokens, replace=False))] = content
+        ids[body], ids[body + 1 :], counted[body + 1 :] = 1, content, True
+        return ids, counted
+
+
+FILLER = "Rain fell on the hills. A cart rolled past the mill. Nobody spoke of it. The river went on to the sea. "
+
+
+class Passkey(GeneratedTask):
+    """A number hidden in text that repeats itself, asked for at the end: the paper's test of landmark attention.
+
+    The text is bytes: filler cut at a random place, a line that states the number twice, filler, and a question whose
+    answer, the number, counts. The number has ``digits`` digits.
+
+    Raises:
+        ValueError: a length that holds neither the line nor the question.
+    """
+
+    vocab_size = 256
+
+    def __init__(
+        self, split: Split = "train", *, length: int = 240, digits: int = 4, size: int = 20000, seed: int = 0
+    ) -> None:
+        super().__init__(split, size, length, seed, digits=digits)
+        self.digits = digits
+        self._ends("0" * digits)
+
+    def _line(self, key: str) -> str:
+        return f"The pass key is {key}. Remember {key}. "
+
+    def _ends(self, key: str) -> str:
+        question = f"What is the pass key? The pass key is {key}"
+        shortest = len(self._line(key)) + len(question)
+        if self.length < shortest:
+            raise ValueError(
+                f"{type(self).__name__}: length must be at least {shortest} for a key of {len(key)} characters, "
+                f"got length={self.length}"
+            )
+        return question
+
+    def secret(self, rng: np.random.Generator) -> str:
+        """The answer."""
+        return "".join(str(digit) for digit in rng.integers(0, 10, self.digits))
+
+    def filler(self, rng: np.random.Generator, length: int) -> str:
+        """Text without an answer."""
+        begin = int(rng.integers(len(FILLER)))
+        return (FILLER * (2 + length // len(FILLER)))[begin : begin + length]
+
+    def item(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        key = self.secret(rng)
+        line, question = self._line(key), self._ends(key)
+        free = self.length - len(line) - len(question)
+        text = self.filler(rng, free)
+        cut = int(rng.integers(free + 1))
+        whole = text[:cut] + line + text[cut:] + question
+        counted = np.zeros(self.length, bool)
+        counted[-len(key) :] = True
+        return np.frombuffer(whole.encode(), np.uint8).astype(np.int64), counted
+
+
+class Needle(Passkey):
+    """As :class:`Passkey`, a word of letters among lines that state other words for other names, so that the text
+    around the answer is not a give-away.
+    """
+
+    def _line(self, key: str) -> str:
+        return f"The word of Ada is {key}. "
+
+    def _ends(self, key: str) -> str:
+        question = f"Tell me: the word of Ada is {key}"
+        shortest = len(self._line(key)) + len(question)
+        if self.length < shortest:
+            raise ValueError(f"Needle: length must be at least {shortest}, got length={self.length}")
+        return question
+
+    def secret(self, rng: np.random.Generator) -> str:
+        return "".join(string.ascii_lowercase[i] for i in rng.integers(0, 26, self.digits))
+
+    def filler(self, rng: np.random.Generator, length: int) -> str:
+        names = ("Bob", "Cid", "Dan", "Eve", "Fay", "Gus")
+        lines = ""
+        while len(lines) < length:
+            lines += f"The word of {names[int(rng.integers(len(names)))]} is {self.secret(rng)}. "
+        return lines[:length]

@@ -1,0 +1,98 @@
+"""Text and generated tasks: what counts, splits that do not meet, errors."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from seq_models.data import AssociativeRecall, ByteText, Needle, Passkey, SelectiveCopy
+from seq_models.data.language import standard_library
+from seq_models.language_model import IGNORED
+
+TASKS: list[Any] = [AssociativeRecall, SelectiveCopy, Passkey, Needle]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_items_are_fixed_and_splits_differ(task: Any) -> None:
+    first, again, val = task("train", size=5), task("train", size=50), task("val", size=5)
+    for index in range(5):
+        assert torch.equal(first[index]["input_ids"], again[index]["input_ids"])
+        assert not torch.equal(first[index]["input_ids"], val[index]["input_ids"])
+        ids, labels = first[index]["input_ids"], first[index]["labels"]
+        assert ids.shape == labels.shape == (first.length,)
+        assert 0 <= int(ids.min()) <= int(ids.max()) < first.vocab_size
+        counted = labels != IGNORED
+        assert torch.equal(ids[counted], labels[counted])
+    assert len(first) == 5
+    with pytest.raises(IndexError):
+        first[5]
+
+
+def test_every_recalled_value_was_paired_with_the_key_before_it() -> None:
+    for item in (AssociativeRecall(pairs=6, length=48)[i] for i in range(20)):
+        ids, labels = item["input_ids"].tolist(), item["labels"].tolist()
+        pairs = dict(zip(ids[0:12:2], ids[1:12:2], strict=True))
+        asked = [place for place, label in enumerate(labels) if label != IGNORED]
+        assert len(asked) == 6
+        assert all(pairs[ids[place - 1]] == ids[place] for place in asked)
+        assert len(pairs) == 6
+
+
+def test_copied_tokens_are_those_between_the_blanks_in_order() -> None:
+    for item in (SelectiveCopy(tokens=5, length=30)[i] for i in range(20)):
+        ids = item["input_ids"].tolist()
+        assert [token for token in ids[:24] if token] == ids[25:]
+        assert ids[24] == 1
+        assert (item["labels"] != IGNORED).sum() == 5
+
+
+def test_the_answer_stands_once_more_in_the_text() -> None:
+    for task, line in ((Passkey, "The pass key is {}. Remember {}. "), (Needle, "The word of Ada is {}. ")):
+        data = task(length=200)
+        begins = set()
+        for item in (data[i] for i in range(20)):
+            text = bytes(item["input_ids"].tolist()).decode()
+            answer = bytes(item["labels"][item["labels"] != IGNORED].tolist()).decode()
+            begins.add(text.index(line.format(answer, answer)))
+            assert text.endswith(" is " + answer)
+        assert len(begins) > 10
+
+
+def test_splits_of_the_standard_library_are_disjoint_text() -> None:
+    parts = {split: standard_library(split) for split in ("train", "val", "test")}  # pyright: ignore
+    assert len(parts["train"]) > 8 * len(parts["val"]) > 0
+    head = bytes(parts["val"][:400])
+    assert head not in bytes(parts["train"])
+    assert b"def " in bytes(parts["test"])
+    windows = ByteText("val", length=64, limit=10)
+    assert len(windows) == 10
+    item = windows[3]
+    assert item["input_ids"].dtype == torch.int64
+    assert torch.equal(item["input_ids"], item["labels"])
+
+
+def test_own_text_is_split_in_order() -> None:
+    text = bytes(range(100))
+    served = [ByteText(split, length=5, text=text).windows for split in ("train", "val", "test")]  # pyright: ignore
+    assert np.concatenate([part.ravel() for part in served]).tolist() == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ByteText("dev"), "ByteText: split must be 'train', 'val' or 'test', got split='dev'"),  # pyright: ignore
+        (lambda: ByteText(text=""), "ByteText: the train part has 0 bytes, fewer than one window of 256"),
+        (lambda: ByteText(length=0), "ByteText: length must be at least 1, got length=0"),
+        (lambda: AssociativeRecall(pairs=40), "pairs must be at most the 31 keys, got pairs=40"),
+        (lambda: AssociativeRecall(length=20), r"length must be at least 4·pairs=32, got length=20"),
+        (lambda: SelectiveCopy(length=16), "SelectiveCopy: length must be at least 17 for 8 tokens, got 16"),
+        (lambda: SelectiveCopy(vocab_size=2), "SelectiveCopy: vocab_size must be at least 3"),
+        (lambda: Passkey(length=40), "Passkey: length must be at least 75 for a key of 4 characters, got length=40"),
+        (lambda: Needle(length=40), "Needle: length must be at least 61, got length=40"),
+        (lambda: Passkey(size=0), "Passkey: size must be at least 1, got size=0"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
