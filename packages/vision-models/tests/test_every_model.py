@@ -19,6 +19,7 @@ ALL = list_models()
 VARIATIONS: dict[str, list[dict[str, Any]]] = {
     "test_biformer": [{}, {"pad_mode": "masked"}, {"pad_mode": "nchw"}, {"soft_routing": True}],
     "test_halonet": [{}, {"border": "masked", "channel_attn": "eca"}, {"block_size": 3, "channel_attn": "se"}],
+    "test_ravlt": [{}, {"attention": "linear"}, {"attention": "softmax"}],
     "test_davit": [{}, {"channel_attention_version": 2, "down_kernel_size": 3}, {"head_norm_first": True}],
     "test_focalnet": [
         {},

@@ -9,10 +9,12 @@ from .halonet import HaloNet
 from .models import create_model, list_models
 from .official import load_official
 from .pvt import PVT
+from .ravlt import RAVLT
 from .swin import Swin, SwinDense
 
 __all__ = [
     "PVT",
+    "RAVLT",
     "BiFormer",
     "BiFormerDense",
     "CSwin",

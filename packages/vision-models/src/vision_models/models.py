@@ -9,7 +9,7 @@ import timm
 
 from attn_core.registry import ModelCard
 
-from . import biformer, cswin, davit, deit, focalnet, halonet, pvt, swin
+from . import biformer, cswin, davit, deit, focalnet, halonet, pvt, ravlt, swin
 from .backbone import StagedBackbone
 from .biformer import BiFormer
 from .cswin import CSwin
@@ -18,6 +18,7 @@ from .deit import DeiT
 from .focalnet import FocalNet
 from .halonet import HaloNet
 from .pvt import PVT
+from .ravlt import RAVLT
 from .swin import Swin
 
 FAMILIES = {
@@ -28,6 +29,7 @@ FAMILIES = {
     FocalNet: focalnet,
     HaloNet: halonet,
     PVT: pvt,
+    RAVLT: ravlt,
     Swin: swin,
 }
 REGISTRY: dict[str, type[StagedBackbone]] = {

@@ -99,3 +99,15 @@ def scripted_bottleneck_attention(q: Tensor, k: Tensor, v: Tensor, height_rel: T
     k, v = k.flatten(1, 2).transpose(1, 2), v.flatten(1, 2).transpose(1, 2)
     out = F.scaled_dot_product_attention(q.flatten(2, 3), k, v, attn_mask=bias)
     return out.transpose(1, 2).reshape(batch, height, width, heads * v.shape[3])
+
+
+def scripted_rank_augmented_attention(q: Tensor, k: Tensor, v: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+    """``attn_core.rank_augmented_attention`` for TorchScript."""
+    tokens = q.shape[2]
+    q, k = F.elu(q) + 1, F.elu(k) + 1
+    logits = (q.mean(2, keepdim=True) @ k.transpose(-2, -1)) * (float(q.shape[3]) ** -0.5)
+    k = k * (tokens * logits.softmax(-1).transpose(-2, -1))
+    denominator = q @ k.mean(2, keepdim=True).transpose(-2, -1) + 1e-6
+    q = q * cos + torch.stack([-q[..., 1::2], q[..., ::2]], dim=-1).flatten(-2) * sin
+    k = k * cos + torch.stack([-k[..., 1::2], k[..., ::2]], dim=-1).flatten(-2) * sin
+    return (q @ ((k.transpose(-2, -1) / tokens) @ v) / denominator).to(v.dtype)
