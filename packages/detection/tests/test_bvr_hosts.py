@@ -1,7 +1,6 @@
 """BVR in torchvision's detectors and in ATSS: the host stays as it is, official checkpoints load."""
 
 import re
-from functools import partial
 
 import pytest
 import torch

@@ -4,7 +4,6 @@ Source: Yin et al., Center-based 3D Object Detection and Tracking, CVPR 2021, ar
 `detection.dfa3d.DepthHead`. Checked in: ``test_bevformer_dfa3d.py``.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -134,8 +133,3 @@ class BEVDetectionTask(TaskModel):
             {key: value.cpu() for key, value in sample.items()} | {"gt_boxes": own.cpu(), "gt_labels": kinds.cpu()}
             for sample, own, kinds in zip(found, boxes, labels, strict=True)
         ]
-
-
-def yaw_difference(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Absolute angle between two headings, in [0, π]."""
-    return ((a - b + math.pi) % (2 * math.pi) - math.pi).abs()
