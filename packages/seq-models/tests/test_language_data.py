@@ -88,8 +88,8 @@ def test_own_text_is_split_in_order() -> None:
         (lambda: AssociativeRecall(length=20), r"length must be at least 4·pairs=32, got length=20"),
         (lambda: SelectiveCopy(length=16), "SelectiveCopy: length must be at least 17 for 8 tokens, got 16"),
         (lambda: SelectiveCopy(vocab_size=2), "SelectiveCopy: vocab_size must be at least 3"),
-        (lambda: Passkey(length=40), "Passkey: length must be at least 75 for a key of 4 characters, got length=40"),
-        (lambda: Needle(length=40), "Needle: length must be at least 61, got length=40"),
+        (lambda: Passkey(length=40), "Passkey: length must be at least 79 for a key of 4 characters, got length=40"),
+        (lambda: Needle(length=40), "Needle: length must be at least 57, got length=40"),
         (lambda: Passkey(size=0), "Passkey: size must be at least 1, got size=0"),
     ],
 )

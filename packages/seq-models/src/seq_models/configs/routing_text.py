@@ -1,4 +1,4 @@
-"""Routing Transformer (1.5 M parameters) as a model of bytes.
+"""Routing Transformer (1.9 M parameters) as a model of bytes.
 
 Data: the interpreter's own library, split by file; it depends on the version of Python. Metric: bits per byte
 (``bits_per_token``). Not yet run to its end here.

@@ -1,0 +1,180 @@
+"""Landmark attention: the grouped softmax, insertion of landmarks, retrieval with moved positions, official names."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seq_models.landmark import VARIANTS, LandmarkConfig, LandmarkForCausalLM, from_official_keys
+from seq_models.rotary import rotate
+
+
+def config(name: str = "test_landmark", **options: Any) -> LandmarkConfig:
+    return LandmarkConfig(**{**VARIANTS[name], **options})
+
+
+def model_of(settings: LandmarkConfig) -> Any:
+    torch.manual_seed(0)
+    model = LandmarkForCausalLM(settings).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(5)
+    return model
+
+
+def grouped(q: Tensor, k: Tensor, v: Tensor, q_at: int, spans: list[tuple[Tensor, int, bool]]) -> Tensor:
+    """One query (D): ``spans`` are blocks of keys (row numbers), where each begins, and whether it is the own block."""
+    weights, values, gates = [], [], []
+    turned = rotate(q[None], torch.tensor([q_at]), 10000.0)[0]
+    for rows, begin, own in spans:
+        keys = rotate(k[rows], begin + torch.arange(len(rows)), 10000.0)
+        score = keys @ turned * q.shape[-1] ** -0.5
+        if own:
+            weights.append(None)
+            values.append(v[rows])
+            gates.append(score)
+        else:
+            weights.append(score[:-1].softmax(0))
+            values.append(v[rows][:-1])
+            gates.append(score[-1:])
+    mass = torch.cat(gates).softmax(0)
+    out, at = torch.zeros_like(v[0]), 0
+    for weight, value in zip(weights, values, strict=True):
+        if weight is None:
+            out = out + mass[at : at + len(value)] @ value
+            at += len(value)
+        else:
+            out = out + mass[at] * (weight @ value)
+            at += 1
+    return out
+
+
+@pytest.mark.parametrize("retrieval", ["per_token_and_head", "max_over_heads"])
+@pytest.mark.parametrize("limit", [None, 1, 2, 3])
+@torch.no_grad()
+def test_attention_equals_a_loop_over_queries(limit: int | None, retrieval: Any) -> None:
+    """Grouped softmax over all blocks, or over those chosen by their landmarks, at the moved positions."""
+    length, n = 4, 27
+    attention = model_of(config(block=length, num_retrieved=limit, retrieval=retrieval)).model.layers[0].attn
+    x = torch.randn(1, n, 32).double()
+    q, k, v = (t.view(n, 4, 8).transpose(0, 1) for t in attention.c_attn(x)[0].chunk(3, -1))
+    expected = torch.empty(4, n, 8).double()
+    for i in range(n):
+        before = i // length
+        chance = torch.zeros(4, before)
+        for h in range(4):
+            if limit is None or before == 0:
+                continue
+            position = min(before, limit + 1) * length + i % length
+            turned = rotate(q[h, i][None], torch.tensor([position]), 10000.0)[0]
+            place = torch.tensor([max(0, j - max(before - limit - 1, 0)) for j in range(before)])
+            keys = rotate(k[h, length - 1 :: length][:before], place * length + length - 1, 10000.0)
+            chance[h] = (keys @ turned * 8**-0.5).log_softmax(0)
+        for h in range(4):
+            blocks = list(range(before))
+            begins = [j * length for j in blocks]
+            own_begin = before * length
+            if limit is not None and before > limit:
+                row = chance.amax(0) if retrieval == "max_over_heads" else chance[h]
+                blocks = sorted(row.topk(limit).indices.tolist())
+                begins = [(r + (j >= before - limit)) * length for r, j in enumerate(blocks)]
+                own_begin = (limit + 1) * length
+            spans = [
+                (torch.arange(j * length, (j + 1) * length), b, False) for j, b in zip(blocks, begins, strict=True)
+            ]
+            own = torch.arange(before * length, min(i, before * length + length - 2) + 1)
+            spans.append((own, own_begin, True))
+            expected[h, i] = grouped(q[h, i], k[h], v[h], own_begin + i % length, spans)
+    out, _ = attention(x, 0, None, False)
+    reference = attention.c_proj(expected.transpose(0, 1).flatten(1))
+    assert (out[0] - reference).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_retrieval_of_all_blocks_equals_the_full_pass() -> None:
+    model = model_of(config(block=5))
+    ids = torch.randint(0, 255, (2, 23))
+    full = model(ids).logits
+    model.config.num_retrieved = 5  # of five
+    assert (model(ids).logits - full).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_model_inserts_landmarks_and_hides_them() -> None:
+    """The user's tokens give what tokens with landmarks between them give to the layers."""
+    model = model_of(config(block=4))
+    ids = torch.randint(0, 255, (1, 10))
+    mixed = torch.tensor([[*ids[0, :3], 255, *ids[0, 3:6], 255, *ids[0, 6:9], 255, ids[0, 9]]])
+    x = model.model.embed_tokens(mixed)
+    for layer in model.model.layers:
+        x, _, _ = layer(x, 0, None, False)
+    shown = model.lm_head(model.model.norm(x))[:, mixed[0] != 255]
+    assert shown.shape[1] == 10
+    assert (model(ids).logits - shown).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_positions_at_retrieval_never_leave_the_window() -> None:
+    """A thousand tokens later the same last blocks give the same result: nothing stands further away."""
+    attention = model_of(config(block=4, num_retrieved=1)).model.layers[0].attn
+    x = torch.randn(1, 40, 32).double()
+    moved = torch.cat([x[:, :4].repeat(1, 200, 1), x], dim=1)
+    short, _ = attention(torch.cat([x[:, :4], x], dim=1), 0, None, False)
+    long, _ = attention(moved, 0, None, False)
+    assert (short[:, -20:] - long[:, -20:]).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_offloaded_state_gives_the_same_and_keeps_landmarks() -> None:
+    ids = torch.randint(0, 255, (2, 31))
+    results = []
+    for offload in (False, True):
+        model = model_of(config("test_landmark_retrieval", offload=offload))
+        state = model(ids[:, :20], use_cache=True).past_key_values
+        results.append(model(ids[:, 20:], past_key_values=state).logits)
+        memory = state.groups[0].state[0]
+        assert memory.keys.device.type == "cpu"
+        assert memory.landmarks.shape[2] == memory.keys.shape[2] // 4
+    assert torch.equal(*results)
+
+
+def test_official_names_come_back_and_strangers_are_refused() -> None:
+    model = LandmarkForCausalLM(config())
+    theirs = {}
+    for key, value in model.state_dict().items():
+        name = key.replace("model.layers.", "transformer.h.").replace("model.embed_tokens.", "transformer.wte.")
+        theirs[name.replace("model.norm.", "transformer.ln_f.")] = value
+    theirs["transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
+    theirs["transformer.wpe.freqs"] = torch.ones(4)
+    ours = from_official_keys({"_orig_mod." + key: value for key, value in theirs.items()})
+    assert ours.keys() == model.state_dict().keys()
+    assert all(torch.equal(ours[key], value) for key, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="'transformer\\.x' is no key of an lm_benchmark checkpoint"):
+        from_official_keys({"transformer.x": torch.ones(1)})
+
+
+def test_official_arguments_give_the_published_sizes() -> None:
+    arguments = {"vocab_size": 50304, "n_embd": 1024, "n_layer": 12, "n_head": 8, "landmark_id": 50260, "mem_freq": 50}
+    settings = LandmarkConfig.from_official(arguments)
+    assert (settings.block, settings.landmark_id) == (51, 50260)
+    with torch.device("meta"):
+        model = LandmarkForCausalLM(settings)
+    assert sum(p.numel() for p in model.parameters()) == 12 * (12 * 1024**2 + 2 * 1024) + 1024 + 50304 * 1024
+    with pytest.raises(ValueError, match="from_official: arguments lack n_embd"):
+        LandmarkConfig.from_official({"vocab_size": 1, "n_layer": 1, "n_head": 1, "landmark_id": 0, "mem_freq": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"block": 1}, "LandmarkConfig: block must be at least 2, a token and its landmark, got block=1"),
+        ({"landmark_id": 256}, "landmark_id must be in 0…255"),
+        ({"num_retrieved": 0}, "num_retrieved must be at least 1"),
+        ({"offload": True}, "offload needs num_retrieved"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**options)
