@@ -13,7 +13,9 @@ from vision_models import create_model, list_models
 from vision_models.explain import draw, panels_of
 from vision_models.explain.davit import channel_matrix, window_attention
 from vision_models.explain.focalnet import gates_and_modulator
+from vision_models.explain.halonet import window_attention as halo_window
 from vision_models.explain.panel import brightness, enlarged, inputs_of, spread, token_at
+from vision_models.explain.ravlt import key_weights
 
 SMALL = [name for name in list_models() if name.startswith("test_")]
 
@@ -102,3 +104,29 @@ def test_focalnet_pictures_show_the_gates_of_every_level() -> None:
         module.proj = nn.Identity()
         modulated = module(x)[0] / module.f(x)[0, ..., : module.dim]
     torch.testing.assert_close(modulated.norm(dim=-1), length, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("border", ["zero", "masked"])
+def test_halonet_pictures_reproduce_the_outputs_of_its_attention(border: str) -> None:
+    net: Any = create_model("test_halonet", border=border, num_heads=1).double().eval()
+    for stage in (1, 2):  # the attention of stage 3 has strided queries in its first block
+        attn = next(m for m in net.stages[stage].modules() if type(m).__name__ == "HaloAttention")
+        with torch.no_grad():
+            x = inputs_of(net, [attn], torch.randn(3, 75, 113, dtype=torch.float64))[attn]
+            attention, (top, left) = halo_window(attn, x, (0.1, 0.6))
+            _, kv = attn.project(x)
+            value = nn.functional.pad(kv[0, :, :, 0, attn.head_dim :], (0, 0, 9, 9, 9, 9))
+            span = len(attention)
+            value = value[top + 9 : top + 9 + span, left + 9 : left + 9 + span]
+            out = attn(x)[0].permute(1, 2, 0)
+            row, column = token_at((0.1, 0.6), (out.shape[0], out.shape[1]))
+            torch.testing.assert_close(torch.einsum("yx,yxc->c", attention, value), out[row, column])
+
+
+def test_ravlt_weights_have_mean_one_and_raise_no_rank_beyond_the_head() -> None:
+    module, x, _ = _seen(create_model("test_ravlt").double().eval(), "GatedAttention")
+    with torch.no_grad():
+        kappa, before, after = key_weights(module, x)
+    torch.testing.assert_close(kappa.mean((1, 2)), torch.ones(module.num_heads, dtype=torch.float64))
+    assert bool((before >= 1).all())
+    assert bool((after <= module.dim // module.num_heads + 1e-4).all())

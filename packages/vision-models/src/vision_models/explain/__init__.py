@@ -65,7 +65,8 @@ def draw(
         raise ValueError(f"explain.draw: this {type(net).__name__} has no block that attends; pass --no-explain")
     pixels = enlarged(picture)
     rows = max(map(len, columns))
-    figure = Figure(figsize=(2.9 * (len(columns) + 1), 3.1 * rows + 0.8), layout="constrained")
+    tall = 2.9 * (1 if rows > 1 else pixels.shape[0] / pixels.shape[1])
+    figure = Figure(figsize=(2.9 * (len(columns) + 1), (tall + 0.3) * rows + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, len(columns) + 1, squeeze=False)
     for axis in axes.flat:

@@ -66,7 +66,7 @@ def _channels(attn: ChannelAttention, x: Tensor, point: tuple[float, float], num
     width = matrix.shape[0]
     return [
         Panel(
-            f"stage {number}: group {group + 1} of {attn.num_heads}, {width} channels read {width}",
+            f"stage {number}: group {group + 1} of {attn.num_heads}, {width}×{width} channels",
             brightness(matrix, dark=0),
             over="nothing",
         ),

@@ -39,11 +39,9 @@ def _column(modulation: FocalModulation, x: Tensor, point: tuple[float, float], 
     token = [(row, column, 1, 1)]
     kernels = [layer[0].weight.shape[2] for layer in modulation.focal_layers]  # pyright: ignore
     fields = [1 + sum(kernel - 1 for kernel in kernels[: level + 1]) for level in range(len(kernels))]
-    names = [f"gate of {field}×{field}" for field in fields] + ["gate of the whole map"]
+    names = [f"gate {field}×{field}" for field in fields] + ["gate, whole map"]
     column_panels = [
-        Panel(
-            f"stage {number}: {name}, {100 * float(share):.0f} % at the token", 0.15 + 0.85 * level.cpu(), None, token
-        )
+        Panel(f"stage {number}: {name}, {100 * float(share):.0f} % here", 0.15 + 0.85 * level.cpu(), None, token)
         for name, level, share in zip(names, strength.float(), shares, strict=True)
     ]
     return [*column_panels, Panel(f"stage {number}: length of the modulator", brightness(length), None, token)]
