@@ -151,7 +151,7 @@ class FocalNet(StagedBackbone):
     """The classification network and, through timm's feature interfaces, a backbone for any resolution.
 
     Args:
-        depths: blocks per stage; one entry makes the isotropic network.
+        depths: blocks per stage; one entry makes the isotropic network, where each block is a stage to take maps from.
         embed_dim: width of the first stage; each stage doubles it.
         patch_size: stride of the stem, 16 for the isotropic network.
         focal_levels, focal_windows: number of depthwise convolutions, and side of the first, one value or one per
@@ -192,6 +192,8 @@ class FocalNet(StagedBackbone):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        isotropic = len(depths) == 1
+        depths = (1,) * depths[0] if isotropic else tuple(depths)
         stages_wanted = len(depths)
         levels = (focal_levels,) * stages_wanted if isinstance(focal_levels, int) else tuple(focal_levels)
         windows = (focal_windows,) * stages_wanted if isinstance(focal_windows, int) else tuple(focal_windows)
@@ -209,7 +211,7 @@ class FocalNet(StagedBackbone):
 
         self.num_classes = num_classes
         self.in_chans = in_chans
-        dims = [embed_dim << i for i in range(stages_wanted)]
+        dims = [embed_dim << (0 if isotropic else i) for i in range(stages_wanted)]
         self.num_features = self.head_hidden_size = dims[-1]
         self.feature_info = []
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
@@ -224,9 +226,11 @@ class FocalNet(StagedBackbone):
         self.stem = Downsample(in_chans, dims[0], patch_size, overlap_down, pad_odd, **dd)
         stages: list[nn.Module] = []
         for i, depth in enumerate(depths):
-            downsample = Downsample(dims[i - 1], dims[i], 2, overlap_down, pad_odd, **dd) if i else nn.Identity()
+            shrinks = i > 0 and not isotropic
+            downsample = Downsample(dims[i - 1], dims[i], 2, overlap_down, pad_odd, **dd) if shrinks else nn.Identity()
             stages.append(Stage(downsample, [block(i) for _ in range(depth)]))
-            self.feature_info.append({"num_chs": dims[i], "reduction": patch_size << i, "module": f"stages.{i}"})
+            reduction = patch_size if isotropic else patch_size << i
+            self.feature_info.append({"num_chs": dims[i], "reduction": reduction, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         self.norm = LayerNorm2d(dims[-1], eps=EPS, **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
@@ -242,6 +246,12 @@ class FocalNet(StagedBackbone):
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
 
+_OFFICIAL_ENDINGS = (
+    (r"\.ls(\d)\.gamma$", r".gamma_\1"),
+    (r"\.norm(\d)_post\.", r".norm\1."),
+    (r"\.modulation\.norm\.", ".modulation.ln."),
+    (r"^head\.fc\.", "head."),
+)
 KEY_MAP: KeyMap = {
     "focalnet": (
         (r"^stem\.", "patch_embed."),
@@ -250,10 +260,12 @@ KEY_MAP: KeyMap = {
         (r"^stages\.2\.downsample\.", "layers.1.downsample."),
         (r"^stages\.3\.downsample\.", "layers.2.downsample."),
         (r"^stages\.", "layers."),
-        (r"\.ls(\d)\.gamma$", r".gamma_\1"),
-        (r"\.norm(\d)_post\.", r".norm\1."),
-        (r"\.modulation\.norm\.", ".modulation.ln."),
-        (r"^head\.fc\.", "head."),
+        *_OFFICIAL_ENDINGS,
+    ),
+    "isotropic": (
+        (r"^stem\.", "patch_embed."),
+        (r"^stages\.(\d+)\.blocks\.0\.", r"layers.0.blocks.\1."),
+        *_OFFICIAL_ENDINGS,
     ),
     "timm": ((r"^stages\.", "layers."),),
 }
@@ -331,7 +343,11 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> FocalNet:
         FocalNet,
         variant,
         pretrained,
-        feature_cfg={"flatten_sequential": True, "out_indices": tuple(range(len(options.get("depths", (2, 2, 6, 2)))))},
+        # timm's convention for a ViT: the last three blocks of an isotropic network
+        feature_cfg={
+            "flatten_sequential": True,
+            "out_indices": (9, 10, 11) if variant.endswith("_iso") else (0, 1, 2, 3),
+        },
         pretrained_filter_fn=_from_checkpoint,
         **options,
     )
