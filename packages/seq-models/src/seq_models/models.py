@@ -10,10 +10,11 @@ from torch import nn
 
 from attn_core.registry import ModelCard, did_you_mean
 
-from . import landmark, pointer_network, routing_transformer, transnormer
+from . import landmark, pointer_network, routing_transformer, titans, transnormer
 from .landmark import LandmarkConfig, LandmarkForCausalLM
 from .pointer_network import PointerNetwork
 from .routing_transformer import RoutingConfig, RoutingForCausalLM
+from .titans import TitansConfig, TitansForCausalLM
 from .transnormer import TransNormerConfig, TransNormerForCausalLM
 
 
@@ -64,6 +65,14 @@ FAMILIES = [
         paper="2003.05997",
         code="https://github.com/google-research/google-research/tree/master/routing_transformer",
         license="Apache-2.0",
+    ),
+    Family(
+        name="Titans",
+        module=titans,
+        build=lambda **options: TitansForCausalLM(TitansConfig(**options)),
+        options=TitansConfig,
+        summary="causal language model, memory learned at test time",
+        paper="2501.00663",
     ),
     Family(
         name="TransNormerLLM",

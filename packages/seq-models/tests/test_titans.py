@@ -1,0 +1,246 @@
+"""Titans: the memory against autograd and the sequential rule; architectures; state laws; transformers' contract."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from seq_models import create_model
+from seq_models.neural_memory import Memory, apply_memory, chunked_memory, fresh_memory, sequential_memory
+from seq_models.titans import TitansConfig, TitansForCausalLM
+
+ARCHITECTURES = ["lmm", "mac", "mag", "mal"]
+
+
+def inputs(depth: int, tokens: int = 11) -> tuple[Memory, list[Tensor]]:
+    torch.manual_seed(depth)
+    widths = [4, *([6] * (depth - 1)), 4]
+    weights = tuple(torch.randn(2, 3, i, o, dtype=torch.float64) / 2 for i, o in zip(widths, widths[1:], strict=False))
+    streams = [torch.randn(2, 3, tokens, 4, dtype=torch.float64) / 2 for _ in range(3)]
+    gates = [scale * torch.rand(2, 3, tokens, dtype=torch.float64) for scale in (0.1, 0.2, 0.9)]
+    return fresh_memory(weights), [*streams, *gates]
+
+
+def by_autograd(memory: Memory, k: Tensor, v: Tensor, q: Tensor, *gates: Tensor, chunk: int) -> Tensor:
+    """The paper's rule literally, for one loss after the other."""
+    theta, alpha, eta = gates
+    weights, surprise, out = memory.weights, memory.surprise, []
+    anchor = weights
+    for t in range(k.shape[2]):
+        anchor = weights if t % chunk == 0 else anchor
+        leaves = [w.detach().requires_grad_() for w in anchor]
+        loss = (apply_memory(tuple(leaves), k[:, :, t : t + 1]) - v[:, :, t : t + 1]).square().sum()
+        gradients = torch.autograd.grad(loss, leaves)
+        step, decay, momentum = (gate[:, :, t, None, None] for gate in (theta, alpha, eta))
+        surprise = tuple(momentum * s - step * g for s, g in zip(surprise, gradients, strict=True))
+        weights = tuple((1 - decay) * w + s for w, s in zip(weights, surprise, strict=True))
+        out.append(apply_memory(weights, q[:, :, t : t + 1]))
+    return torch.cat(out, dim=2)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+def test_chunks_in_parallel_equal_the_paper_s_rule_token_by_token(depth: int, chunk: int) -> None:
+    memory, streams = inputs(depth)
+    y, last = chunked_memory(memory, *streams, chunk=chunk)
+    expected, end = sequential_memory(memory, *streams, chunk=chunk)
+    literal = by_autograd(memory, *streams, chunk=chunk)
+    assert (y - literal).abs().max() < 1e-10
+    assert (expected - literal).abs().max() < 1e-10
+    for ours, theirs in zip((*last.weights, *last.surprise), (*end.weights, *end.surprise), strict=True):
+        assert (ours - theirs).abs().max() < 1e-10
+
+
+def test_gradients_through_the_chunks_equal_those_through_the_sequential_rule() -> None:
+    memory, streams = inputs(2)
+    results = []
+    for rule in (chunked_memory, sequential_memory):
+        leaves = [x.clone().requires_grad_() for x in (*memory.weights, *streams)]
+        start = fresh_memory(tuple(leaves[:2]))
+        rule(start, *leaves[2:], chunk=4)[0].square().sum().backward()
+        results.append([leaf.grad for leaf in leaves])
+    for ours, theirs in zip(*results, strict=True):
+        assert ours is not None
+        assert (ours - theirs).abs().max() < 1e-10
+
+
+def test_gradcheck_through_the_inner_gradient() -> None:
+    memory, streams = inputs(2, tokens=4)
+    small = [x[:1, :1].requires_grad_() for x in streams]
+    start = fresh_memory(tuple(w[:1, :1] for w in memory.weights))
+    assert torch.autograd.gradcheck(lambda *xs: chunked_memory(start, *xs, chunk=2)[0], small, fast_mode=True)
+
+
+def test_without_momentum_and_forgetting_a_matrix_memory_is_the_delta_rule() -> None:
+    memory, (k, v, q, theta, _, _) = inputs(1)
+    zero = torch.zeros_like(theta)
+    y, _ = chunked_memory(memory, k, v, q, theta, zero, zero, chunk=1)
+    w, out = memory.weights[0], []
+    for t in range(k.shape[2]):
+        key, beta = k[:, :, t, :, None], 2 * theta[:, :, t, None, None]
+        w = w - beta * key @ (key.mT @ w - v[:, :, t, None])
+        out.append(q[:, :, t, None] @ w)
+    assert (y - torch.cat(out, dim=2)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("split", [1, 3, 4, 10])
+def test_a_split_sequence_gives_the_same_memory(split: int) -> None:
+    memory, streams = inputs(2)
+    whole, last = chunked_memory(memory, *streams, chunk=4)
+    first, between = chunked_memory(memory, *(x[:, :, :split] for x in streams), chunk=4)
+    rest, end = chunked_memory(between, *(x[:, :, split:] for x in streams), chunk=4, start=split)
+    assert (torch.cat([first, rest], dim=2) - whole).abs().max() < 1e-10
+    assert all((a - b).abs().max() < 1e-10 for a, b in zip(end.weights, last.weights, strict=True))
+
+
+def test_gates_of_zero_and_one_give_finite_outputs_and_gradients() -> None:
+    memory, (k, v, q, theta, alpha, eta) = inputs(2)
+    alpha = torch.ones_like(alpha).requires_grad_()
+    eta = torch.zeros_like(eta).requires_grad_()
+    y, _ = chunked_memory(memory, k, v, q, theta, alpha, eta, chunk=4)
+    expected, _ = sequential_memory(memory, k, v, q, theta, alpha, eta, chunk=4)
+    assert (y - expected).abs().max() < 1e-10
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(y.sum(), (alpha, eta)))
+
+
+def test_chunk_of_zero_is_an_error() -> None:
+    memory, streams = inputs(1)
+    with pytest.raises(ValueError, match="chunked_memory: chunk must be at least 1, got chunk=0"):
+        chunked_memory(memory, *streams, chunk=0)
+
+
+def small(architecture: str, **options: Any) -> TitansForCausalLM:
+    torch.manual_seed(0)
+    model = create_model(f"test_titans_{architecture}", **options)
+    assert isinstance(model, TitansForCausalLM)
+    return model.double().eval()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_tokens_one_by_one_and_in_pieces_equal_the_full_pass(architecture: str) -> None:
+    model, ids = small(architecture), torch.randint(256, (2, 14))
+    with torch.no_grad():
+        full = model(ids).logits
+        for pieces in ([1] * 14, [6, 1, 7], [3, 11]):
+            state, parts = None, []
+            for piece in ids.split(pieces, dim=1):
+                output = model(piece, past_key_values=state, use_cache=True)
+                state = output.past_key_values
+                parts.append(output.logits)
+            assert (torch.cat(parts, dim=1) - full).abs().max() < 1e-10
+
+
+def test_future_tokens_change_nothing(architecture: str) -> None:
+    model, ids = small(architecture), torch.randint(256, (1, 14))
+    changed = ids.clone()
+    changed[:, 9:] = 255 - changed[:, 9:]
+    with torch.no_grad():
+        assert torch.equal(model(ids[:, :9]).logits.round(decimals=9), model(changed).logits[:, :9].round(decimals=9))
+
+
+def test_state_does_not_grow_beyond_one_window(architecture: str) -> None:
+    model = small(architecture)
+    with torch.no_grad():
+        sizes = [model(torch.randint(256, (1, n)), use_cache=True).past_key_values.nbytes() for n in (8, 12, 24)]
+    assert len(set(sizes)) == 1
+
+
+def test_padding_and_packing_equal_sequences_alone(architecture: str) -> None:
+    model, a, b = small(architecture), torch.randint(256, (1, 9)), torch.randint(256, (1, 5))
+    with torch.no_grad():
+        alone = model(a).logits, model(b).logits
+        batch = torch.cat([a, torch.cat([torch.zeros(1, 4, dtype=torch.long), b], dim=1)])
+        mask = torch.ones_like(batch)
+        mask[1, :4] = 0
+        padded = model(batch, attention_mask=mask).logits
+        packed = model(torch.cat([a, b], dim=1), cu_seqlens=torch.tensor([0, 9, 14])).logits
+    assert (padded[0] - alone[0][0]).abs().max() < 1e-10
+    assert (padded[1, 4:] - alone[1][0]).abs().max() < 1e-10
+    assert (packed[0] - torch.cat([alone[0][0], alone[1][0]])).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("options", [{"do_sample": False}, {"num_beams": 3, "do_sample": False}])
+def test_generation_with_state_equals_generation_without(architecture: str, options: dict[str, Any]) -> None:
+    model, ids = small(architecture), torch.randint(256, (2, 6))
+    with_state = model.generate(ids, max_new_tokens=5, use_cache=True, **options)
+    assert torch.equal(with_state, model.generate(ids, max_new_tokens=5, use_cache=False, **options))
+
+
+def test_saved_model_is_the_same_to_the_last_bit(architecture: str, tmp_path: Path) -> None:
+    model, ids = small(architecture).float(), torch.randint(256, (1, 9))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(AutoConfig.from_pretrained(tmp_path)) is TitansConfig
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(architecture: str) -> None:
+    ids, results = torch.randint(256, (2, 9)), []
+    for checkpointing in (False, True):
+        model = small(architecture).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model(ids, labels=ids).loss.backward()
+        missing = [name for name, p in model.named_parameters() if p.grad is None]
+        assert missing == []
+        results.append([p.grad for p in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("change", [{"theta_max": 0.0}, {"momentum": False}, {"forgetting": False}, {"conv_size": 1}])
+def test_every_option_of_the_memory_changes_the_output(change: dict[str, Any]) -> None:
+    ids = torch.randint(256, (1, 12))
+    torch.manual_seed(0)
+    base = small("lmm")
+    other = small("lmm", **change)
+    if "conv_size" not in change:
+        other.load_state_dict(base.state_dict())
+    with torch.no_grad():
+        assert not torch.allclose(base(ids).logits, other(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"chunk_size": 0}, "TitansConfig: chunk_size must be at least 1, got chunk_size=0"),
+        ({"num_persistent": -1}, "num_persistent must not be negative"),
+        ({"theta_max": -0.1}, "theta_max must be finite and not negative"),
+        ({"hidden_size": 33}, "hidden_size must be a multiple of num_attention_heads=4"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        TitansConfig(**options)
+
+
+def test_a_memory_without_persistent_tokens_works(architecture: str) -> None:
+    model = small(architecture, num_persistent=0)
+    with torch.no_grad():
+        assert bool(model(torch.randint(256, (1, 7))).logits.isfinite().all())
+
+
+def test_the_state_of_another_batch_is_an_error(architecture: str) -> None:
+    model = small(architecture)
+    with torch.no_grad():
+        state = model(torch.randint(256, (2, 5)), use_cache=True).past_key_values
+        with pytest.raises(ValueError, match="past_key_values is the state of 2 rows, got 3"):
+            model(torch.randint(256, (3, 1)), past_key_values=state)
+
+
+def test_bfloat16_keeps_the_memory_in_float32(architecture: str) -> None:
+    model, ids = small(architecture).bfloat16(), torch.randint(256, (1, 9))
+    with torch.no_grad():
+        output = model(ids, use_cache=True)
+    assert output.logits.dtype == torch.bfloat16
+    memory = output.past_key_values.groups[0].state[0][0]
+    memory = memory if isinstance(memory, Memory) else memory[0]
+    assert memory.weights[0].dtype == torch.float32
+    assert bool(output.logits.isfinite().all())
