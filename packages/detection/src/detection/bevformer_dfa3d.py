@@ -284,3 +284,30 @@ def load_official(model: BEVFormerDFA3D, checkpoint: Mapping[str, Any]) -> list[
             raise ValueError(f"load_official: {key} has shape {tuple(tensor.shape)}, the model has {have}")
     model.load_state_dict(ours, strict=False)
     return sorted(ours)
+
+
+def bevformer_dfa3d_resnet18(**options: Any) -> BEVFormerDFA3D:
+    """5.3 M parameters, ResNet-18, grid 32×32, depth predicted."""
+    return BEVFormerDFA3D(**options)
+
+
+def bevformer_dfa2d_resnet18(**options: Any) -> BEVFormerDFA3D:
+    """3.6 M parameters, the same without depth: BEVFormer's own lifting."""
+    return BEVFormerDFA3D(**{"lifting": "dfa2d", **options})
+
+
+def test_bevformer_dfa3d(**options: Any) -> BEVFormerDFA3D:
+    """0.1 M parameters, for tests."""
+    small = {"backbone": "test_resnet", "dim": 16, "num_layers": 1, "num_points": 4, "num_heads": 2, "depth_blocks": 0}
+    return BEVFormerDFA3D(**{**small, "bev_size": (8, 8), "depth_context": None, **options})
+
+
+test_bevformer_dfa3d.__test__ = False  # pyright: ignore  # pytest would take the name for a test's
+VARIANTS = (bevformer_dfa3d_resnet18, bevformer_dfa2d_resnet18, test_bevformer_dfa3d)
+CARD = (
+    "DFA3D",
+    "2307.12972",
+    "https://github.com/IDEA-Research/3D-deformable-attention",
+    "IDEA License 1.0",
+    "test_dfa3d.py",
+)
