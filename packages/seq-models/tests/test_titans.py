@@ -1,5 +1,6 @@
 """Titans: the memory against autograd and the sequential rule; architectures; state laws; transformers' contract."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ ARCHITECTURES = ["lmm", "mac", "mag", "mal"]
 def inputs(depth: int, tokens: int = 11) -> tuple[Memory, list[Tensor]]:
     torch.manual_seed(depth)
     widths = [4, *([6] * (depth - 1)), 4]
-    weights = tuple(torch.randn(2, 3, i, o, dtype=torch.float64) / 2 for i, o in zip(widths, widths[1:], strict=False))
+    weights = tuple(torch.randn(2, 3, i, o, dtype=torch.float64) / 2 for i, o in itertools.pairwise(widths))
     streams = [torch.randn(2, 3, tokens, 4, dtype=torch.float64) / 2 for _ in range(3)]
     gates = [scale * torch.rand(2, 3, tokens, dtype=torch.float64) for scale in (0.1, 0.2, 0.9)]
     return fresh_memory(weights), [*streams, *gates]

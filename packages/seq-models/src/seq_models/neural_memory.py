@@ -5,7 +5,7 @@ code; lucidrains/titans-pytorch is the usual substitute, see `seq_models.titans_
 
 S_t = η_t S_{t−1} − θ_t ∇ℓ(M_a; x_t),  M_t = (1 − α_t) M_{t−1} + S_t,  y_t = M_t(q_t),  ℓ = ‖M(k_t) − v_t‖² (a sum);
 a is the start of the chunk of token t. The gradient of a layer is a product xᵀδ of what goes in and what comes back, so
-inside a chunk no weights but the first are ever formed: with D_α, D_η the lower triangles of products of 1 − α and of η,
+inside a chunk no weights but the first are ever formed: with D_α, D_η the triangles of products of 1 − α and of η,
 
     M_t = B_t M_0 + c_t S_0 − Σ_{i≤t} (D_α D_η)_{ti} x_iᵀ δ_i,
 

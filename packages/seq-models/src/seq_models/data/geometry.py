@@ -29,7 +29,7 @@ class PointBatches(Dataset[dict[str, Tensor]]):
     """Batches of instances with ``n`` uniform points each.
 
     Pointers count from 1; 0 says that the sequence has ended and fills the rest. Orders are the paper's: hulls
-    counter-clockwise from the corner of lowest index; Delaunay triangles with rising indices, sorted by their incenters;
+    counter-clockwise from the corner of lowest index; Delaunay triangles with rising indices, sorted by incenters;
     tours from the first city (in the direction whose second city has a lower index than the last; no end).
 
     Training instances come from a pool that is solved ahead, each time under a random renumbering and a random symmetry
