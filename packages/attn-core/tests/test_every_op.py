@@ -2,12 +2,13 @@
 
 import importlib
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 import attn_core
 from attn_core import testing
@@ -193,6 +194,42 @@ def test_vmap_over_every_single_argument_equals_a_loop(case: Case) -> None:
             torch.func.vmap(value)(batch), zip(*(value(x) for x in batch), strict=True), strict=True
         ):
             assert testing.relative_error(actual, torch.stack(expected)) <= 1e-10
+
+
+SHARED = [
+    case
+    for case in VARIED
+    # a weight has no batch dimension; the heads of that table's case are as many as its images
+    if case.operator is not attn_core.linear and str(case) != "neighborhood_attention-truncated, everything"
+]
+
+
+@pytest.mark.parametrize("case", SHARED, ids=str)
+def test_operands_that_a_vmap_shares_get_the_sum_of_the_gradients(case: Case) -> None:
+    given = case.inputs(torch.float64)
+    images = given[0][0].shape[0] if isinstance(given[0][0], Tensor) else 0
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.detach()[:1] if x.ndim and x.shape[0] == images else x.detach()
+
+    (first, *args), kwargs = tree_map(one, given)
+    shared = [
+        x.requires_grad_() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point()
+    ]
+    batch = torch.stack([first, -first, first / 2])
+
+    def loss(outputs: Iterable[Tensor]) -> Tensor:
+        return sum((torch.where(out.isinf(), 0.0, out).sin().sum() for out in outputs), torch.zeros(()))
+
+    together = loss(torch.func.vmap(lambda x: run(case, [x, *args], kwargs))(batch))
+    looped = sum((loss(run(case, [x, *args], kwargs)) for x in batch), torch.zeros(()))
+    pairs = zip(*(torch.autograd.grad(total, shared, allow_unused=True) for total in (together, looped)), strict=True)
+    for actual, expected in pairs:
+        assert (actual is None) == (expected is None)
+        if actual is not None and expected is not None:
+            assert testing.relative_error(actual, expected) <= 1e-10
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS if name != "linear"])

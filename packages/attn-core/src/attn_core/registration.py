@@ -219,7 +219,8 @@ class Forward(torch.autograd.Function):
         info: Any, in_dims: tuple[Any, ...], name: str, scalars: tuple[Any, ...], *tensors: Tensor | None
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         count, batch = info.batch_size, _batch_size(tensors[0], in_dims[2])
-        flat = [_fold(t, dim, count, batch, expand=False) for t, dim in zip(tensors, in_dims[2:], strict=True)]
+        # With one image, a tensor of batch 1 may be data as well as a parameter: only a parameter may stay alone.
+        flat = [_fold(t, dim, count, batch, expand=batch == 1) for t, dim in zip(tensors, in_dims[2:], strict=True)]
         if flat[0] is not None and flat[0].shape[0] != count * batch:  # the first tensor says how many there are
             flat[0] = flat[0].expand(count * batch, *flat[0].shape[1:])
         results = Forward.apply(name, scalars, *flat)
@@ -315,7 +316,7 @@ def _batch_size(tensor: Tensor | None, dim: int | None) -> int:
 
 
 def _fold(tensor: Tensor | None, dim: int | None, count: int, batch: int, *, expand: bool) -> Tensor | None:
-    """Fold a vmapped dimension of size ``count`` into the batch; an unbatched tensor of batch 1 stays as it is."""
+    """Fold a vmapped dimension of size ``count`` into the batch; unbatched tensors of batch 1 stay without ``expand``."""
     if tensor is None:
         return None
     if dim is None:

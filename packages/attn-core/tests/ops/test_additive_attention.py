@@ -155,3 +155,21 @@ def make(**replaced: object) -> dict[str, object]:
 def test_bad_arguments_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         additive_attention(**make(**changes))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_entries_of_a_batch_that_share_a_tile_equal_entries_alone(
+    pooled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, w = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 3, 4), (5, 6, 4), (4,)))
+    value = torch.randn(5, 6, 2, dtype=torch.float64, requires_grad=True) if pooled else None
+    mask = torch.rand(5, 6) < 0.7
+    inputs = [x for x in (q, k, w, value) if x is not None]
+    results = []
+    for tile in (torch_backend.TILE, 16):  # all five entries at once; several tiles for each entry
+        monkeypatch.setattr(torch_backend, "TILE", tile)
+        out, lse = additive_attention(q, k, w, value, key_mask=mask, backend="torch")
+        seen = [x.masked_fill(x == -math.inf, 0.0) for x in (out, lse)]
+        results.append([*seen, *torch.autograd.grad(seen[0].sin().sum() + seen[1].cos().sum(), inputs)])
+    for together, alone in zip(*results, strict=True):
+        assert relative_error(together, alone) <= TOLERANCE[torch.float64]
