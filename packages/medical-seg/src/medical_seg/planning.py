@@ -150,7 +150,7 @@ def _window(grid: Sequence[int], divisor: int, *, planar: bool) -> tuple[int, ..
         window[0], limit = 1, 256**2
     while np.prod(window) > limit and max(window) > divisor:
         window[int(np.argmax(window))] -= divisor
-    return tuple(window)
+    return tuple(map(int, window))
 
 
 def _divisor(network: str, options: dict[str, Any], *, planar: bool) -> int:

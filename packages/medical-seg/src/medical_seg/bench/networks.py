@@ -8,7 +8,6 @@ import torch
 import typer
 
 from attn_core.engine import BenchmarkRequest
-
 from medical_seg.models import create_model
 from medical_seg.multi_scale_attention import GuidedOutput
 
