@@ -316,7 +316,7 @@ def _batch_size(tensor: Tensor | None, dim: int | None) -> int:
 
 
 def _fold(tensor: Tensor | None, dim: int | None, count: int, batch: int, *, expand: bool) -> Tensor | None:
-    """Fold a vmapped dimension of size ``count`` into the batch; unbatched tensors of batch 1 stay without ``expand``."""
+    """Fold a vmapped dimension of size ``count`` into the batch; without ``expand``, unbatched parameters stay."""
     if tensor is None:
         return None
     if dim is None:
