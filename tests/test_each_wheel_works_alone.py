@@ -28,6 +28,16 @@ out = attention(q, q, q)[0] + block_attention(q, q, q, index, index)[0]
 Linear(8, 3, activation="gelu")(out).sum().backward()
 assert q.grad is not None and explain("linear", out[0, 0], torch.eye(8))["torch"] == "chosen automatically"
 """,
+    "vlm-tools": """
+import torch
+from vlm_tools import LogitBoost, intervene
+from vlm_tools.random_models import random_inputs, random_model
+
+model = random_model("test_llava")
+with torch.no_grad(), intervene(model, LogitBoost(1.0)) as run:
+    model(**random_inputs("test_llava"))
+assert len(run.report()) == 3
+""",
     "vision-models": """
 import torch
 import vision_models
