@@ -124,4 +124,5 @@ class ATSS(FCOS):
             assign(own, num_anchors_per_level, target["boxes"], top_k=self.top_k)
             for own, target in zip(anchors, targets, strict=True)
         ]
-        return self.head.compute_loss(targets, head_outputs, anchors, matched)
+        head: Any = self.head
+        return head.compute_loss(targets, head_outputs, anchors, matched)

@@ -124,7 +124,9 @@ class RelativeGeometry(nn.Module):
         )
         return read.clamp(min=1e-6).log()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
         state_dict.pop(prefix + "base_embedding", None)  # the official buffer; here it is computed
         super()._load_from_state_dict(state_dict, prefix, *args)
 

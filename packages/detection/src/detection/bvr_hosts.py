@@ -159,12 +159,15 @@ class TorchvisionHost(nn.Module):
 
     def forward_features(self, features: Maps) -> tuple[Maps, Maps]:
         """Outputs of the towers."""
-        cls, reg = self.head.classification_head.conv, self.head.regression_head.conv
-        return [cls(x) for x in features], [reg(x) for x in features]
+        cls, reg = self._branches()
+        return [cls.conv(x) for x in features], [reg.conv(x) for x in features]
+
+    def _branches(self) -> tuple[Any, Any]:
+        return self.head.classification_head, self.head.regression_head
 
     def forward_predictions(self, cls_features: Maps, reg_features: Maps) -> dict[str, Tensor]:
         """What the head's own forward would give for these tower outputs."""
-        cls, reg = self.head.classification_head, self.head.regression_head
+        cls, reg = self._branches()
         boxes = [reg.bbox_reg(x) for x in reg_features]
         if self.scales is not None:
             boxes = [x * scale for x, scale in zip(boxes, self.scales, strict=True)]
@@ -204,7 +207,7 @@ def add_bvr(
 
     Raises: ValueError for another model, or one that has BVR already.
     """
-    head = model.head
+    head: Any = model.head
     if isinstance(head, BVRHead):
         raise ValueError("add_bvr: the model has BVR already")
     host = head if isinstance(head, TorchvisionHost) else TorchvisionHost(head) if _known(head) else None

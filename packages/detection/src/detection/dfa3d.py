@@ -277,7 +277,7 @@ class DeformableConv(nn.Module):
         nn.init.zeros_(self.conv_offset.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
-        return deform_conv2d(x, self.conv_offset(x), self.weight, padding=1)
+        return deform_conv2d(x, self.conv_offset(x), self.weight, padding=(1, 1))
 
 
 class BasicBlock(nn.Module):

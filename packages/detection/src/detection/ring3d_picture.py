@@ -108,8 +108,8 @@ def _draw_ground(
 ) -> None:
     axis.set_facecolor("#343a40")
     for distance in range(10, int(reach) + 1, 10):
-        circle = np.exp(1j * np.linspace(0, 2 * np.pi, 120)) * distance
-        axis.plot(circle.real, circle.imag, color="#495057", linewidth=0.6)
+        angle = np.linspace(0, 2 * np.pi, 120)
+        axis.plot(distance * np.cos(angle), distance * np.sin(angle), color="#495057", linewidth=0.6)
     axis.plot(0, 0, marker="^", color="white", markersize=7)
     for corners in box_corners(truth[:, :7]):
         axis.plot(*corners[[0, 1, 2, 3, 0], :2].T, color="white", linewidth=0.8, linestyle=(0, (3, 2)))

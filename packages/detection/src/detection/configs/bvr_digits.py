@@ -1,4 +1,7 @@
-"""BVR on a RetinaNet host on digits_coco; `--set bvr=False` trains the host alone on the same schedule."""
+"""BVR on a small RetinaNet on digits_coco; ``--set bvr=False`` trains the host alone on the same schedule.
+
+Data: 800 pictures of digits. Time: 600 steps of 1.4 s on one core (0.45 s for the host alone). Not measured yet.
+"""
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
