@@ -1,0 +1,1 @@
+"""Measurements of the models beside their peers."""
