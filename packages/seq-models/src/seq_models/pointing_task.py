@@ -59,7 +59,28 @@ def trimmed(pointers: Sequence[int]) -> list[int]:
     return answer[: answer.index(0)] if 0 in answer else answer
 
 
-class HullScore(BaseMetric):
+class _BatchMetric(BaseMetric):
+    """A metric whose data set has batches as items.
+
+    mmengine keeps as many results as the data set has items: so one result is a whole batch, not a sample.
+    """
+
+    def score(self, sample: dict[str, Any]) -> Any:
+        """What is kept of a sample."""
+        raise NotImplementedError
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        self.results.append([self.score(sample) for sample in data_samples])
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        return self.summary([row for batch in results for row in batch])
+
+    def summary(self, rows: list[Any]) -> dict[str, float]:
+        """The metrics of all samples."""
+        raise NotImplementedError
+
+
+class HullScore(_BatchMetric):
     """``exact``: share of hulls equal up to rotation; ``area``: mean share of the true area.
 
     ``area`` is taken over answers that are simple polygons; ``invalid`` is the share of the others, and with more than
@@ -68,63 +89,60 @@ class HullScore(BaseMetric):
     Source: Vinyals et al. 2015, section 4.2.
     """
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        for sample in data_samples:
-            points = sample["points"]
-            area = None
-            if same_cycle(sample["pointers"], sample["truth"]):
-                area = 1.0
-            elif is_simple_polygon(corners := points[torch.tensor(sample["pointers"], dtype=torch.long) - 1]):
-                whole = abs(polygon_area(points[torch.tensor(sample["truth"]) - 1]))
-                area = abs(polygon_area(corners)) / whole if whole else 1.0
-            self.results.append((same_cycle(sample["pointers"], sample["truth"]), area))
+    def score(self, sample: dict[str, Any]) -> Any:
+        points = sample["points"]
+        area = None
+        if same_cycle(sample["pointers"], sample["truth"]):
+            area = 1.0
+        elif is_simple_polygon(corners := points[torch.tensor(sample["pointers"], dtype=torch.long) - 1]):
+            whole = abs(polygon_area(points[torch.tensor(sample["truth"]) - 1]))
+            area = abs(polygon_area(corners)) / whole if whole else 1.0
+        return (same_cycle(sample["pointers"], sample["truth"]), area)
 
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        areas = [area for _, area in results if area is not None]
-        invalid = 1 - len(areas) / len(results)
+    def summary(self, rows: list[Any]) -> dict[str, float]:
+        areas = [area for _, area in rows if area is not None]
+        invalid = 1 - len(areas) / len(rows)
         mean = sum(areas) / len(areas) if invalid <= TOO_MANY_INVALID else float("nan")
-        return {"exact": sum(hit for hit, _ in results) / len(results), "area": mean, "invalid": invalid}
+        return {"exact": sum(hit for hit, _ in rows) / len(rows), "area": mean, "invalid": invalid}
 
 
-class DelaunayScore(BaseMetric):
+class DelaunayScore(_BatchMetric):
     """``exact``: share of triangulations with all triangles right and no other; ``triangles``: share of true triangles
     that are found. Order of triangles and of corners does not count.
 
     Source: Vinyals et al. 2015, section 4.3.
     """
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        for sample in data_samples:
-            found, truth = triangles(sample["pointers"]), triangles(sample["truth"])
-            whole = len(sample["pointers"]) % 3 == 0
-            self.results.append((whole and found == truth, len(found & truth), len(truth)))
+    def score(self, sample: dict[str, Any]) -> Any:
+        found, truth = triangles(sample["pointers"]), triangles(sample["truth"])
+        whole = len(sample["pointers"]) % 3 == 0
+        return (whole and found == truth, len(found & truth), len(truth))
 
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        hits, found, total = (sum(column) for column in zip(*results, strict=True))
-        return {"exact": hits / len(results), "triangles": found / total}
+    def summary(self, rows: list[Any]) -> dict[str, float]:
+        hits, found, total = (sum(column) for column in zip(*rows, strict=True))
+        return {"exact": hits / len(rows), "triangles": found / total}
 
 
-class TourScore(BaseMetric):
+class TourScore(_BatchMetric):
     """``ratio``: mean length over mean length of the teacher's tours; ``length``, ``teacher_length``: the means;
     ``invalid``: share of answers that do not visit every city once, which the means leave out.
     """
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        for sample in data_samples:
-            count = len(sample["points"])
-            valid = sorted(sample["pointers"]) == list(range(1, count + 1))
-            lengths = (0.0, 0.0)
-            if valid:
-                tours = torch.tensor([sample["pointers"], sample["truth"]]) - 1
-                lengths = tuple(tour_lengths(sample["points"].expand(2, -1, -1), tours).tolist())
-            self.results.append((valid, *lengths))
+    def score(self, sample: dict[str, Any]) -> Any:
+        count = len(sample["points"])
+        valid = sorted(sample["pointers"]) == list(range(1, count + 1))
+        lengths = (0.0, 0.0)
+        if valid:
+            tours = torch.tensor([sample["pointers"], sample["truth"]]) - 1
+            lengths = tuple(tour_lengths(sample["points"].expand(2, -1, -1), tours).tolist())
+        return (valid, *lengths)
 
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        valid, own, teacher = (sum(column) for column in zip(*results, strict=True))
+    def summary(self, rows: list[Any]) -> dict[str, float]:
+        valid, own, teacher = (sum(column) for column in zip(*rows, strict=True))
         if not valid:
             return dict.fromkeys(("ratio", "length", "teacher_length"), float("nan")) | {"invalid": 1.0}
         means = {"ratio": own / teacher, "length": own / valid, "teacher_length": teacher / valid}
-        return means | {"invalid": 1 - valid / len(results)}
+        return means | {"invalid": 1 - valid / len(rows)}
 
 
 def same_cycle(answer: Sequence[int], truth: Sequence[int]) -> bool:
