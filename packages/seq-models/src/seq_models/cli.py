@@ -12,6 +12,7 @@ from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
 from attn_core.engine.cli import run_cli
 from attn_core.engine.run import open_run
 
+from .bench.causal import benchmark_causal
 from .geometry_pictures import draw_instance
 from .language_model import CausalLM
 from .models import card, create_model, list_models
@@ -130,6 +131,7 @@ PACKAGE = TaskPackage(
     info=info,
     predict=predict,
     export=export_target,
+    benchmark=benchmark_causal,
     draw_predictions=draw_predictions,
     commands={"generate": generate, "demo": demo},
 )
