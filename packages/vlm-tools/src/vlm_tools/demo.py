@@ -89,7 +89,7 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo.json").write_text(json.dumps({"scenes": scenes, "run": str(run), "rows": rows}, indent=1) + "\n")
     pointing = draw_scenes(session, data, out / "scenes.png")
-    yield f"pointing game: the brightest cell of a digit's word is its own in {100 * pointing:.0f} % of cases (chance 6 %)"
+    yield f"pointing game: the brightest cell of a digit's word is its own in {100 * pointing:.0f} % (chance 6 %)"
     (out / "report.html").write_text(report(rows, scenes, pointing), encoding="utf-8")
     yield f"wrote {out / 'report.html'}, {out / 'demo.json'}, {out / 'scenes.png'}"
 
@@ -140,9 +140,9 @@ def report(rows: Sequence[Mapping[str, Any]], scenes: int, pointing: float) -> s
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vlm-tools demo</title><style>'
         "body{font:15px/1.5 system-ui,sans-serif;margin:2rem}td,th{padding:.2rem .7rem;text-align:right}"
         "td:first-child,th:first-child{text-align:left}tr:nth-child(even){background:#f1f3f5}</style></head><body>"
-        f"<h1>Digits world: what interventions change</h1><p>{scenes} held-out scenes, greedy decoding. random, popular, "
-        "adversarial: accuracy of POPE's three kinds of questions. chair_s: share of captions that name an absent digit, "
-        "chair_i: share of such mentions; recall: share of present digits that are named. p: McNemar's exact test "
+        f"<h1>Digits world: what interventions change</h1><p>{scenes} held-out scenes, greedy decoding. random, "
+        "popular, adversarial: accuracy of POPE's three kinds of questions. chair_s: share of captions that name an "
+        "absent digit, chair_i: share of such mentions; recall: share of present digits that are named. p: McNemar's exact test "
         f"against the baseline on the same scenes.</p><table><tr>{head}</tr>{body}</table>"
         f"<h2>Where a question's digit looks</h2><p>The brightest cell is the digit's own in {100 * pointing:.0f} % of "
         'cases; chance is 6 %.</p><img src="scenes.png" alt="attention maps over scenes"></body></html>\n'

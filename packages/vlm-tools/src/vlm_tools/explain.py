@@ -1,14 +1,17 @@
 """Which image tokens an answer depends on: six readings of one forward pass or a few, each beside its no-image control.
 
-- ``attention``: probabilities of the token's row, averaged over heads and layers, without sink tokens if they are known.
+- ``attention``: probabilities of the token's row, averaged over heads and layers, without sink tokens if they are
+  known.
 - ``rollout``: rows of Π (I + S_l)/2 (Abnar and Zuidema 2020, arXiv 2005.00928).
 - ``flow``: VL-SAM's weighted, regularized flow (`vlm_tools.vl_sam`).
-- ``chefer``: R ← R + (mean_h relu(A ∘ ∂y/∂A)) R (Chefer et al. 2021, arXiv 2103.15679); holds the maps, so up to 1,024 tokens.
-- ``integrated_gradients``: Sundararajan et al. 2017, arXiv 1703.01365, on the decoder's image embeddings, from their mean.
+- ``chefer``: R ← R + (mean_h relu(A ∘ ∂y/∂A)) R (Chefer et al. 2021, arXiv 2103.15679); holds the maps, so up to
+  1,024 tokens.
+- ``integrated_gradients``: Sundararajan et al. 2017, arXiv 1703.01365, on the decoder's image embeddings, from their
+  mean.
 - ``occlusion``: fall of the token's log-probability when windows of image embeddings are replaced by their mean.
 
-The control explains the same token with every image embedding replaced by their mean: what is left there is position, not
-content. Checked in ``tests/test_grounding.py``.
+The control explains the same token with every image embedding replaced by their mean: what is left there is position,
+not content. Checked in ``tests/test_grounding.py``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

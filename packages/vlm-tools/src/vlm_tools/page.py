@@ -26,8 +26,12 @@ label {{ margin-right: 1.5rem }}
 <h1>{title}</h1><p id="prompt">{prompt}</p>
 <div id="view"><img alt="picture" src="data:image/png;base64,{picture}"><canvas id="heat"></canvas></div>
 <p id="words">{words}</p>
-<p><label>layer <input id="layer" type="range" min="-1" max="{last_layer}" value="-1"> <output id="layer-name">mean</output>
-</label><label>head <input id="head" type="range" min="-1" max="{last_head}" value="-1"> <output id="head-name">mean</output>
+<p><label>layer
+<input id="layer" type="range" min="-1" max="{last_layer}" value="-1">
+<output id="layer-name">mean</output>
+</label><label>head
+<input id="head" type="range" min="-1" max="{last_head}" value="-1">
+<output id="head-name">mean</output>
 </label></p>
 <script id="data" type="application/json">{data}</script><script>
 const data = JSON.parse(document.getElementById("data").textContent);

@@ -3,10 +3,10 @@
 Paper: Liu et al., Paying More Attention to Image, ECCV 2024, arXiv 2407.21771.
 Official code: LALBJ/PAI, ``attention.py`` (``llama_new_forward``), ``CFG.py`` (``CFGLogits``).
 
-The same: s + α·|s| on image tokens of the last row, layers 2 … last; guidance γ(z − z') + z' on log-probabilities with
-the cut at 0.1 of the best. Different: batches, beams, any family; the second stream reads the same prompt without image
-tokens, under ordinary attention. Since |s| counts, negative scores are raised towards zero: strong α flattens the image.
-Checked in ``tests/test_pai.py``.
+The same: s + α·|s| on image tokens of the last row, layers 2 … last; guidance γ(z − z') + z' on log-probabilities
+with the cut at 0.1 of the best. Different: batches, beams, any family; the second stream reads the same prompt
+without image tokens, under ordinary attention. Since |s| counts, negative scores are raised towards zero: strong α
+flattens the image. Checked in ``tests/test_pai.py``.
 """
 
 import math

@@ -5,12 +5,12 @@ arXiv 2501.12206 (v3: PAINT). Official code: hasanar1f/llava-hallunication-fix, 
 choice in its vision tower.
 
 The same: local tokens are the upper quarter by attention of the class token in the first vision layer, summary tokens
-the outliers (beyond Q3 + 1.5 IQR) in the second to last one, taken out of the local ones; s + α·|s| and s + β·|s| on the
-last row, layers 2 … last; PAI's guidance. Different: the released "spatial" tokens rank sums that are all 1 and are left
-out; the paper's head-specific strength is not in the released code; `head_weights=True` is our reading of it (a head's
-visual mass over the layer's mean, clipped to [0, 2]). Vision towers without a class token whose patches are the image
-tokens (all but Llava's) are scored by the text: attention of the last prompt row on each image token in the first
-decoder layer (local) and in the second (summary). Checked in ``tests/test_pai.py``.
+the outliers (beyond Q3 + 1.5 IQR) in the second to last one, taken out of the local ones; s + α·|s| and s + β·|s| on
+the last row, layers 2 … last; PAI's guidance. Different: the released "spatial" tokens rank sums that are all 1 and
+are left out; the paper's head-specific strength is not in the released code; `head_weights=True` is our reading of it
+(a head's visual mass over the layer's mean, clipped to [0, 2]). Vision towers without a class token whose patches are
+the image tokens (all but Llava's) are scored by the text: attention of the last prompt row on each image token in the
+first decoder layer (local) and in the second (summary). Checked in ``tests/test_pai.py``.
 """
 
 from collections.abc import Mapping, Sequence

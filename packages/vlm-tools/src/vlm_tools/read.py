@@ -4,9 +4,9 @@ Paper: Qian et al., Reasoning to Attend: Try to Understand How <SEG> Token Works
 Official code: rui-qian/READ, ``model/READ.py`` (``similarity_map_to_points``).
 
 The same: dot products, smoothing by a smaller grid, scaling to [0, 1], undoing of the center crop, positive points
-first, then negative, then neutral ones, labels 1, 0, −1; the differentiable coordinates. Different: those are summed over
-a window of ±6 pixels instead of the whole picture (the rest weighs less than e^−36); a constant similarity is an error.
-Any token may ask, not only a trained ``[SEG]``. Checked in ``tests/test_grounding.py``.
+first, then negative, then neutral ones, labels 1, 0, −1; the differentiable coordinates. Different: those are summed
+over a window of ±6 pixels instead of the whole picture (the rest weighs less than e^−36); a constant similarity is an
+error. Any token may ask, not only a trained ``[SEG]``. Checked in ``tests/test_grounding.py``.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """A second stream beside generation: another prompt or image with a cache of its own, combined with every score.
 
-Source of the idea: VCD (DAMO-NLP-SG/VCD, ``vcd_utils/vcd_sample.py``), which patches a sampling loop that transformers no
-longer has. Here it is a `transformers.LogitsProcessor`, so greedy search, sampling and beams work; under beams the second
-cache follows the reordering of the first. Checked in ``tests/test_second_stream.py``.
+Source of the idea: VCD (DAMO-NLP-SG/VCD, ``vcd_utils/vcd_sample.py``), which patches a sampling loop that
+transformers no longer has. Here it is a `transformers.LogitsProcessor`, so greedy search, sampling and beams work;
+under beams the second cache follows the reordering of the first. Checked in ``tests/test_second_stream.py``.
 """
 
 from collections.abc import Callable, Iterator, Mapping

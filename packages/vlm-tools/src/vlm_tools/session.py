@@ -70,7 +70,10 @@ class Session:
         """Greedy answer without the prompt."""
         with torch.no_grad():
             out = self.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-        return out[:, inputs["input_ids"].shape[1] :]
+        answer = out[:, inputs["input_ids"].shape[1] :]
+        if self.processor is None and Words().decode(answer[0, :1].tolist()) in ("yes", "no"):
+            return answer[:, :1]  # questions were trained without an end
+        return answer
 
     def words(self, tokens: Sequence[int]) -> list[str]:
         """Text of each token."""

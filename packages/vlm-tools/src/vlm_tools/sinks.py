@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 TAU = 20.0
-PROMINENCE = 100.0  # times the median magnitude of a layer
+PROMINENCE = 50.0  # times the median magnitude of the token itself
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,10 @@ def check_reachable(hidden_size: int, tau: float, caller: str) -> None:
 
 
 def find_sinks(model: Any, inputs: Mapping[str, Any], *, tau: float = TAU) -> SinkDimensions:
-    """Search a model's sink dimensions on a prompt: those that exceed max(tau, 100 × the layer's median) at the first
-    token or the most attended one of a prompt, in most layers between 25 and 75 % of the depth.
+    """Search a model's sink dimensions on a prompt.
+
+    A dimension is one if, at any token, it exceeds max(tau, 50 × the token's median) in most layers between 25 and 75 %
+    of the depth.
 
     Args:
         inputs: what the model is called with.
@@ -86,8 +88,8 @@ def find_sinks(model: Any, inputs: Mapping[str, Any], *, tau: float = TAU) -> Si
         size = normalized(hidden).abs()
         if mask is not None:
             size = size * mask[..., None].to(size.dtype)
-        peak = size.amax((0, 1))
-        votes += (peak > max(tau, PROMINENCE * float(size.median()))).float().cpu()
+        least = (PROMINENCE * size.median(-1, keepdim=True).values).clamp_min(tau)
+        votes += (size > least).any(1).any(0).float().cpu()
     dims = (votes > (high - low) / 2).nonzero().flatten().tolist()
     if not dims:
         raise ValueError(

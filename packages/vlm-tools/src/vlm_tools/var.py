@@ -1,14 +1,15 @@
 """VAR: heads that look at the image move attention from sinks to the rest of the image.
 
-Paper: Kang et al., See What You Are Told: Visual Attention Sink in Large Multimodal Models, ICLR 2025, arXiv 2503.03321.
-Official code: seilk/VisAttnSink, ``src/logic/logic.py`` (``DimProspector``, ``HeadFork``, ``VARProcessor``).
+Paper: Kang et al., See What You Are Told: Visual Attention Sink in Large Multimodal Models, ICLR 2025, arXiv
+2503.03321. Official code: seilk/VisAttnSink, ``src/logic/logic.py`` (``DimProspector``, ``HeadFork``,
+``VARProcessor``).
 
-The same: sinks from the input of each layer (from layer 2, tau 20), frozen after the prompt; rows behind the image and
-decoded rows; selection of (row, head) by visual mass and by the share of sinks in it; text sinks pay too. Different:
-batches, left padding, beams and grouped heads work; no N×N map (rows before the image are ordinary attention, the others
-two passes by `attn_core.visual_attention_redistribution`); `keep` is what the official ``p`` means (the paper's p is
-1 − keep), `min_nonsink_ratio` is 1 − the official rho (the paper's own definition). ``skip_last_layer=True`` is the paper,
-False what the released code does. Checked in ``tests/test_var.py``.
+The same: sinks from the input of each layer (from layer 2, tau 20), frozen after the prompt; rows behind the image
+and decoded rows; selection of (row, head) by visual mass and by the share of sinks in it; text sinks pay too.
+Different: batches, left padding, beams and grouped heads work; no N×N map (rows before the image are ordinary
+attention, the others two passes by `attn_core.visual_attention_redistribution`); `keep` is what the official ``p``
+means (the paper's p is 1 − keep), `min_nonsink_ratio` is 1 − the official rho (the paper's own definition).
+``skip_last_layer=True`` is the paper, False what the released code does. Checked in ``tests/test_var.py``.
 
 Shapes: as the model's.
 """

@@ -1,7 +1,8 @@
 """VCD: what a noisy image suggests as well is prior, not evidence; its scores are subtracted.
 
-Paper: Leng et al., Mitigating Object Hallucinations in Large Vision-Language Models through Visual Contrastive Decoding,
-CVPR 2024, arXiv 2311.16922. Official code: DAMO-NLP-SG/VCD, ``vcd_utils/vcd_add_noise.py``, ``vcd_utils/vcd_sample.py``.
+Paper: Leng et al., Mitigating Object Hallucinations in Large Vision-Language Models through Visual Contrastive
+Decoding, CVPR 2024, arXiv 2311.16922. Official code: DAMO-NLP-SG/VCD, ``vcd_utils/vcd_add_noise.py``,
+``vcd_utils/vcd_sample.py``.
 
 The same: noise schedule and step, (1 + α)z − αz' with the plausibility cut on the main stream's scores. Different: the
 noise has a seed of its own; any decoding, not sampling alone. Checked in ``tests/test_second_stream.py``.

@@ -3,9 +3,9 @@
 Paper: Lin et al., Training-Free Open-Ended Object Detection and Segmentation via Attention as Prompts, NeurIPS 2024,
 arXiv 2410.05963. No code is released; this follows the paper's equations.
 
-Heads are weighted by their mean row maximum, layers chained by R_l = (I + S_l)(I + R_{l−1}) with the factor
-1 − (N − j − 1)/N on column j against the pile-up of early tokens. Only one row of R is needed, so the chain runs from the
-last layer down with vector-matrix products; a layer's probabilities are recomputed in blocks of rows and no N×N map is
+Heads are weighted by their mean row maximum, layers chained by R_l = (I + S_l)(I + R_{l−1}) with the factor 1 − (N −
+j − 1)/N on column j against the pile-up of early tokens. Only one row of R is needed, so the chain runs from the last
+layer down with vector-matrix products; a layer's probabilities are recomputed in blocks of rows and no N×N map is
 held. `dense_flow` is the same equation in full, for tests. Checked in ``tests/test_grounding.py``.
 """
 

@@ -4,10 +4,10 @@ Paper: Rohrbach et al., Object Hallucination in Image Captioning, EMNLP 2018, ar
 Official code: LisaAnne/Hallucination, ``utils/chair.py``; scored as the version of LALBJ/PAI, ``chair.py``.
 
 The same: words to categories by synonyms, terms of two words first, an animal's "baby" and a vehicle's "passenger" no
-person, no seat beside a toilet, every mention counts. Different: rules of English plurals instead of NLTK's tagger and
-lemmatizer (no download); the list of synonyms is a file of yours, one category per line, as the official one; by default
-each category stands for itself. Repetition and recall are printed because a caption that repeats itself lowers CHAIR_i.
-Checked in ``tests/test_benchmarks.py``.
+person, no seat beside a toilet, every mention counts. Different: rules of English plurals instead of NLTK's tagger
+and lemmatizer (no download); the list of synonyms is a file of yours, one category per line, as the official one; by
+default each category stands for itself. Repetition and recall are printed because a caption that repeats itself
+lowers CHAIR_i. Checked in ``tests/test_benchmarks.py``.
 """
 
 import re
