@@ -39,7 +39,6 @@ __all__ = ["AgentMixing"]
 BIAS_SIDE = 7  # of the small maps that biases are stretched from
 
 
-@register_notrace_module
 class AgentMixing(nn.Module):
     """softmax(q·a + B₂) softmax(a·k + B₁) v + dwc(v), agents a pooled from q (eq. 5 and 6), without projections.
 
@@ -129,3 +128,6 @@ class AgentMixing(nn.Module):
             cells = bias.transpose(1, 2).reshape(bias.shape[0], -1, self.side, self.side)
             bias = F.interpolate(cells, size=self.shape, mode="bilinear").flatten(2).transpose(1, 2)
         return bias.unsqueeze(0)
+
+
+register_notrace_module(AgentMixing)  # not as decorator, which would hide the type

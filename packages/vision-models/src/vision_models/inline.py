@@ -32,7 +32,6 @@ from .layers import DepthwiseConv
 __all__ = ["InLineMixing"]
 
 
-@register_notrace_module
 class InLineMixing(nn.Module):
     """q·(kᵀv)/N + (1 − q·mean(k))·mean(v) plus v under kernels of the image (eq. 5 and 7), without projections.
 
@@ -80,3 +79,6 @@ class InLineMixing(nn.Module):
         """One 3×3 kernel for each image, head and channel: (B, N, dim) → (B, H, dim/H, 3, 3)."""
         kernels = self.residual(source.mean(1).unsqueeze(2))
         return kernels.reshape(source.shape[0], self.num_heads, -1, 3, 3)
+
+
+register_notrace_module(InLineMixing)  # not as decorator, which would hide the type
