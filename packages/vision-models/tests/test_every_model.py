@@ -78,7 +78,8 @@ def test_config_describes_the_model(name: str) -> None:
         assert f"{cfg['classifier']}.weight" in keys
         assert model.num_classes == model.get_classifier().out_features
     if not is_token_model(model):
-        assert cfg["pool_size"] == tuple(-(-side // model.feature_info[-1]["reduction"]) for side in cfg["input_size"][1:])
+        reduction = model.feature_info[-1]["reduction"]
+        assert cfg["pool_size"] == tuple(-(-side // reduction) for side in cfg["input_size"][1:])
     reductions = [row["reduction"] for row in model.feature_info]
     assert reductions == sorted(reductions)
 
