@@ -2,7 +2,7 @@
 
 In training mode ``net(images, targets)`` gives a dict of losses, in eval mode ``net(images)`` a list of dicts of
 ``boxes`` (N, 4) xyxy in pixels of the given image, ``scores`` and ``labels``. Plain-DETR and torchvision's own
-detectors do. Checked in: ``test_detection_task.py``.
+detectors do. Checked in: ``test_plain_detr_losses.py``.
 """
 
 from collections.abc import Sequence

@@ -34,7 +34,7 @@ from .box_rpb import BoxRPBAttention, PositionBias
 from .boxes import apply_deltas, cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from .losses import HybridCriterion
 from .post_process import top_scores
-from .swin_v2 import SwinV2, swin_v2_large, swin_v2_small
+from .swin_v2 import swin_v2_large, swin_v2_small
 
 SWINS = {"swin_v2_small": swin_v2_small, "swin_v2_large": swin_v2_large}
 Sizes = list[tuple[int, int]]

@@ -8,6 +8,10 @@ from mmengine.registry import MODELS as ROOT
 from mmengine.registry import Registry
 
 from .detection_task import DetectionTask
+from .plain_detr import PlainDETR
+from .swin_v2 import SwinV2
 
 MODELS = Registry("model", parent=ROOT, scope="detection", locations=["detection.registry"])
 MODELS.register_module(module=DetectionTask)
+MODELS.register_module(module=PlainDETR)
+MODELS.register_module(module=SwinV2)

@@ -1,10 +1,11 @@
 """Swin Transformer V2 with global blocks, Plain-DETR's backbone: the map of its last stage, stride 32.
 
 Papers: Liu et al., CVPR 2022, arXiv 2111.09883; global blocks: Lin et al., ICCV 2023, arXiv 2308.01904. Official code:
-https://github.com/impiga/Plain-DETR, ``models/swin_transformer_v2.py``. The same: numbers and names of parameters; among
-what differs from timm's Swin V2 are norms with eps 1e-6, cosine attention divided by norm + 5e-5, and that windows
-reach into zero padding unmasked. What differs: coordinate tables are no buffers of the checkpoint, maps stay
-channels-last. Checked in: ``test_swin_v2.py``.
+https://github.com/impiga/Plain-DETR, ``models/swin_transformer_v2.py``.
+
+The same: numbers and names of parameters. Unlike timm's Swin V2 it has norms with eps 1e-6, divides by norm + 5e-5 in
+cosine attention, and its windows reach into zero padding unmasked. What differs: coordinate tables are no buffers of
+the checkpoint, maps stay channels-last. Checked as the backbone of the models in ``test_plain_detr.py``.
 
 Shapes: (B, 3, Y, X) → (B, 8·embed_dim, ⌈Y/32⌉, ⌈X/32⌉).
 """
