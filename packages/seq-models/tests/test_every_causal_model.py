@@ -127,10 +127,10 @@ def test_generation_with_a_state_equals_generation_without(model: Any, ids: Tens
     results = []
     for use_cache in (True, False):
         torch.manual_seed(3)
-        settings = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "use_cache": use_cache, **options}
+        settings = {"do_sample": False, "max_new_tokens": 3, "pad_token_id": 0, "use_cache": use_cache, **options}
         results.append(model.generate(ids, attention_mask=mask, **settings))
     assert torch.equal(results[0], results[1])
-    alone = model.generate(ids[:1, 6:], max_new_tokens=6, do_sample=False, pad_token_id=0)
+    alone = model.generate(ids[:1, 6:], max_new_tokens=3, do_sample=False, pad_token_id=0)
     if not options:
         assert torch.equal(results[0][:1, LENGTH:], alone[:, LENGTH - 6 :])
 
