@@ -1,6 +1,7 @@
 """AGUNet (0.4 M parameters) on the ICBM152 average brain: T1 → CSF, grey and white matter, front of the head held out.
 
-A demonstration: one brain, no benchmark.
+A demonstration: one brain, no benchmark. Dice 0.478, 0.815, 0.839 on the held-out block with seed 0 after 1,000
+steps; other seeds and the time on an idle machine have not been measured.
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
