@@ -20,8 +20,8 @@ def test_pope_negatives_are_absent_popular_or_companions() -> None:
             assert (named in OBJECTS[question.image]) == (question.label == "yes")
     popular = pope.build_questions(OBJECTS, "popular", per_image=1)
     assert popular[5].text == "Is there a cat in the image?"
-    adversarial = pope.build_questions(OBJECTS, "adversarial", per_image=None)
-    assert next(q for q in adversarial if q.image == "d" and q.label == "no").text == "Is there a cat in the image?"
+    adversarial = pope.build_questions(OBJECTS, "adversarial", per_image=1)
+    assert next(q for q in adversarial if q.image == "c" and q.label == "no").text == "Is there a cat in the image?"
 
 
 def test_pope_article_changes_alone() -> None:

@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "steps=4",
         "warmup=1",
         "batch_size=8",
-        "val_dataloader.dataset.count=4",
+        "val_dataloader.dataset.count=12",
         "test_dataloader.dataset.count=12",
     ]
     assert command("train", "--out", str(directory), *(part for s in settings for part in ("--set", s))) == 0

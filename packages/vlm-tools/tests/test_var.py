@@ -80,8 +80,8 @@ def test_injected_sink_dimension_and_tokens_are_recovered_exactly(sinky: tuple[A
     assert found.dims == (7,)
     with torch.no_grad(), intervene(model, VAR(dims=found.dims, summ=0.0)) as run:
         model(**inputs)
-        sinks = {layer: run._state[layer]["sinks"][0].nonzero().flatten().tolist() for layer in range(2, 6)}
-    assert sinks == dict.fromkeys(range(2, 6), places)
+        sinks = {layer: run._state[layer]["sinks"][0].nonzero().flatten().tolist() for layer in (2, 3)}
+    assert sinks == dict.fromkeys((2, 3), places)
     assert sum(row["edited"] for row in run.report()) > 0
 
 

@@ -142,7 +142,8 @@ def report(rows: Sequence[Mapping[str, Any]], scenes: int, pointing: float) -> s
         "td:first-child,th:first-child{text-align:left}tr:nth-child(even){background:#f1f3f5}</style></head><body>"
         f"<h1>Digits world: what interventions change</h1><p>{scenes} held-out scenes, greedy decoding. random, "
         "popular, adversarial: accuracy of POPE's three kinds of questions. chair_s: share of captions that name an "
-        "absent digit, chair_i: share of such mentions; recall: share of present digits that are named. p: McNemar's exact test "
+        "absent digit, chair_i: share of such mentions; recall: share of present digits that are named. p: "
+        "McNemar's exact test "
         f"against the baseline on the same scenes.</p><table><tr>{head}</tr>{body}</table>"
         f"<h2>Where a question's digit looks</h2><p>The brightest cell is the digit's own in {100 * pointing:.0f} % of "
         'cases; chance is 6 %.</p><img src="scenes.png" alt="attention maps over scenes"></body></html>\n'
