@@ -165,13 +165,31 @@ def test_routing_picture_follows_the_tables_of_the_model() -> None:
 
 def test_benchmark_compares_both_formulations(monkeypatch: pytest.MonkeyPatch) -> None:
     from attn_core.engine import BenchmarkRequest
-    from vision_models.bench import biformer as bench
+    from vision_models.bench import biformer, families, measure
 
-    monkeypatch.setattr(bench, "REPEATS", 1)
-    monkeypatch.setattr(bench, "LARGE_SIDE", 28)
-    rows: Any = bench.benchmark(BenchmarkRequest(["test_biformer"], 1, torch.device("cpu"), None))
+    monkeypatch.setattr(measure, "REPEATS", 1)
+    monkeypatch.setattr(biformer, "LARGE_SIDE", 28)
+    rows: Any = families.benchmark(BenchmarkRequest(["test_biformer"], 1, torch.device("cpu"), None))
     assert {row["quantity"] for row in rows} >= {"forward, ms", "training step, ms", "training step, peak MiB"}
     assert all(float(row["error"]) < 1e-4 for row in rows)
+
+
+def test_benchmark_gives_timms_model_our_weights() -> None:
+    from vision_models.bench.timm_peer import timm_peer
+
+    for name in ("davit_tiny", "focalnet_tiny_srf", "halonet26t"):
+        ours: Any = create_model(name).eval()
+        peer = timm_peer(name, ours).eval()
+        assert sum(float(p.detach().double().sum()) for p in peer.parameters()) == pytest.approx(
+            sum(float(p.detach().double().sum()) for p in ours.parameters()), rel=1e-9
+        )
+    with pytest.raises(ValueError, match="benchmark: timm has no halonet_h0 to compare with"):
+        timm_peer("halonet_h0", create_model("halonet_h0", device="meta"))
+
+
+def test_benchmark_names_models_without_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("benchmark", "ravlt_tiny") == 1
+    assert "ravlt_tiny has no peer to compare with; BiFormer, DaViT, FocalNet, HaloNet have" in capsys.readouterr().err
 
 
 def test_command_is_installed() -> None:

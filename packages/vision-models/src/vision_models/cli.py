@@ -8,7 +8,7 @@ import torch
 from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
 from attn_core.engine.cli import run_cli
 
-from .bench.biformer import benchmark
+from .bench.families import benchmark
 from .models import card, create_model, list_models, timm_name
 from .predictions import draw_predictions, predict
 

@@ -1,0 +1,34 @@
+"""DaViT, FocalNet and HaloNet against timm's models of the same names, with the same weights."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from vision_models.backbone import StagedBackbone, official_names
+
+from .measure import model_rows
+
+
+def timm_peer(name: str, ours: StagedBackbone) -> nn.Module:
+    """timm's model with our weights.
+
+    Raises:
+        ValueError: timm has no model of that name.
+    """
+    if not timm.is_model(name):
+        raise ValueError(f"benchmark: timm has no {name} to compare with")
+    peer: Any = timm.create_model(name)
+    layout = "timm" if "timm" in ours.key_map else None
+    names = official_names(ours, ours.key_map, layout) if layout else {key: key for key in ours.state_dict()}
+    own = ours.state_dict()
+    state = {key: own[names[key]].view_as(value) for key, value in peer.state_dict().items()}
+    peer.load_state_dict(state)
+    return peer.to(next(ours.parameters()).device)
+
+
+def rows(name: str, ours: StagedBackbone, x: Tensor, *, compiled: bool) -> list[dict[str, Any]]:
+    """Forward pass and training step of both."""
+    torch.manual_seed(0)
+    return model_rows(name, ours, timm_peer(name, ours), "timm", x, compiled=compiled)
