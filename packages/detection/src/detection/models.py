@@ -9,6 +9,9 @@ from torch import nn
 
 from attn_core.registry import ModelCard, Registry, did_you_mean
 
+from . import bevformer_dfa3d, bvr_hosts
+from .bevformer_dfa3d import BEVFormerDFA3D
+from .bvr_hosts import build_detector
 from .plain_detr import PlainDETR
 from .swin_v2 import SwinV2
 
@@ -65,6 +68,10 @@ def test_plain_detr(**options: Any) -> PlainDETR:
 test_plain_detr.__test__ = False  # pyright: ignore  # pytest would take the name for a test's
 
 
+for _builder in (*bvr_hosts.VARIANTS, *bevformer_dfa3d.VARIANTS):
+    REGISTRY.register(_builder)
+
+
 def list_models() -> list[str]:
     """Names that :func:`create_model` takes, sorted."""
     return list(REGISTRY)
@@ -77,6 +84,10 @@ def card(name: str) -> ModelCard:
     """
     summary = (REGISTRY.get(name).__doc__ or "").split("\n", 1)[0]
     published = re.search(r"published (AP [\d.]+)", summary)
+    for module in (bvr_hosts, bevformer_dfa3d):
+        if REGISTRY.get(name) in module.VARIANTS:
+            family, paper, code, license_, test = module.CARD
+            return ModelCard(family, summary, paper, code, license_, test, published[1] if published else "")
     return ModelCard(
         family="Plain-DETR",
         summary=summary,
@@ -98,7 +109,9 @@ def create_model(name: str, **options: Any) -> nn.Module:
     Raises: ValueError: unknown name or option, with the nearest known one.
     """
     builder: Callable[..., nn.Module] = REGISTRY.get(name)
-    known = inspect.signature(PlainDETR).parameters
+    makers = {bvr_hosts.VARIANTS: build_detector, bevformer_dfa3d.VARIANTS: BEVFormerDFA3D}
+    maker = next((maker for variants, maker in makers.items() if builder in variants), PlainDETR)
+    known = inspect.signature(maker).parameters
     for option in options:
         if option not in known:
             raise ValueError(f"create_model: {name} has no option {option!r}{did_you_mean(option, known)}")
