@@ -156,6 +156,7 @@ def test_checkpointed_gradients_equal_plain_ones(model: Any, ids: Tensor) -> Non
         if checkpointing:
             model.activation_checkpointing_enable()
         model.zero_grad()
+        torch.manual_seed(1)  # centroids may start from random tokens
         model(ids, labels=ids).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0

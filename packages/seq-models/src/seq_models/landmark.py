@@ -235,7 +235,8 @@ class LandmarkAttention(nn.Module):
         read = torch.einsum("bhncl,bhncld->bhncd", logits[..., :-1].softmax(-1), values[..., :-1, :])
         gate = logits[..., -1].masked_fill(~open_, -torch.inf)
         parts = [*read.unbind(-2), own]
-        return merge_attention(parts, [*gate.unbind(-1), lse])[0]
+        exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+        return merge_attention(parts, [*gate.to(exact).unbind(-1), lse.to(exact)])[0]
 
     def _gather(self, memory: Memory, chosen: Int[Tensor, "B H N K"], q: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, N, K, L, D) of the chosen blocks, on the device of q."""

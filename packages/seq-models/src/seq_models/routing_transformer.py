@@ -113,6 +113,7 @@ class Centroids(nn.Module):
         self.register_buffer("means", torch.empty(num_heads, clusters, dim))
         self.register_buffer("count", torch.empty(num_heads, clusters))
         self.register_buffer("started", torch.empty((), dtype=torch.bool))
+        self.before_step: Tensor | None = None  # what gradient checkpointing's second pass must see again
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -131,11 +132,16 @@ class Centroids(nn.Module):
         with torch.no_grad():
             if self.training and self.style == "lucidrains" and not self.started:
                 self._start(points)
-            return torch.einsum("bhnd,hkd->bhnk", points, self.means.to(points.dtype))
+            return torch.einsum("bhnd,hkd->bhnk", points, self.current().to(points.dtype))
+
+    def current(self) -> Float[Tensor, "H K D"]:
+        """The centroids; in gradient checkpointing's second pass those that the first one saw."""
+        return self.before_step if self.before_step is not None and _recomputing() else self.means
 
     @torch.no_grad()
     def update(self, points: Float[Tensor, "B H N D"], nearest: Int[Tensor, "B H N"]) -> None:
         """Move centroids towards their tokens, those of all processes; without tokens a centroid stays where it is."""
+        self.before_step = self.means.clone()
         members, sums = self._gathered(points, nearest)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(members)
@@ -401,7 +407,7 @@ class RoutingAttention(nn.Module):
 
     def _commitment(self, points: Tensor, nearest: Tensor) -> Tensor:
         """β·mean (x − μ)² to the nearest centroid; officially once for queries and once for the equal keys."""
-        means = self.centroids.means.to(points.dtype)
+        means = self.centroids.current().to(points.dtype)
         target = means.expand(len(points), -1, -1, -1).gather(
             2, nearest[..., None].expand(-1, -1, -1, points.shape[-1])
         )
