@@ -217,7 +217,7 @@ class LandmarkAttention(nn.Module):
         chance = scores.masked_fill(j >= b, -torch.inf).log_softmax(-1).nan_to_num(-torch.inf, neginf=-torch.inf)
         if config.retrieval == "max_over_heads":
             chance = chance.amax(1, keepdim=True).expand_as(scores)
-        ranking = (chance.clamp(min=-1e6).masked_fill(j >= b, -1e7) * 1024).round().long() * before + j
+        ranking = (chance.double().clamp(min=-1e6).masked_fill(j >= b, -1e7) * 1024).round().long() * before + j
         count = min(limit, before)
         chosen = ranking.topk(count, dim=-1).indices
         # In order of time; where fewer blocks exist than may be read, those ahead come last and are shut.
