@@ -11,6 +11,7 @@ from attn_core.engine.cli import run_cli
 from .models import card, create_model, list_models
 from .plain_detr import PlainDETR
 from .predictions import draw_predictions, predict
+from .ring3d_picture import write_samples
 from .rpb_benchmark import benchmark
 
 
@@ -66,6 +67,7 @@ PACKAGE = TaskPackage(
     export=export_target,
     benchmark=benchmark,
     draw_predictions=draw_predictions,
+    commands={"ring3d": write_samples},
 )
 
 

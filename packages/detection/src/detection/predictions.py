@@ -13,9 +13,12 @@ from torchvision.transforms.v2 import functional as F
 
 from attn_core.engine import TrainedRun
 
+from .bevformer_dfa3d import BEVFormerDFA3D
+from .bevformer_task import BEVDetectionTask
 from .data.coco import SUFFIXES, read_image
 from .data.transforms import DetectionTransform
 from .detection_task import DetectionTask, to_original
+from .ring3d_picture import draw_scenes, predict_samples
 
 COLORS = ("#e03131", "#1971c2", "#2f9e44", "#f08c00", "#9c36b5", "#0c8599", "#e8590c", "#6741d9", "#c2255c", "#66a80f")
 
@@ -38,6 +41,9 @@ def predict(
     if not 0 <= threshold <= 1:
         raise ValueError(f"--threshold must be in [0, 1], got {threshold}")
     net: Any = getattr(run.model, "net", None)
+    if isinstance(net, BEVFormerDFA3D):
+        yield from predict_samples(run, inputs, out, threshold=threshold)
+        return
     if net is None or "classes" not in run.data_info or "category_ids" not in run.data_info:
         raise ValueError(f"{run.directory}: not a run of a detector of boxes in pictures")
     classes, categories = run.data_info["classes"], run.data_info["category_ids"]
@@ -98,8 +104,11 @@ def _pictures(inputs: Sequence[Path]) -> Iterator[Path]:
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:
     """Twelve test pictures: what is there on the left, boxes above a score of 0.3 on the right.
 
-    Of models other than `DetectionTask` nothing is drawn.
+    Of a `BEVDetectionTask` one sample is drawn in all cameras and from above; of other models nothing.
     """
+    if isinstance(model, BEVDetectionTask):
+        draw_scenes(model, loader, path)
+        return
     if not isinstance(model, DetectionTask):
         return
     info: Mapping[str, Any] = loader.dataset.metainfo  # pyright: ignore[reportAttributeAccessIssue]
