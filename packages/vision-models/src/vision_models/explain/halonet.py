@@ -51,6 +51,6 @@ def _panel(attn: HaloAttention, x: Tensor, point: tuple[float, float], number: i
     rows, columns = slice(max(top, 0), min(top + span, height)), slice(max(left, 0), min(left + span, width))
     seen = attention[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left].float().cpu()
     light[rows, columns] = seen
-    title = f"stage {number}: block {attn.block}, halo {attn.halo}, {100 * float(1 - seen.sum()):.0f} % outside"
+    title = f"stage {number}: block {attn.block}, halo {attn.halo}, {100 * abs(float(1 - seen.sum())):.0f} % outside"
     block = (top + attn.halo, left + attn.halo, attn.block, attn.block)
     return Panel(title, brightness(light), (attn.block, attn.block), [block, (top, left, span, span)])
