@@ -16,6 +16,7 @@ from medical_seg.sliding_window import gaussian, labels_from_planes, logits_by_p
 
 @pytest.mark.parity
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI calls itself with it
 def test_scores_are_monai_s() -> None:
     from monai.metrics.hausdorff_distance import compute_hausdorff_distance
     from monai.metrics.meandice import compute_dice

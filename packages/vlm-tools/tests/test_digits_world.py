@@ -69,13 +69,13 @@ def test_model_learns_in_a_few_steps() -> None:
 
 
 def test_scores_count_mentions_of_absent_digits() -> None:
-    present = torch.zeros(2, 10, dtype=torch.bool)
-    present[0, 3] = present[1, [1, 2]] = True
-    found = scores_of(present, present, ["a three and a four and a four", "a one"])
-    assert found.chair_s == 0.5
-    assert found.chair_i == 0.5
-    assert found.recall == pytest.approx(2 / 3)
-    assert found.repeated == 0.25
+    present = torch.zeros(3, 10, dtype=torch.bool)
+    present[0, 3] = present[1, [1, 2]] = present[2, [5, 6]] = True
+    found = scores_of(present, present, ["a three and a four and a four", "a one", "a five"])
+    assert found.chair_s == pytest.approx(1 / 3)
+    assert found.chair_i == pytest.approx(2 / 5)
+    assert found.recall == pytest.approx(3 / 5)
+    assert found.repeated == pytest.approx(1 / 5)
     assert found.accuracy("adversarial") == 1
     with pytest.raises(ValueError, match="do not fit"):
         scores_of(present, present, [])

@@ -361,7 +361,7 @@ class DepthHead(nn.Module):
         per_size = bins // sum(group_sizes) if group_sizes else 0
         widths = [size for size in group_sizes for _ in range(per_size)] or [1] * bins
         self.register_buffer(
-            "group_of_bin", torch.arange(len(widths)).repeat_interleave(torch.tensor(widths)), persistent=False
+            "group_of_bin", torch.tensor([g for g, width in enumerate(widths) for _ in range(width)]), persistent=False
         )
         self.group_of_bin: Tensor
         self.bound = bound

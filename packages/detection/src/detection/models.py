@@ -83,7 +83,7 @@ def card(name: str) -> ModelCard:
     Raises: ValueError for an unknown name, with the nearest known one.
     """
     summary = (REGISTRY.get(name).__doc__ or "").split("\n", 1)[0]
-    published = re.search(r"published (AP [\d.]+)", summary)
+    published = re.search(r"published (AP \d+\.\d+)", summary)
     for module in (bvr_hosts, bevformer_dfa3d):
         if REGISTRY.get(name) in module.VARIANTS:
             family, paper, code, license_, test = module.CARD

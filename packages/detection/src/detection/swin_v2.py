@@ -219,7 +219,7 @@ class SwinV2(nn.Module):
         self.grad_checkpointing = grad_checkpointing
         self.channels = embed_dim * 2 ** (len(depths) - 1)
         self.patch_embed = PatchEmbed(in_chans, embed_dim)
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(drop_path * block / max(1, sum(depths) - 1) for block in range(sum(depths)))
         self.layers = nn.ModuleList()
         for stage, depth in enumerate(depths):
             dim = embed_dim * 2**stage

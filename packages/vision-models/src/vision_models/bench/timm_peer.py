@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vision_models.backbone import StagedBackbone, official_names
+from vision_models.models import timm_name
 
 from .measure import model_rows
 
@@ -17,7 +18,7 @@ def timm_peer(name: str, ours: StagedBackbone) -> nn.Module:
     Raises:
         ValueError: timm has no model of that name.
     """
-    if not timm.is_model(name):
+    if timm_name(name) == name or not timm.is_model(name):  # our own name, or none
         raise ValueError(f"benchmark: timm has no {name} to compare with")
     peer: Any = timm.create_model(name)
     layout = "timm" if "timm" in ours.key_map else None
