@@ -28,6 +28,26 @@ out = attention(q, q, q)[0] + block_attention(q, q, q, index, index)[0]
 Linear(8, 3, activation="gelu")(out).sum().backward()
 assert q.grad is not None and explain("linear", out[0, 0], torch.eye(8))["torch"] == "chosen automatically"
 """,
+    "detection": """
+import torch
+from detection.models import create_model
+
+found = create_model("test_plain_detr").eval()([torch.rand(3, 64, 96)])
+assert found[0]["boxes"].shape[1] == 4
+""",
+    "medical-seg": """
+import torch
+from medical_seg.models import create_model
+
+assert create_model("test_agunet", out_channels=3).eval()(torch.rand(1, 1, 32, 32, 32)).shape == (1, 3, 32, 32, 32)
+""",
+    "seq-models": """
+import torch
+from seq_models import create_model
+
+tokens = create_model("test_titans_mac").generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, do_sample=False)
+assert tokens.shape == (1, 5)
+""",
     "vlm-tools": """
 import torch
 from vlm_tools import LogitBoost, intervene

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .base import Adapter, Boxes
+from .base import Adapter
 from .gemma import Gemma
 from .idefics import Idefics
 from .internvl import InternVL
@@ -16,7 +16,7 @@ ADAPTERS: dict[str, Adapter] = {
     for name in adapter.model_types
 }
 
-__all__ = ["ADAPTERS", "Adapter", "Boxes", "adapter_of"]
+__all__ = ["ADAPTERS", "Adapter", "adapter_of"]
 
 
 def adapter_of(model: Any) -> Adapter:
