@@ -85,7 +85,7 @@ def _sources(card: ModelCard) -> list[str]:
     """Cells of the paper and of the official code."""
     arxiv = re.fullmatch(r"\d{4}\.\d{4,5}", card.paper)
     paper = f"[arXiv {card.paper}](https://arxiv.org/abs/{card.paper})" if arxiv else f"[paper]({card.paper})"
-    repository = "/".join(card.code.split("/")[-2:])
+    repository = "/".join(card.code.split("/")[3:5])
     licence = card.license.upper() or "no licence named"
     return [paper, f"[{repository}]({card.code}) ({licence})" if card.code else "none released"]
 

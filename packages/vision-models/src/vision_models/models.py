@@ -35,6 +35,8 @@ FAMILIES = {
 REGISTRY: dict[str, type[StagedBackbone]] = {
     name: family for family, module in FAMILIES.items() for name in module.VARIANTS
 }
+# Attentions that stand in the blocks of other families' networks, by the first word of the models' names.
+HOSTED = {"agent": "Agent Attention", "inline": "InLine attention"}
 
 
 def list_models() -> list[str]:
@@ -50,16 +52,19 @@ def timm_name(name: str) -> str:
 def card(name: str) -> ModelCard:
     """What the tables say about a model."""
     family = REGISTRY[name]
-    module = FAMILIES[family].__name__.rpartition(".")[2]
+    system, module = family.__name__, FAMILIES[family].__name__.rpartition(".")[2]
+    attention = name.removeprefix("test_").partition("_")[0]
+    if attention in HOSTED:  # one attention in the blocks of several families
+        system, module = HOSTED[attention], attention
     cfg: Any = timm.get_pretrained_cfg(timm_name(name))
     summary = (timm.model_entrypoint(timm_name(name)).__doc__ or "").split("\n", 1)[0]
     published = re.search(r"published (.*? %)", summary)
     return ModelCard(
-        family=family.__name__,
+        family=system,
         summary=summary,
         paper=cfg.paper_ids.removeprefix("arXiv:"),
         code=cfg.origin_url,
-        license=cfg.license,
+        license="" if cfg.license == "none stated" else cfg.license,
         test=f"test_{module}.py",
         published=published[1] if published else "",
     )
