@@ -14,3 +14,10 @@ if PARALLEL:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled(request: pytest.FixtureRequest) -> None:
+    """Forget what earlier tests compiled: one function in many models reaches torch's limit of recompilations."""
+    if request.node.get_closest_marker("compile"):
+        torch._dynamo.reset()
