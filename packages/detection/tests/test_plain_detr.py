@@ -15,6 +15,7 @@ from attn_core.testing import peak_memory
 from detection.box_rpb import BoxRPBAttention
 from detection.models import card, create_model, list_models
 from detection.plain_detr import PlainDETR, load_official, our_name, sine_embedding
+from detection.benchmark import materialized
 from detection.swin_v2 import SwinV2
 
 
@@ -77,12 +78,25 @@ def test_chunks_of_queries_give_the_same_gradients_with_a_fraction_of_the_memory
         out = module(query, boxes, key, key, (40, 60))
         return torch.autograd.grad(out.square().sum(), [query, key, *module.parameters()])
 
-    chunked = step()
     scores = 600 * 2400 * 8 * 4
     assert peak_memory(step) < scores
-    whole = module.eval()(query, boxes, key, key, (40, 60)).square().sum()
+    module, boxes = module.double(), boxes.double()
+    query, key = (x.detach().double().requires_grad_() for x in (query, key))
+    chunked = step()
+    whole = materialized(module, query, boxes, key, key, (40, 60)).square().sum()
     for ours, expected in zip(chunked, torch.autograd.grad(whole, [query, key, *module.parameters()]), strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("position_bias", ["linear", "log"])
+def test_gradients_reach_boxes_and_weights_through_the_table(position_bias: Any) -> None:
+    module = BoxRPBAttention(16, 2, position_bias=position_bias, hidden_dim=8, stride=8).double()
+    boxes = (torch.rand(1, 5, 4).double() * 40).requires_grad_()
+
+    def tables(boxes: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        return module.axis_bias(boxes, (3, 4))
+
+    assert torch.autograd.gradcheck(tables, (boxes, *module.cpb_mlp1.parameters(), *module.cpb_mlp2.parameters()))
 
 
 @pytest.mark.parametrize("reparam", [False, True])

@@ -12,7 +12,7 @@ from .models import card, create_model, list_models
 from .plain_detr import PlainDETR
 from .predictions import draw_predictions, predict
 from .ring3d_picture import write_samples
-from .rpb_benchmark import benchmark
+from .benchmark import benchmark
 
 
 class RawOutputs(nn.Module):

@@ -60,6 +60,7 @@ class TimmBackbone(nn.Module):
         stride: take the map of this stride instead of the last.
         pretrained: load timm's weights.
         drop_path: rate of stochastic depth.
+        options: further arguments of the backbone, such as ``{"channels": (32, 64, 128, 256)}`` of a narrow ResNet.
 
     Raises: ValueError for a name that neither library knows, or a stride that the backbone does not have.
     """
@@ -72,6 +73,7 @@ class TimmBackbone(nn.Module):
         stride: int | None = None,
         pretrained: bool = False,
         drop_path: float = 0.0,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         import vision_models  # noqa: F401  # adds its backbones to timm's list
@@ -84,8 +86,8 @@ class TimmBackbone(nn.Module):
         if stride is not None and stride not in strides:
             raise ValueError(f"PlainDETR: backbone {name!r} has maps of the strides {strides}, got stride={stride}")
         index = len(strides) - 1 if stride is None else strides.index(stride)
-        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-        body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(index,), **options)
+        own: dict[str, Any] = {**(options or {}), **({"drop_path_rate": drop_path} if drop_path else {})}
+        body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(index,), **own)
         self.body: Any = freeze_batch_norm_2d(body) if frozen_norm else body
         self.channels: int = body.feature_info.channels()[-1]
         self.stride: int = body.feature_info.reduction()[-1]
