@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SIDE = 384
 SIGMA = 0.02 * SIDE
+BORDER = 12  # zeros around a map before the spline is fitted, as scipy's zoom with mode "grid-constant"
 
 
 class AGLA(Method):
@@ -107,7 +108,7 @@ def keep_share(cosine: float) -> float:
 
 
 def smooth_map(relevance: Float[Tensor, "Y X"]) -> np.ndarray[Any, Any]:
-    """(384, 384) in [0, 1]: cubic enlargement, Gaussian blur of 7.68 pixels, scaled to its range twice."""
+    """(384, 384) in [0, 1]: cubic enlargement (0 outside), Gaussian blur of 7.68 pixels, scaled to its range twice."""
     scaled = _to_unit(np.asarray(relevance, dtype=np.float64))
     large = torch.from_numpy(_cubic(scaled, SIDE))[None, None]
     radius = int(4 * SIGMA + 0.5)
@@ -135,7 +136,12 @@ def masked_view(picture: Image.Image, relevance: Float[Tensor, "Y X"], cosine: f
 
 
 def blip_relevance(
-    blip: Any, pixel_values: Float[Tensor, "1 3 Y X"], input_ids: Int[Tensor, "1 T"], *, layer: int = 6
+    blip: Any,
+    pixel_values: Float[Tensor, "1 3 Y X"],
+    input_ids: Int[Tensor, "1 T"],
+    *,
+    layer: int = 6,
+    encode_token: int | None = None,
 ) -> tuple[Float[Tensor, "y x"], float]:
     """Relevance map and image-text cosine of a `transformers.BlipForImageTextRetrieval`.
 
@@ -143,6 +149,8 @@ def blip_relevance(
         blip: for the published numbers ``Salesforce/blip-itm-large-coco``.
         pixel_values, input_ids: from its processor.
         layer: text layer whose cross-attention is used.
+        encode_token: the token that the official code puts in place of the first one for matching: ``[ENC]``, 30523 in
+            the released vocabulary; None leaves the prompt as it is.
 
     Raises:
         ValueError: no such layer.
@@ -156,9 +164,12 @@ def blip_relevance(
         kept.append(output[1])
 
     handle = layers[layer].crossattention.self.register_forward_hook(keep)
+    matching = input_ids.clone()
+    if encode_token is not None:
+        matching[:, 0] = encode_token
     try:
         with torch.enable_grad():
-            score = blip(input_ids=input_ids, pixel_values=pixel_values, use_itm_head=True)[0][:, 1].sum()
+            score = blip(input_ids=matching, pixel_values=pixel_values, use_itm_head=True)[0][:, 1].sum()
             (gradient,) = torch.autograd.grad(score, kept[0])
     finally:
         handle.remove()
@@ -175,32 +186,33 @@ def _to_unit(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _cubic(x: np.ndarray[Any, Any], side: int) -> np.ndarray[Any, Any]:
-    """Interpolating cubic spline at pixel centers, mirrored at the border."""
-    matrix = _spline_matrix(x.shape[0], side)
-    return matrix @ x @ _spline_matrix(x.shape[1], side).T
+    """Interpolating cubic spline at pixel centers of a map that is 0 outside, cut off at the map's own range."""
+    padded = np.pad(x, BORDER)
+    rows, columns = (_spline_matrix(length, side) for length in x.shape)
+    return np.clip(rows @ padded @ columns.T, x.min(), x.max())
 
 
 def _spline_matrix(points: int, side: int) -> np.ndarray[Any, Any]:
-    """Values of the cubic B-spline interpolant at ``side`` places, as a (side, points) matrix."""
+    """Values of the cubic B-spline interpolant at ``side`` places, as a (side, points + 2·BORDER) matrix."""
+    length = points + 2 * BORDER
 
     def mirrored(index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:  # d c b | a b c d | c b a
-        period = max(2 * points - 2, 1)
-        index = np.abs(index) % period
-        return np.where(index >= points, period - index, index)
+        index = np.abs(index) % (2 * length - 2)
+        return np.where(index >= length, 2 * length - 2 - index, index)
 
     def weights(distance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         d = np.abs(distance)
         return np.where(d < 1, 2 / 3 - d**2 + d**3 / 2, np.where(d < 2, (2 - d) ** 3 / 6, 0))
 
     def basis(places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        out = np.zeros((len(places), points))
+        out = np.zeros((len(places), length))
         start = np.floor(places).astype(int)
         for offset in range(-1, 3):
             np.add.at(out, (np.arange(len(places)), mirrored(start + offset)), weights(places - start - offset))
         return out
 
-    places = (np.arange(side) + 0.5) * points / side - 0.5
-    return basis(places) @ np.linalg.inv(basis(np.arange(points, dtype=float)))
+    places = (np.arange(side) + 0.5) * points / side - 0.5 + BORDER
+    return basis(places) @ np.linalg.inv(basis(np.arange(length, dtype=float)))
 
 
 def _mirrored(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:

@@ -77,10 +77,10 @@ def build_questions(
             ranked = {"random": [], "popular": popular, "adversarial": companions.get(name, [])}[split]
             other = next((candidate for candidate in ranked if candidate not in used), None)
             if other is None:
-                left = [candidate for candidate in known if candidate not in used]
-                if not left:
+                if used.issuperset(known):
                     raise ValueError(f"build_questions: no object is absent from image {image!r}; lower per_image")
-                other = draw.choice(left)
+                while other is None or other in used:  # the official draws, so that a seed gives the official questions
+                    other = draw.choice(known)
             used.add(other)
             questions.append(_question(len(questions) + 1, image, other, "no", template))
     return questions

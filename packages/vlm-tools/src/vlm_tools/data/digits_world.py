@@ -5,8 +5,8 @@ A scene is a 4×4 grid of 9×9-pixel cells. One to three digits are drawn by pop
 present digits (probability 0.45), and some questions about them are answered "yes": the model learns a prior that the
 image contradicts, as web captions do on a larger scale.
 
-Pictures of digits: scikit-learn's 1,797 (E. Alpaydin, C. Kaynak, UCI 1998, CC BY 4.0); 1,200 serve training scenes, the
-other 597 evaluation scenes.
+Pictures of digits: scikit-learn's 1,797 (E. Alpaydin, C. Kaynak, UCI 1998, CC BY 4.0); 1,200 serve training scenes, 200
+validation scenes, on which settings are chosen, and 397 test scenes. No picture serves two splits.
 """
 
 import importlib.util
@@ -78,7 +78,7 @@ def scene(split: Literal["train", "val", "test"], index: int, *, companions: flo
     for digit in tuple(chosen):
         if digit ^ 1 not in chosen and len(chosen) < 4 and rng.random() < companions:
             chosen.append(digit ^ 1)
-    pictures = _pictures("train" if split == "train" else "test")
+    pictures = _pictures(split)
     cells = [10] * IMAGE_TOKENS
     image = rng.normal(0, 0.05, (SIZE, SIZE))
     for digit, cell in zip(chosen, rng.choice(IMAGE_TOKENS, size=len(chosen), replace=False), strict=True):
@@ -90,15 +90,16 @@ def scene(split: Literal["train", "val", "test"], index: int, *, companions: flo
 
 
 @cache
-def _pictures(part: Literal["train", "test"]) -> list[np.ndarray[Any, Any]]:
+def _pictures(split: Literal["train", "val", "test"]) -> list[np.ndarray[Any, Any]]:
     """Pictures (n, 8, 8) in [0, 1] of each digit."""
     spec = importlib.util.find_spec("sklearn")  # importing it takes seconds, the file is all we need
     if spec is None or spec.origin is None:
         raise ValueError("digits world: scikit-learn, which brings the pictures, is not installed; "
                          "pip install scikit-learn")  # fmt: skip
     table = np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    order = np.random.default_rng(0).permutation(len(table))
-    table = table[order[:1200] if part == "train" else order[1200:]]
+    order = np.random.default_rng(1).permutation(len(table))
+    start, end = {"train": (0, 1200), "val": (1200, 1400), "test": (1400, len(table))}[split]
+    table = table[order[start:end]]
     return [table[table[:, -1] == digit, :-1].reshape(-1, SIDE, SIDE) / 16 for digit in range(10)]
 
 
