@@ -23,6 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Packages with models.
 PACKAGES = sorted(file.parents[2].name for file in ROOT.glob("packages/*/src/*/models.py"))
 
+# SPDX's spelling; registries such as timm's write small letters.
+LICENSES = {name.lower(): name for name in ("MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause")}
+
 
 def operator_table() -> str:
     """One row for each operator of attn_core: source, what it computes, backends, tests."""
@@ -86,7 +89,7 @@ def _sources(card: ModelCard) -> list[str]:
     arxiv = re.fullmatch(r"\d{4}\.\d{4,5}", card.paper)
     paper = f"[arXiv {card.paper}](https://arxiv.org/abs/{card.paper})" if arxiv else f"[paper]({card.paper})"
     repository = "/".join(card.code.split("/")[3:5])
-    licence = card.license.upper() or "no licence named"
+    licence = LICENSES.get(card.license.lower(), card.license) or "no licence named"
     return [paper, f"[{repository}]({card.code}) ({licence})" if card.code else "none released"]
 
 

@@ -35,10 +35,8 @@ from typing import Any, Literal, Optional
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, get_device_dtype
 from timm.models import (
-    build_model_with_cfg,
     generate_default_cfgs,
     register_model,
     register_notrace_function,
@@ -50,6 +48,7 @@ from attn_core import attention
 from .backbone import KeyMap, Stage, StagedBackbone, channels_last
 from .bilevel_routing import KeyPooling, PadMode, RoutedAttention
 from .layers import DepthwiseConv, Linear, init_linear
+from .registration import build_variant, pretrained_cfg
 
 __all__ = ["BiFormer", "BiFormerDense"]
 
@@ -426,40 +425,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
 VARIANTS["biformer_stl_nchw"] = {**VARIANTS["biformer_stl"], "pad_mode": "nchw", "lepe_source": "value"}
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0",
-        "classifier": "head.fc",
-        "license": "mit",
-        "paper_ids": "arXiv:2303.08810",
-        "origin_url": "https://github.com/rayleizhu/BiFormer",
-        **kwargs,
-    }
+def _cfg(size: int = 224) -> dict[str, Any]:
+    return pretrained_cfg(
+        size,
+        first_conv="stem.0",
+        license="mit",
+        paper_ids="arXiv:2303.08810",
+        origin_url="https://github.com/rayleizhu/BiFormer",
+    )
 
 
 default_cfgs = generate_default_cfgs(
     {
         **{name: _cfg() for name in VARIANTS if name != "test_biformer"},
-        "test_biformer": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+        "test_biformer": _cfg(96),
     }
 )
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> BiFormer:
-    return build_model_with_cfg(
-        BiFormer,
-        variant,
-        pretrained,
-        feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
-        **{**VARIANTS[variant], **kwargs},
-    )
+    return build_variant(BiFormer, variant, pretrained, VARIANTS[variant], kwargs)
 
 
 @register_model

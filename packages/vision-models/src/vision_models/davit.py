@@ -25,10 +25,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, NormMlpClassifierHead
 from timm.models import (
-    build_model_with_cfg,
     generate_default_cfgs,
     register_model,
     register_notrace_function,
@@ -39,6 +37,7 @@ from attn_core import attention, channel_attention
 
 from .backbone import KeyMap, Stage, StagedBackbone
 from .layers import DepthwiseConv, Linear, Mlp, from_windows, init_linear, pad_map, to_windows
+from .registration import build_variant, pretrained_cfg
 
 __all__ = ["DaViT"]
 
@@ -318,22 +317,15 @@ VARIANTS["davit_base_fl"] = {**VARIANTS["davit_base"], **_FLORENCE}
 VARIANTS["davit_huge_fl"] = {**VARIANTS["davit_huge"], **_FLORENCE}
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
+def _cfg(size: int = 224, **kwargs: Any) -> dict[str, Any]:
+    entries: dict[str, Any] = {
         "crop_pct": 0.95,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.conv",
-        "classifier": "head.fc",
         "license": "apache-2.0",
         "paper_ids": "arXiv:2204.03645",
         "origin_url": "https://github.com/dingmyu/davit",
-        **kwargs,
     }
+    return pretrained_cfg(size, **{**entries, **kwargs})
 
 
 default_cfgs = generate_default_cfgs(
@@ -344,32 +336,15 @@ default_cfgs = generate_default_cfgs(
         "attn_davit_large": _cfg(),
         "attn_davit_huge": _cfg(),
         "attn_davit_giant": _cfg(),
-        "attn_davit_base_fl.msft_florence2": _cfg(
-            hf_hub_id="microsoft/Florence-2-base", num_classes=0, input_size=(3, 768, 768), pool_size=(24, 24)
-        ),
-        "attn_davit_huge_fl.msft_florence2": _cfg(
-            hf_hub_id="microsoft/Florence-2-large", num_classes=0, input_size=(3, 768, 768), pool_size=(24, 24)
-        ),
-        "test_davit": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+        "attn_davit_base_fl.msft_florence2": _cfg(hf_hub_id="microsoft/Florence-2-base", size=768, num_classes=0),
+        "attn_davit_huge_fl.msft_florence2": _cfg(hf_hub_id="microsoft/Florence-2-large", size=768, num_classes=0),
+        "test_davit": _cfg(96),
     }
 )
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> DaViT:
-    return build_model_with_cfg(
-        DaViT,
-        variant,
-        pretrained,
-        feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
-        pretrained_filter_fn=_from_checkpoint,
-        **{**VARIANTS[variant.removeprefix("attn_")], **kwargs},
-    )
-
-
-def _from_checkpoint(state: dict[str, Any], model: DaViT) -> dict[str, Any]:
-    from .official import our_names
-
-    return our_names(model, state)
+    return build_variant(DaViT, variant, pretrained, VARIANTS[variant.removeprefix("attn_")], kwargs)
 
 
 @register_model

@@ -26,12 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, get_device_dtype, trunc_normal_
 from timm.models import (
-    build_model_with_cfg,
     checkpoint,
-    generate_default_cfgs,
     register_model,
     register_notrace_function,
 )
@@ -42,7 +39,8 @@ from attn_core import attention as attend
 
 from .backbone import KeyMap, StagedBackbone, channels_last
 from .layers import Linear, Mlp, init_linear
-from .mixing import Attention, fit_table, image_grid, kinds_of_blocks, token_mixing
+from .mixing import Attention, fit_table, host_cfgs, image_grid, kinds_of_blocks, token_mixing
+from .registration import build_variant
 
 __all__ = ["DeiT"]
 
@@ -329,44 +327,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _cfg(name: str) -> dict[str, Any]:
-    size = VARIANTS[name].get("img_size", 224)
-    paper, code = ("2412.06590", "InLine") if "inline" in name else ("2312.08874", "Agent-Attention")
-    return {
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "crop_mode": "squash",
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "none stated",
-        "paper_ids": f"arXiv:{paper}",
-        "origin_url": f"https://github.com/LeapLabTHU/{code}",
-    }
-
-
-default_cfgs = generate_default_cfgs({name: _cfg(name) for name in VARIANTS})
+default_cfgs = host_cfgs(VARIANTS, first_conv="patch_embed.proj", classifier="head", pool_size=None)
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> DeiT:
-    return build_model_with_cfg(
-        DeiT,
-        variant,
-        pretrained,
-        feature_cfg={"feature_cls": "getter", "out_indices": 3},
-        pretrained_filter_fn=_from_checkpoint,
-        **{**VARIANTS[variant], **kwargs},
-    )
-
-
-def _from_checkpoint(state: dict[str, Any], model: DeiT) -> dict[str, Any]:
-    from .official import our_names
-
-    return our_names(model, state)
+    maps = {"feature_cls": "getter", "out_indices": 3}
+    return build_variant(DeiT, variant, pretrained, VARIANTS[variant], kwargs, feature_cfg=maps)
 
 
 @register_model

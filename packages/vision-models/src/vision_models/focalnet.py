@@ -27,15 +27,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, LayerScale
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
+from timm.models import generate_default_cfgs, register_model, register_notrace_function
 from torch import Tensor, nn
 
 from attn_core import focal_modulation
 
 from .backbone import KeyMap, Stage, StagedBackbone
 from .layers import Linear, Mlp, init_linear, pad_map
+from .registration import build_variant, pretrained_cfg
 
 __all__ = ["FocalNet"]
 
@@ -300,25 +300,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
+def _cfg(size: int = 224, **kwargs: Any) -> dict[str, Any]:
+    entries: dict[str, Any] = {
         "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.proj",
-        "classifier": "head.fc",
         "license": "mit",
         "paper_ids": "arXiv:2203.11926",
         "origin_url": "https://github.com/microsoft/FocalNet",
-        **kwargs,
     }
+    return pretrained_cfg(size, **{**entries, **kwargs})
 
 
-_22K = {"num_classes": 21842, "input_size": (3, 384, 384), "pool_size": (12, 12), "crop_pct": 1.0}
+_22K = {"num_classes": 21842, "size": 384, "crop_pct": 1.0}
 _TAGS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{size}_{field}": ("ms_in1k", {}) for size in ("tiny", "small", "base") for field in ("srf", "lrf")},
     **{f"{size}_{levels}": ("ms_in22k", _22K) for size in ("large", "xlarge") for levels in ("fl3", "fl4")},
@@ -332,31 +325,16 @@ default_cfgs = generate_default_cfgs(
             for size, (tag, options) in _TAGS.items()
         },
         **{f"focalnet_{size}_iso": _cfg(pool_size=(14, 14)) for size in ("tiny", "small", "base")},
-        "test_focalnet": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+        "test_focalnet": _cfg(96),
     }
 )
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> FocalNet:
-    options = {**VARIANTS[variant.removeprefix("attn_")], **kwargs}
-    return build_model_with_cfg(
-        FocalNet,
-        variant,
-        pretrained,
-        # timm's convention for a ViT: the last three blocks of an isotropic network
-        feature_cfg={
-            "flatten_sequential": True,
-            "out_indices": (9, 10, 11) if variant.endswith("_iso") else (0, 1, 2, 3),
-        },
-        pretrained_filter_fn=_from_checkpoint,
-        **options,
-    )
-
-
-def _from_checkpoint(state: dict[str, Any], model: FocalNet) -> dict[str, Any]:
-    from .official import our_names
-
-    return our_names(model, state)
+    # timm's convention for a ViT: the last three blocks of an isotropic network
+    maps = {"flatten_sequential": True, "out_indices": (9, 10, 11)} if variant.endswith("_iso") else None
+    options = VARIANTS[variant.removeprefix("attn_")]
+    return build_variant(FocalNet, variant, pretrained, options, kwargs, feature_cfg=maps)
 
 
 @register_model

@@ -28,15 +28,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import BatchNormAct2d, ClassifierHead, ConvNormAct, DropPath, EcaModule, SEModule, make_divisible
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from .backbone import KeyMap, StagedBackbone
 from .halo_attention import Border, BottleneckAttention, HaloAttention
 from .lambda_layer import LambdaLayer
-from .official import our_names
+from .registration import build_variant, pretrained_cfg
 
 __all__ = ["HaloNet"]
 
@@ -410,22 +409,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _cfg(size: int, **kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "pool_size": (-(-size // 32),) * 2,
+def _cfg(size: int = 224, **kwargs: Any) -> dict[str, Any]:
+    entries: dict[str, Any] = {
         "crop_pct": 0.94,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
         "first_conv": "stem.conv1.conv",
-        "classifier": "head.fc",
         "license": "apache-2.0",
         "paper_ids": "arXiv:2103.12731",
         "origin_url": "https://github.com/huggingface/pytorch-image-models",
-        **kwargs,
     }
+    return pretrained_cfg(size, **{**entries, **kwargs})
 
 
 # timm's name: tag and what differs from its other models
@@ -453,18 +445,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> HaloNet:
-    return build_model_with_cfg(
-        HaloNet,
-        variant,
-        pretrained,
-        feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
-        pretrained_filter_fn=_from_checkpoint,
-        **{**VARIANTS[variant.removeprefix("attn_")], **kwargs},
-    )
-
-
-def _from_checkpoint(state: dict[str, Any], model: HaloNet) -> dict[str, Any]:
-    return our_names(model, state)
+    return build_variant(HaloNet, variant, pretrained, VARIANTS[variant.removeprefix("attn_")], kwargs)
 
 
 @register_model

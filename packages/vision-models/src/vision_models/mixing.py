@@ -1,14 +1,16 @@
-"""What DeiT, PVT, Swin and CSwin share: which attention each block has, and tables that follow the image size."""
+"""What DeiT, PVT, Swin and CSwin share: attention of each block, tables that follow the image size, timm's settings."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
 from .agent import AgentMixing
 from .inline import InLineMixing
+from .registration import pretrained_cfg
 
 Attention = Literal["agent", "inline", "softmax"]
 # One kind for all blocks, or an entry for each stage: a kind, or one for each of its blocks.
@@ -97,3 +99,23 @@ def _bicubic(cells: Tensor, side: int, size: tuple[int, int]) -> Tensor:
         return cells  # of a map that is no square: unknown how long its sides are
     maps = cells.reshape(1, cells.shape[0], side, side)
     return F.interpolate(maps, size=size, mode="bicubic")[0].flatten(1)
+
+
+def host_cfgs(
+    variants: Mapping[str, Mapping[str, Any]], *, large_crop_pct: float = 0.875, **entries: Any
+) -> dict[str, Any]:
+    """timm's settings of all variants of a host; ``large_crop_pct`` is that of images larger than 224²."""
+
+    def cfg(name: str, size: int) -> dict[str, Any]:
+        paper, code = ("2412.06590", "InLine") if "inline" in name else ("2312.08874", "Agent-Attention")
+        return pretrained_cfg(
+            size,
+            crop_pct=large_crop_pct if size > 224 else 0.875,
+            crop_mode="squash",
+            license="none stated",
+            paper_ids=f"arXiv:{paper}",
+            origin_url=f"https://github.com/LeapLabTHU/{code}",
+            **entries,
+        )
+
+    return generate_default_cfgs({name: cfg(name, options.get("img_size", 224)) for name, options in variants.items()})

@@ -24,9 +24,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
+from timm.models import generate_default_cfgs, register_model, register_notrace_function
 from torch import Tensor, nn
 
 from attn_core import attention as softmax_attention
@@ -34,7 +33,7 @@ from attn_core import rank_augmented_attention
 
 from .backbone import KeyMap, Stage, StagedBackbone
 from .layers import DepthwiseConv, Linear
-from .official import our_names
+from .registration import build_variant, pretrained_cfg
 from .torchscript import scripted_rank_augmented_attention
 
 __all__ = ["RAVLT"]
@@ -319,45 +318,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.0",
-        "classifier": "head.fc",
-        "license": "unstated",
-        "paper_ids": "arXiv:2411.07635",
-        "origin_url": "https://github.com/qhfan/RALA",
-        **kwargs,
-    }
+def _cfg(size: int = 224) -> dict[str, Any]:
+    return pretrained_cfg(
+        size,
+        first_conv="stem.0",
+        license="none stated",
+        paper_ids="arXiv:2411.07635",
+        origin_url="https://github.com/qhfan/RALA",
+    )
 
 
 default_cfgs = generate_default_cfgs(
     {
         **{name: _cfg() for name in VARIANTS if name != "test_ravlt"},
-        "test_ravlt": _cfg(input_size=(3, 96, 96), pool_size=(3, 3)),
+        "test_ravlt": _cfg(96),
     }
 )
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> RAVLT:
-    return build_model_with_cfg(
-        RAVLT,
-        variant,
-        pretrained,
-        feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
-        pretrained_filter_fn=_from_checkpoint,
-        **{**VARIANTS[variant], **kwargs},
-    )
-
-
-def _from_checkpoint(state: dict[str, Any], model: RAVLT) -> dict[str, Any]:
-    return our_names(model, state)
+    return build_variant(RAVLT, variant, pretrained, VARIANTS[variant], kwargs)
 
 
 @register_model

@@ -27,16 +27,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import ClassifierHead, DropPath, LayerNorm2d, get_device_dtype, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
+from timm.models import register_model, register_notrace_module
 from torch import Tensor, nn
 
 from attn_core import attention as attend
 
 from .backbone import KeyMap, Stage, StagedBackbone, channels_last
 from .layers import Linear, Mlp, from_windows, init_linear, pad_map, pad_to_multiple, to_windows
-from .mixing import AttentionOption, fit_table, image_grid, kinds_of_blocks, token_mixing
+from .mixing import AttentionOption, fit_table, host_cfgs, image_grid, kinds_of_blocks, token_mixing
+from .registration import build_variant
 
 __all__ = ["Swin", "SwinDense"]
 
@@ -341,44 +341,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _cfg(name: str) -> dict[str, Any]:
-    size = VARIANTS[name].get("img_size", 224)
-    paper, code = ("2412.06590", "InLine") if "inline" in name else ("2312.08874", "Agent-Attention")
-    return {
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "pool_size": (size // 32, size // 32),
-        "crop_pct": 0.875 if size == 224 else 1.0,
-        "crop_mode": "squash",
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.proj",
-        "classifier": "head.fc",
-        "license": "none stated",
-        "paper_ids": f"arXiv:{paper}",
-        "origin_url": f"https://github.com/LeapLabTHU/{code}",
-    }
-
-
-default_cfgs = generate_default_cfgs({name: _cfg(name) for name in VARIANTS})
+default_cfgs = host_cfgs(VARIANTS, first_conv="stem.proj", large_crop_pct=1.0)
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> Swin:
-    return build_model_with_cfg(
-        Swin,
-        variant,
-        pretrained,
-        feature_cfg={"flatten_sequential": True, "out_indices": (0, 1, 2, 3)},
-        pretrained_filter_fn=_from_checkpoint,
-        **{**VARIANTS[variant], **kwargs},
-    )
-
-
-def _from_checkpoint(state: dict[str, Any], model: Swin) -> dict[str, Any]:
-    from .official import our_names
-
-    return our_names(model, state)
+    return build_variant(Swin, variant, pretrained, VARIANTS[variant], kwargs)
 
 
 @register_model

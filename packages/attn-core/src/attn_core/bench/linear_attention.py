@@ -10,7 +10,7 @@ from attn_core.dispatch import Backend
 
 from .case import BenchCase, Call, Inputs, Provider, UnavailableError, backends
 
-LENGTHS = (1024, 2048, 4096, 8192)
+LENGTHS = (512, 1024, 2048, 4096)
 GPU_LENGTHS = (1024, 4096, 16384, 65536, 131072)
 
 
@@ -19,7 +19,7 @@ def cases(device: str, quick: bool) -> list[BenchCase]:
     if quick:
         sizes = [("causal, decay, 128 tokens", 1, 2, 128, 16, True), ("both ways, 128 tokens", 1, 2, 128, 16, False)]
     else:
-        tokens, batch = (8192, 8) if on_gpu else (4096, 1)
+        tokens, batch = (8192, 8) if on_gpu else (1024, 1)
         sizes = [
             (f"lightning, {tokens} tokens, 16 heads of 128", 1, 16, tokens, 128, True),
             ("vision, both ways, 3136 tokens", batch, 2, 3136, 32, False),

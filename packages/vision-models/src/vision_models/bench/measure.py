@@ -3,7 +3,7 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -33,29 +33,90 @@ def model_rows(
         error = float((models["ours"](x) - expected).abs().max() / expected.abs().max())
     if compiled:
         models = {side: torch.compile(model) for side, model in models.items()}  # pyright: ignore[reportAssignmentType]
-    setting = f"{name}, batch {len(x)}, {x.shape[2]}²" + (", torch.compile" if compiled else "")
-
-    def forward(model: nn.Module) -> None:
-        with torch.no_grad():
-            model(x)
-
-    def step(model: nn.Module) -> None:
-        model(x).square().mean().backward()
-        model.zero_grad(set_to_none=True)
-
-    rows = [row(setting, label, "forward, ms", times(forward, models, device), error)]
+    setting = _setting(name, x) + (", torch.compile" if compiled else "")
+    rows = [row(setting, label, "forward, ms", times(forward, models, x), error)]
     if compiled:
         return rows
-    peaks = {side: peak(lambda model=model: forward(model), device) for side, model in models.items()}
+    peaks = {side: peak(lambda model=model: forward(model, x), device) for side, model in models.items()}
     rows.append(row(setting, label, "forward, peak MiB", peaks, error))
     for model in models.values():
         model.train()
-    rows.append(row(setting, label, "training step, ms", times(step, models, device), error))
-    peaks = {side: peak(lambda model=model: step(model), device) for side, model in models.items()}
+    rows.append(row(setting, label, "training step, ms", times(step, models, x), error))
+    peaks = {side: peak(lambda model=model: step(model, x), device) for side, model in models.items()}
     rows.append(row(setting, label, "training step, peak MiB", peaks, error))
     for model in models.values():
         model.eval()
     return rows
+
+
+class Layers(nn.Module):
+    """Layers that a network calls, each with the input that it got there; ``forward`` calls them one after another.
+
+    Args:
+        net: in the mode to be measured. x: its batch.
+        kind: class of the layers. replace: what to call in the place of each; default: itself.
+    """
+
+    def __init__(
+        self, net: nn.Module, kind: type[nn.Module], x: Tensor, *, replace: Callable[[Any], nn.Module] | None = None
+    ) -> None:
+        super().__init__()
+        self.inputs: list[Tensor] = []
+        self.layers: list[nn.Module] = []
+        hooks = [
+            layer.register_forward_pre_hook(lambda layer, args: self._record(layer, args[0]))
+            for layer in net.modules()
+            if isinstance(layer, kind)
+        ]
+        with torch.no_grad():
+            net(x)
+        for hook in hooks:
+            hook.remove()
+        if replace is not None:
+            self.layers = [replace(layer) for layer in self.layers]
+        self.registered = nn.ModuleList(self.layers)
+
+    def _record(self, layer: nn.Module, x: Tensor) -> None:
+        self.layers.append(layer)
+        self.inputs.append(x.detach().clone(memory_format=torch.preserve_format).requires_grad_())
+
+    def forward(self, _: Tensor) -> Tensor:
+        results = [layer(x).mean() for layer, x in zip(self.layers, self.inputs, strict=True)]
+        return torch.stack(results)
+
+
+def linear_row(name: str, ours: nn.Module, x: Tensor) -> dict[str, Any]:
+    """What of a forward pass the linear layers take by themselves, which attention cannot lower."""
+
+    def plain(layer: nn.Linear) -> nn.Module:
+        other = nn.Linear(1, 1, bias=layer.bias is not None, device="meta")
+        other.weight, other.bias = layer.weight, layer.bias  # pyright: ignore[reportAttributeAccessIssue]
+        return other
+
+    sides = {"ours": Layers(ours, nn.Linear, x), "peer": Layers(ours, nn.Linear, x, replace=plain)}
+    return row(_setting(name, x), "nn.Linear", "of it linear layers, ms", times(forward, sides, x), 0.0)
+
+
+def layer_rows(name: str, what: str, label: str, sides: dict[str, Layers], x: Tensor) -> list[dict[str, Any]]:
+    """Layers by themselves: forward pass and training step."""
+    return [
+        row(_setting(name, x), label, f"{what} alone, {kind}, ms", times(call, sides, x), 0.0)
+        for kind, call in (("forward", forward), ("training step", step))
+    ]
+
+
+def forward(model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        model(x)
+
+
+def step(model: nn.Module, x: Tensor) -> None:
+    model(x).square().mean().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _setting(name: str, x: Tensor) -> str:
+    return f"{name}, batch {len(x)}, {x.shape[2]}²"
 
 
 def row(setting: str, label: str, quantity: str, values: dict[str, float], error: float) -> dict[str, Any]:
@@ -72,15 +133,15 @@ def row(setting: str, label: str, quantity: str, values: dict[str, float], error
     }
 
 
-def times(call: Callable[[nn.Module], None], models: dict[str, nn.Module], device: torch.device) -> dict[str, float]:
+def times(call: Callable[[Any, Tensor], None], models: Mapping[str, nn.Module], x: Tensor) -> dict[str, float]:
     """Median milliseconds; the sides take turns, so that a busy machine hurts both."""
     seconds: dict[str, list[float]] = {side: [] for side in models}
     for repeat in range(REPEATS + 1):
         for side, model in models.items():
             start = time.perf_counter()
-            call(model)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            call(model, x)
+            if x.device.type == "cuda":
+                torch.cuda.synchronize(x.device)
             if repeat > 0:
                 seconds[side].append(time.perf_counter() - start)
     return {side: 1e3 * statistics.median(values) for side, values in seconds.items()}

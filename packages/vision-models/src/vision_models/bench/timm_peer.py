@@ -4,12 +4,14 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.halo_attn import HaloAttn
 from torch import Tensor, nn
 
 from vision_models.backbone import StagedBackbone, official_names
+from vision_models.halo_attention import HaloAttention
 from vision_models.models import timm_name
 
-from .measure import model_rows
+from .measure import Layers, layer_rows, linear_row, model_rows
 
 
 def timm_peer(name: str, ours: StagedBackbone) -> nn.Module:
@@ -30,6 +32,14 @@ def timm_peer(name: str, ours: StagedBackbone) -> nn.Module:
 
 
 def rows(name: str, ours: StagedBackbone, x: Tensor, *, compiled: bool) -> list[dict[str, Any]]:
-    """Forward pass and training step of both."""
+    """Those of the model, its linear layers by themselves, and HaloNet's attention layers by themselves."""
     torch.manual_seed(0)
-    return model_rows(name, ours, timm_peer(name, ours), "timm", x, compiled=compiled)
+    peer = timm_peer(name, ours)
+    found = model_rows(name, ours, peer, "timm", x, compiled=compiled)
+    if compiled:
+        return found
+    found.insert(1, linear_row(name, ours, x))
+    if any(isinstance(layer, HaloAttention) for layer in ours.modules()):
+        sides = {"ours": Layers(ours, HaloAttention, x), "peer": Layers(peer, HaloAttn, x)}
+        found += layer_rows(name, "halo attention", "timm", sides, x)
+    return found

@@ -33,7 +33,8 @@ def flash_forward(
     q, k, v = _same_width(q, k, v)
     out, lse = _forward(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
     lse = lse.contiguous()
-    if bias is not None:
+    # A dead row has lse = 0 or no number at all: only then is it worth reading the whole bias.
+    if bias is not None and not bool(((lse != 0) & lse.isfinite()).all()):
         dead = (bias.amax(-1) == -math.inf).expand(batch, heads, queries)
         lse = lse.masked_fill(dead, -math.inf)
     return out[..., :value_width], lse

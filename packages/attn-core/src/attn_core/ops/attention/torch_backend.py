@@ -17,6 +17,10 @@ MAX_AUGMENTED_WIDTH = 256
 MAX_AUGMENTED_RATIO = 4
 # With tables, scores in chunks are faster than wider products up to this many keys (measured on two AVX-512 cores).
 MAX_CHUNKED_KEYS = 2048
+# The fused kernel pads q and k to the width of v: past this ratio scores in chunks cost less.
+MAX_VALUE_RATIO = 2
+# Chunks of an expanded table beside those of scores: the fused kernel's tiles grow with the number of its queries.
+EXPANDED_CHUNKS = 2
 
 
 def attention(
@@ -53,7 +57,7 @@ def forward(
         return empty_result(q, v)
     if axis_bias and causal == "none" and q.device.type == "cpu":
         return _table_forward(q, k, v, _full_bias(bias, key_mask), axis_bias, scale)
-    if not _fits_flash(q, k, bias, key_mask, axis_bias):
+    if not _fits_flash(q, k, v.shape[-1], bias, key_mask, axis_bias):
         out, lse = chunked_forward(q, k, v, _full_bias(bias, key_mask), axis_bias, scale, causal)
         return _token_major_copy(out), lse
     mask = key_mask_bias(key_mask, q) if bias is None else bias
@@ -92,7 +96,7 @@ def backward(
     if q.numel() == 0 or v.numel() == 0:
         wanted = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
         return [_gradient_of(t, torch.zeros_like(t), i < 3) for i, t in enumerate(wanted)]
-    if needs_bias or not _fits_flash(q, k, bias, key_mask, axis_bias):
+    if needs_bias or not _fits_flash(q, k, v.shape[-1], bias, key_mask, axis_bias):
         shift = row_shift(grad_out, grad_lse, out, lse.dtype)
         grads = chunked_backward(
             grad_out, shift, lse, q, k, v, _full_bias(bias, key_mask), axis_bias, scale, causal, needs_bias
@@ -159,9 +163,11 @@ def _flash_gradients(
 
 
 def _fits_flash(
-    q: Tensor, k: Tensor, bias: Tensor | None, key_mask: Tensor | None, axis_bias: Sequence[Tensor]
+    q: Tensor, k: Tensor, v_width: int, bias: Tensor | None, key_mask: Tensor | None, axis_bias: Sequence[Tensor]
 ) -> bool:
     if q.device.type != "cpu" or (bias is not None and key_mask is not None):
+        return False
+    if v_width > MAX_VALUE_RATIO * q.shape[-1]:
         return False
     extra = sum(table.shape[-1] for table in axis_bias)
     if extra and k.shape[2] <= MAX_CHUNKED_KEYS and q.dtype == torch.float32:
@@ -178,7 +184,7 @@ def _table_forward(
     queries = q.shape[2]
     out, lse = fake_forward(q, k, v, None, None, [], scale, "none")
     leading = [max(t.shape[dim] for t in (*tables, *bias)) for dim in (0, 1)]
-    step = chunk_rows(*leading, k.shape[2])
+    step = EXPANDED_CHUNKS * chunk_rows(*leading, k.shape[2])
     for start in range(0, queries, step):
         rows = slice(start, start + step)
         total = reference.expand_axis_bias([table[:, :, rows] for table in tables])

@@ -21,6 +21,8 @@ from . import reference
 from .normalization import normalized_gradient, with_ones
 
 CHUNK = 64
+# Entries of an operand that are copied at a time where the order of tokens does not matter: 2²⁰ float32 are 4 MiB.
+PIECE = 2**20
 
 
 def forward(
@@ -170,15 +172,14 @@ def weighted_products(
         state.copy_(start.reshape(shape))
     moment = torch.zeros(batch, heads, dtype=dtype, device=a.device)
     ends: list[list[Tensor]] = []
-    if log_decay is None and not causal:
-        for part in chunks(tokens, chunk, False):
+    if log_decay is None and not causal:  # two products, in pieces only for the sake of memory
+        size = max(chunk, PIECE // max(1, batch * heads * max(a.shape[-1], *shape[1:])))
+        for part in chunks(tokens, size, False):
             state.baddbmm_(rows(b, part, dtype).transpose(1, 2), rows(c, part, dtype), alpha=in_scale)
-        for part in chunks(tokens, chunk, False):
-            out[:, :, part] = (
-                torch.bmm(rows(a, part, dtype), state)
-                .mul_(out_scale)
-                .view(batch, heads, part.stop - part.start, shape[-1])
-            )
+        weighted = state if out_scale == 1.0 else state * out_scale
+        for part in chunks(tokens, size, False):
+            product = torch.bmm(rows(a, part, dtype), weighted)
+            out[:, :, part] = product.view(batch, heads, part.stop - part.start, shape[-1])
         return Products(state.view(batch, heads, *shape[1:]), moment, ends)
     final = state
     # The walk that carries the start state first; without causality the opposite one adds the rest, less the diagonal.

@@ -24,12 +24,17 @@ def forward(tensors: Sequence[Tensor], parts: int) -> tuple[Tensor, Tensor]:
     for part in lses[1:]:
         lse = torch.logaddexp(lse, part)
     out, _ = fake_forward(tensors, parts)
-    total = torch.zeros_like(out, dtype=lse.dtype)
-    for part, own in zip(outs, lses, strict=True):
+    total = out if out.dtype == lse.dtype else torch.empty_like(out, dtype=lse.dtype)
+    for i, (part, own) in enumerate(zip(outs, lses, strict=True)):
         weight = _weight(own, lse)
-        # 0 · inf would be NaN: a part without keys may hold anything.
-        total += (part.to(lse.dtype) * weight).masked_fill_(weight == 0, 0.0)
-    return out.copy_(total), lse
+        part = part.to(lse.dtype)
+        if bool((weight == 0).any()):  # 0 · inf would be NaN: a part without keys may hold anything
+            part = part.masked_fill(weight == 0, 0.0)
+        if i == 0:
+            torch.mul(part.expand_as(total), weight, out=total)
+        else:
+            total.addcmul_(part, weight)
+    return out if total is out else out.copy_(total), lse
 
 
 def backward(
@@ -46,7 +51,8 @@ def backward(
     gradients: list[Tensor] = []
     for s, (part, own) in enumerate(zip(tensors[:parts], tensors[parts:], strict=True)):
         if needs[s]:
-            gradients.append((wide * _weight(own, lse)).to(part.dtype).contiguous())
+            gradient = torch.empty(wide.shape, dtype=wide.dtype, device=wide.device)
+            gradients.append(torch.mul(wide, _weight(own, lse), out=gradient).to(part.dtype))
     for s, (part, own) in enumerate(zip(tensors[:parts], tensors[parts:], strict=True)):
         if needs[parts + s]:
             weight = _weight(own, lse).squeeze(-1)

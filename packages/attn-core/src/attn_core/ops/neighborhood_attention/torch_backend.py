@@ -1,5 +1,6 @@
 """Neighborhood attention in plain torch: dense attention of box-shaped tiles of queries to the box of keys they see."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from .windows import Axis, Pattern, extents, outer, per_axis, spans
 
 # Entries of tile biases, and of their gradients, that are kept for tiles of equal shape: 2²³ float32 are 32 MiB.
 KEPT_BIASES = 2**23
+# Entries of a mask that is kept between calls: 2¹⁷ float32 are 512 KiB.
+SMALL_BIAS = 2**17
 
 
 def neighborhood_attention(
@@ -175,23 +178,12 @@ class _Tiles:
         """(1|B, 1|H, queries, keys): rpb, or 0, where a key is seen, −inf elsewhere."""
         if patterns in self.biases:
             return self.biases[patterns]
-        visible = torch.ones(1, 1, dtype=torch.bool, device=self.q.device)
-        for pattern in patterns:
-            visible = outer(visible, self._visible(pattern), torch.logical_and)
-        if self.rpb is None:
-            bias = torch.zeros(visible.shape, dtype=self.q.dtype, device=self.q.device)[None, None]
-        else:
-            bias = self.rpb.flatten(2)[..., self._index(patterns)]
-        bias = bias.masked_fill(~visible, -math.inf)
+        hidden = _hidden(patterns, self.q.dtype, self.q.device)
+        bias = hidden if self.rpb is None else self.rpb.flatten(2)[..., self._index(patterns)] + hidden
         if sum(kept.numel() for kept in self.biases.values()) + bias.numel() > KEPT_BIASES:
             self.biases.clear()
         self.biases[patterns] = bias
         return bias
-
-    def _visible(self, pattern: Pattern) -> Tensor:
-        key = torch.arange(pattern.keys, device=self.q.device)
-        first, last = (torch.tensor(x, device=self.q.device)[:, None] for x in (pattern.first, pattern.last))
-        return (first <= key) & (key <= last)
 
     def _index(self, patterns: tuple[Pattern, ...]) -> Tensor:
         """(queries, keys) index into the flat rpb; keys out of sight get the nearest."""
@@ -216,6 +208,24 @@ class _Tiles:
         for patterns, dbias in self.gradients.items():
             flat.index_add_(2, self._index(patterns).flatten(), dbias.flatten(2))
         self.gradients.clear()
+
+
+def _hidden(patterns: tuple[Pattern, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, 1, queries, keys): −inf where a key is out of sight, 0 elsewhere; small ones are kept between calls."""
+    entries = math.prod(len(pattern.first) * pattern.keys for pattern in patterns)
+    return (_small_hidden if entries <= SMALL_BIAS else _new_hidden)(patterns, dtype, device)
+
+
+def _new_hidden(patterns: tuple[Pattern, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    visible = torch.ones(1, 1, dtype=torch.bool, device=device)
+    for pattern in patterns:
+        key = torch.arange(pattern.keys, device=device)
+        first, last = (torch.tensor(x, device=device)[:, None] for x in (pattern.first, pattern.last))
+        visible = outer(visible, (first <= key) & (key <= last), torch.logical_and)
+    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -math.inf)[None, None]
+
+
+_small_hidden = functools.lru_cache(maxsize=32)(_new_hidden)
 
 
 def fake_forward(
