@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attn_core.testing import peak_memory
 from detection.box_rpb import BoxRPBAttention
-from detection.models import card, create_model, list_models
+from detection.models import card, create_model, list_models, pretrained
 from detection.plain_detr import PlainDETR, load_official, our_name, sine_embedding
 from detection.benchmark import materialized
 from detection.swin_v2 import SwinV2
@@ -146,9 +146,12 @@ def test_boxes_are_refined_from_the_layer_before_and_lie_in_the_picture() -> Non
 def test_options_change_the_result() -> None:
     base = tiny().eval()
     plain = base(pictures()[:1])[0]["scores"]
-    mixed = tiny(mixed_selection=False).eval()
-    assert mixed.query_embed is None
-    for options in ({"position_bias": "log"}, {"proposal_size": 0.2}, {"mean": (0, 0, 0)}, {"std": (1, 1, 1)}):
+    contents = [
+        tiny(query_content=content).eval()(pictures()[:1])[0]["scores"] for content in ("positions", "features")
+    ]
+    assert not torch.allclose(*contents)
+    for options in ({"position_bias": "log"}, {"proposal_size": 0.2}, {"mean": (0, 0, 0)}, {"std": (1, 1, 1)},
+                    {"proposal_classes": True}):  # fmt: skip
         other = tiny(**options).eval()
         other.load_state_dict(base.state_dict())
         assert not torch.allclose(other(pictures()[:1])[0]["scores"], plain), options
@@ -256,6 +259,7 @@ class Flat(nn.Module):
     [
         ({"padding": "none"}, "padding must be 'exact' or 'official'"),
         ({"queries": 0}, "must be positive"),
+        ({"query_content": "mixed"}, "query_content must be 'learned', 'positions' or 'features'"),
         ({"position_bias": "lin"}, "position_bias must be 'linear', 'log' or 'none'"),
         ({"num_heads": 3}, "is not a multiple of num_heads=3"),
         ({"upsample_stride": 6}, "cannot be made from stride 16"),
@@ -290,3 +294,13 @@ def test_every_model_has_a_card() -> None:
     for name in list_models():
         assert card(name).summary.endswith(".")
     assert card("plain_detr_swin_v2_small_mim_reparam").published == "AP 50.9"
+
+
+def test_recipes_start_from_a_pre_trained_backbone(tmp_path: Path) -> None:
+    source: Any = create_model("test_plain_detr")
+    file = tmp_path / "backbone.pth"
+    torch.save({"model": {k.removeprefix("body."): v for k, v in source.state_dict().items() if "body." in k}}, file)
+    model: Any = pretrained("test_plain_detr", str(file))
+    assert torch.equal(model.body.patch_embed.proj.weight, source.body.patch_embed.proj.weight)
+    with pytest.raises(ValueError, match="weights are read for Plain-DETR only"):
+        pretrained("test_bvr_retinanet", str(file))

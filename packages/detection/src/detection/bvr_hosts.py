@@ -240,6 +240,7 @@ def build_detector(
     backbone: str = "resnet50",
     channels: int = 256,
     strides: Sequence[int] = STRIDES,
+    anchor_scale: float | None = None,
     min_size: int = 800,
     max_size: int = 1333,
     num_heads: int = 8,
@@ -253,13 +254,19 @@ def build_detector(
     Args:
         host: RetinaNet (9 anchors), FCOS or ATSS (one anchor of 8 strides). num_classes: labels 0 … num_classes − 1.
         backbone, channels, strides, norm_eval: of the `PyramidBackbone`. norm: group norm in pyramid and heads.
+        anchor_scale: side of the smallest anchor of a level in strides; 4 for RetinaNet, 8 for ATSS, if None.
         min_size, max_size: images are resized to, in pixels, as torchvision does.
         nms_thresh: 0.5 for RetinaNet, 0.6 otherwise, if None.
 
-    Raises: ValueError for an unknown host.
+    Raises: ValueError for an unknown host, or an anchor scale that is not positive or is given to FCOS.
     """
     if host not in ("retinanet", "fcos", "atss"):
         raise ValueError(f"build_detector: host must be 'retinanet', 'fcos' or 'atss', got host={host!r}")
+    if anchor_scale is not None and (anchor_scale <= 0 or host == "fcos"):
+        raise ValueError(
+            "build_detector: anchor_scale must be positive, and FCOS has no anchors; "
+            f"got anchor_scale={anchor_scale} with host={host!r}"
+        )
     levels = len(strides)
     extra: Literal["input", "output"] = "input" if host == "retinanet" else "output"
     body = PyramidBackbone(backbone, channels, strides, extra=extra, norm=norm, norm_eval=norm_eval)
@@ -269,7 +276,7 @@ def build_detector(
         "detections_per_img": 100,
     }  # fmt: skip
     if host == "retinanet":
-        octaves = [[4 * stride * 2 ** (i / 3) for i in range(3)] for stride in strides]
+        octaves = [[(anchor_scale or 4) * stride * 2 ** (i / 3) for i in range(3)] for stride in strides]
         head = RetinaNetHead(channels, 9, num_classes, norm_layer=_norm if norm else None)
         model: RetinaNet | FCOS = RetinaNet(
             body, num_classes, anchor_generator=ExactAnchors(octaves, (0.5, 1.0, 2.0)), head=head, **sizes
@@ -281,7 +288,7 @@ def build_detector(
         model = FCOS(body, num_classes, anchor_generator=points, head=head, **sizes)
         model.head = TorchvisionHost(head, levels)
     else:
-        squares = ExactAnchors([[8 * stride] for stride in strides], (1.0,))
+        squares = ExactAnchors([[(anchor_scale or 8) * stride] for stride in strides], (1.0,))
         head = ATSSHead(channels, num_classes)
         model = ATSS(body, num_classes, anchor_generator=squares, head=head, **sizes)
         model.head = TorchvisionHost(head, levels)

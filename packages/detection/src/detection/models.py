@@ -12,7 +12,7 @@ from attn_core.registry import ModelCard, Registry, did_you_mean
 from . import bevformer_dfa3d, bvr_hosts
 from .bevformer_dfa3d import BEVFormerDFA3D
 from .bvr_hosts import build_detector
-from .plain_detr import PlainDETR
+from .plain_detr import PlainDETR, load_official
 from .swin_v2 import SwinV2
 
 REGISTRY: Registry[nn.Module] = Registry("model", "create_model")
@@ -47,6 +47,19 @@ def plain_detr_swin_v2_small_mim_reparam(**options: Any) -> PlainDETR:
 def plain_detr_resnet50(**options: Any) -> PlainDETR:
     """38 M parameters, ResNet-50 with frozen batch norm, boxes in pixels."""
     return PlainDETR(**{"backbone": "resnet50", "reparam": True, **options})
+
+
+@REGISTRY.register
+def plain_detr_swin_v2_large(**options: Any) -> PlainDETR:
+    """209 M parameters, Swin V2-L, boxes in pixels; the paper's 59.8 has 12 more window layers, not released."""
+    return PlainDETR(**{"backbone": "swin_v2_large", "reparam": True, **options})
+
+
+@REGISTRY.register
+def plain_detr_vit_base(**options: Any) -> PlainDETR:
+    """101 M parameters, timm's ViT-B/16 on pictures of any size, boxes in pixels; not released by the authors."""
+    vit = {"options": {"dynamic_img_size": True, "dynamic_img_pad": True}, "drop_path": 0.1}
+    return PlainDETR(**{"backbone": "vit_base_patch16_224", "backbone_options": vit, "reparam": True, **options})
 
 
 @REGISTRY.register
@@ -116,3 +129,16 @@ def create_model(name: str, **options: Any) -> nn.Module:
         if option not in known:
             raise ValueError(f"create_model: {name} has no option {option!r}{did_you_mean(option, known)}")
     return builder(**options)
+
+
+def pretrained(name: str, weights: str = "", **options: Any) -> nn.Module:
+    """`create_model`, with the backbone of an official pre-training file if ``weights`` names one; for recipes.
+
+    Raises: ValueError as `create_model` and `detection.plain_detr.load_official`; for weights of another detector.
+    """
+    model = create_model(name, **options)
+    if not weights:
+        return model
+    if not isinstance(model, PlainDETR):
+        raise ValueError(f"pretrained: weights are read for Plain-DETR only, got name={name!r}")
+    return load_official(model, weights, backbone_only=True)

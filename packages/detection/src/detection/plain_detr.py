@@ -36,6 +36,7 @@ from .losses import HybridCriterion
 from .post_process import top_scores
 from .swin_v2 import swin_v2_large, swin_v2_small
 
+QueryContent = Literal["learned", "positions", "features"]
 SWINS = {"swin_v2_small": swin_v2_small, "swin_v2_large": swin_v2_large}
 Sizes = list[tuple[int, int]]
 
@@ -200,7 +201,11 @@ class PlainDETR(nn.Module):
         proposal_size: side of proposals at the first of these: a share of the image, or pixels with ``reparam``.
             Doubles with each next. By default 0.05 or 50.
         look_forward_twice: gradients of a layer's boxes reach the layer before.
-        mixed_selection: content of the queries is learned, only their positions come from the proposals.
+        query_content: ``"learned"`` (mixed selection: only the positions of the queries come from the proposals),
+            ``"positions"`` (content from the proposals' coordinates, too) or ``"features"`` (content is the feature of
+            the proposal's cell, as in Efficient DETR, arXiv 2104.01318), which learns faster on few pictures.
+        proposal_classes: proposals learn all classes and are ranked by the best one, as in DINO; officially they only
+            tell objects from background, with the first class's output.
         padding: see the module.
         top_k: boxes per picture.
         mean, std: of the pictures' channels.
@@ -229,7 +234,8 @@ class PlainDETR(nn.Module):
         proposal_strides: Sequence[int] = (8, 16, 32, 64),
         proposal_size: float | None = None,
         look_forward_twice: bool = True,
-        mixed_selection: bool = True,
+        query_content: QueryContent = "learned",
+        proposal_classes: bool = False,
         padding: Literal["exact", "official"] = "exact",
         top_k: int = 100,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
@@ -238,6 +244,11 @@ class PlainDETR(nn.Module):
         super().__init__()
         if padding not in ("exact", "official"):
             raise ValueError(f"PlainDETR: padding must be 'exact' or 'official', got padding={padding!r}")
+        if query_content not in ("learned", "positions", "features"):
+            raise ValueError(
+                f"PlainDETR: query_content must be 'learned', 'positions' or 'features', got "
+                f"query_content={query_content!r}"
+            )
         if num_classes < 1 or queries < 1 or queries_many < 0:
             raise ValueError(
                 f"PlainDETR: num_classes={num_classes}, queries={queries} must be positive and "
@@ -257,9 +268,16 @@ class PlainDETR(nn.Module):
         self.proposal_size = proposal_size if proposal_size is not None else (50.0 if reparam else 0.05)
         self.look_forward_twice = look_forward_twice
         self.padding = padding
+        self.query_content = query_content
+        self.proposal_classes = proposal_classes
         self.top_k = top_k
         self.num_classes = num_classes
-        self.criterion = HybridCriterion(repeats=repeats, many_weight=many_weight, box_weight=1.0 if reparam else 5.0)
+        self.criterion = HybridCriterion(
+            repeats=repeats,
+            many_weight=many_weight,
+            box_weight=1.0 if reparam else 5.0,
+            proposal_classes=proposal_classes,
+        )
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -274,7 +292,7 @@ class PlainDETR(nn.Module):
         self.enc_output_norm = nn.LayerNorm(dim)
         self.pos_trans = nn.Linear(2 * dim, 2 * dim)
         self.pos_trans_norm = nn.LayerNorm(2 * dim)
-        self.query_embed = nn.Embedding(queries + queries_many, dim) if mixed_selection else None
+        self.query_embed = nn.Embedding(queries + queries_many, dim) if query_content == "learned" else None
         self.layers = nn.ModuleList(
             DecoderLayer(
                 dim,
@@ -357,7 +375,7 @@ class PlainDETR(nn.Module):
         padded = any(own != size for own in sizes)
         visible = _inside(size, sizes, memory.device) if padded else None
         tokens = memory.flatten(2).transpose(1, 2)
-        proposals, reference, limit, groups = self._proposals(memory, sizes)
+        proposals, reference, chosen, limit, groups = self._proposals(memory, sizes)
         position = self._map_position(size, visible, tokens)
         query_position = self.pos_trans_norm(self.pos_trans(sine_embedding(reference, tokens.shape[-1] // 2)))
         query_position, content = query_position.chunk(2, -1)
@@ -365,6 +383,8 @@ class PlainDETR(nn.Module):
             weight = self.query_embed.weight
             rows = [weight[: groups[0]], weight[self.queries : self.queries + groups[1]]]
             content = torch.cat(rows).expand(len(tokens), -1, -1)
+        elif self.query_content == "features":
+            content = chosen
 
         pixels = None  # of normalized boxes, in the padded image
         if not self.reparam:
@@ -437,8 +457,9 @@ class PlainDETR(nn.Module):
 
     def _proposals(
         self, memory: Float[Tensor, "B C y x"], sizes: Sizes
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "B N 4"], Float[Tensor, "B 1 4"], tuple[int, int]]:
-        """Outputs of the proposal stage, the queries' boxes, limits of boxes in pixels, lengths of the query groups."""
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "B N 4"], Float[Tensor, "B N C"], Tensor, tuple[int, int]]:
+        """Outputs of the proposal stage; the queries' boxes and features; limits of boxes in pixels (B, 1, 4); lengths
+        of the query groups."""
         tokens, anchors, hidden = [], [], []
         limit = corner = memory.new_empty(0)
         for level, (stride, resample) in enumerate(zip(self.proposal_strides, self.enc_output_proj, strict=True)):
@@ -476,14 +497,15 @@ class PlainDETR(nn.Module):
             odds = torch.log(anchor / (1 - anchor)).masked_fill(unusable, float("inf"))
             boxes = torch.sigmoid(deltas + odds)
             outputs = {"pred_logits": logits, "pred_boxes": boxes}
-        score = logits[..., 0].detach()
+        score = (logits.amax(-1) if self.proposal_classes else logits[..., 0]).detach()
         if self.padding == "exact":
             score = score.masked_fill(padding, float("-inf"))
         one = min(self.queries, score.shape[1])
         many = min(self.queries_many, score.shape[1] - one) if self.training else 0
         best = score.topk(one + many, dim=1).indices
         reference = boxes.detach().gather(1, best[..., None].expand(-1, -1, 4))
-        return outputs, reference, limit, (one, many)
+        chosen = state.gather(1, best[..., None].expand(-1, -1, state.shape[-1]))
+        return outputs, reference, chosen, limit, (one, many)
 
 
 def sine_embedding(positions: Float[Tensor, "B N D"], channels: int) -> Float[Tensor, "B N D*channels"]:

@@ -34,6 +34,7 @@ class HybridCriterion:
     Args:
         repeats: how often each object may be found by the second group of queries.
         many_weight: of the second group's losses.
+        proposal_classes: the proposal stage learns classes; otherwise all its objects are of the first.
         box_weight: 5 for normalized boxes, 1 for deltas in pixels.
 
     Raises: ValueError if ``repeats`` is below 1.
@@ -47,6 +48,7 @@ class HybridCriterion:
         class_weight: float = 2.0,
         box_weight: float = 5.0,
         giou_weight: float = 2.0,
+        proposal_classes: bool = False,
     ) -> None:
         if repeats < 1:
             raise ValueError(f"HybridCriterion: repeats must be at least 1, got repeats={repeats}")
@@ -55,6 +57,7 @@ class HybridCriterion:
         self.class_weight = class_weight
         self.box_weight = box_weight
         self.giou_weight = giou_weight
+        self.proposal_classes = proposal_classes
 
     def __call__(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Float[Tensor, ""]]:
         """Losses of the outputs of `detection.plain_detr.PlainDETR.outputs`.
@@ -67,8 +70,10 @@ class HybridCriterion:
         losses = {}
         for index, layer in enumerate(outputs["layers"]):
             losses |= self._one(layer, targets, count, f"_{index}")
-        agnostic = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
-        losses |= self._one(outputs["proposals"], agnostic, count, "_proposals")
+        wanted = targets
+        if not self.proposal_classes:
+            wanted = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
+        losses |= self._one(outputs["proposals"], wanted, count, "_proposals")
         if outputs["layers_many"]:
             many = [{"labels": target["labels"].repeat(self.repeats), "boxes": target["boxes"].repeat(self.repeats, 1)}
                     for target in targets]  # fmt: skip
