@@ -92,6 +92,13 @@ def test_a_finished_run_can_be_opened(tmp_path):
     )
 
 
+def test_the_result_tells_wall_time_and_processor_time(tmp_path):
+    result = _train("epochs=1", out=tmp_path / "run")
+    written = json.loads((tmp_path / "run/result.json").read_text())
+    assert written["seconds"] == round(result.seconds, 2) > 0
+    assert written["processor_seconds"] == round(result.processor_seconds, 2) > 0
+
+
 def test_only_the_newest_checkpoints_stay(tmp_path):
     _train("default_hooks.checkpoint.keep=1", "epochs=2", out=tmp_path / "run")
     assert list_checkpoints(tmp_path / "run") == ["step_12"]
