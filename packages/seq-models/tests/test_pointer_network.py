@@ -128,6 +128,14 @@ def test_the_transformer_encoder_ignores_the_order_of_points() -> None:
     assert (states.start[0] - moved.start[0]).abs().max() < 1e-12
 
 
+def test_a_transformer_with_positions_knows_the_order_of_points() -> None:
+    torch.manual_seed(0)
+    net = PointerNetwork(9, encoder="transformer", encoder_layers=1, encoder_heads=3, encoder_positions=True).double()
+    points, order = torch.rand(2, 5, 2, dtype=torch.float64), torch.tensor([3, 1, 4, 0, 2])
+    states, permuted = net.encode(points).states, net.encode(points[:, order]).states
+    assert (states[:, 1:][:, order] - permuted[:, 1:]).abs().max() > 1e-3
+
+
 def test_every_parameter_but_the_end_s_coordinates_learns(network: PointerNetwork) -> None:
     loss = PointingTask(network).loss(torch.rand(2, 4, 2, dtype=torch.float64), torch.tensor([[1, 2, 0], [4, 0, 0]]))
     loss["loss"].backward()

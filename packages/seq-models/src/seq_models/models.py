@@ -37,6 +37,17 @@ class Family:
     license: str = ""
 
 
+def _causal(module: ModuleType, config: type, model: type[nn.Module], what: str, **about: str) -> Family:
+    """A family of Hugging Face language models."""
+    return Family(
+        module=module,
+        build=lambda **options: model(config(**options)),
+        options=config,
+        summary=f"causal language model, {what}",
+        **about,
+    )
+
+
 FAMILIES = [
     Family(
         name="Pointer Networks",
@@ -46,45 +57,26 @@ FAMILIES = [
         summary="points in the plane → indices of points",
         paper="1506.03134",
     ),
-    Family(
-        name="Landmark attention",
-        module=landmark,
-        build=lambda **options: LandmarkForCausalLM(LandmarkConfig(**options)),
-        options=LandmarkConfig,
-        summary="causal language model, blocks read through landmarks",
-        paper="2305.16300",
-        code="https://github.com/epfml/landmark-attention",
-        license="Apache-2.0",
+    _causal(
+        landmark, LandmarkConfig, LandmarkForCausalLM, "blocks read through landmarks",
+        name="Landmark attention", paper="2305.16300",
+        code="https://github.com/epfml/landmark-attention", license="Apache-2.0",
     ),
-    Family(
-        name="Routing Transformer",
-        module=routing_transformer,
-        build=lambda **options: RoutingForCausalLM(RoutingConfig(**options)),
-        options=RoutingConfig,
-        summary="causal language model, local heads and k-means attention",
-        paper="2003.05997",
-        code="https://github.com/google-research/google-research/tree/master/routing_transformer",
-        license="Apache-2.0",
+    _causal(
+        routing_transformer, RoutingConfig, RoutingForCausalLM, "local heads and k-means attention",
+        name="Routing Transformer", paper="2003.05997",
+        code="https://github.com/google-research/google-research/tree/master/routing_transformer", license="Apache-2.0",
     ),
-    Family(
-        name="Titans",
-        module=titans,
-        build=lambda **options: TitansForCausalLM(TitansConfig(**options)),
-        options=TitansConfig,
-        summary="causal language model, memory learned at test time",
-        paper="2501.00663",
+    _causal(
+        titans, TitansConfig, TitansForCausalLM, "memory learned at test time",
+        name="Titans", paper="2501.00663",
     ),
-    Family(
-        name="TransNormerLLM",
-        module=transnormer,
-        build=lambda **options: TransNormerForCausalLM(TransNormerConfig(**options)),
-        options=TransNormerConfig,
-        summary="causal language model, lightning attention",
-        paper="2307.14995",
-        code="https://github.com/OpenNLPLab/TransnormerLLM",
-        license="Apache-2.0",
+    _causal(
+        transnormer, TransNormerConfig, TransNormerForCausalLM, "lightning attention",
+        name="TransNormerLLM", paper="2307.14995",
+        code="https://github.com/OpenNLPLab/TransnormerLLM", license="Apache-2.0",
     ),
-]
+]  # fmt: skip
 REGISTRY: dict[str, Family] = {name: family for family in FAMILIES for name in family.module.VARIANTS}
 
 

@@ -83,14 +83,14 @@ class PointAttention(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Pre-norm transformer without positions: permuted points give permuted states.
+    """Pre-norm transformer; without positions permuted points give permuted states.
 
     Shapes: points (B, N, C) → (B, N, H).
     """
 
-    def __init__(self, width: int, channels: int, *, layers: int, heads: int) -> None:
+    def __init__(self, width: int, channels: int, *, layers: int, heads: int, positions: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.positions = heads, positions
         self.embed = Linear(channels, width)
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2 * layers + 1)])
         self.qkv = nn.ModuleList([Linear(width, 3 * width) for _ in range(layers)])
@@ -100,12 +100,21 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, points: Float[Tensor, "B N C"], visible: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N H"]:
         x = self.embed(points)
+        if self.positions:
+            x = x + _sinusoids(points.shape[1], x.shape[2]).to(x)
         for layer in range(len(self.qkv)):
             heads = self.qkv[layer](self.norms[2 * layer](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
             mixed = attention(heads[0], heads[1], heads[2], key_mask=visible)[0]
             x = x + self.out[layer](mixed.transpose(1, 2).flatten(2))
             x = x + self.narrow[layer](self.widen[layer](self.norms[2 * layer + 1](x)))
         return self.norms[-1](x)
+
+
+def _sinusoids(count: int, width: int) -> Float[Tensor, "N H"]:
+    """Sines, then cosines, of the index at frequencies from 1 to 1/10000 (Vaswani et al. 2017, arXiv 1706.03762)."""
+    half = -(-width // 2)
+    angle = torch.arange(count)[:, None] * 10000.0 ** (-torch.arange(half) / half)
+    return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :width]
 
 
 class PointerNetwork(nn.Module):
@@ -117,6 +126,7 @@ class PointerNetwork(nn.Module):
         encoder: ``"lstm"`` as in the paper, or ``"transformer"``, whose answer does not depend on the order of the
             points except through the answer's own convention.
         encoder_layers, encoder_heads: of the transformer.
+        encoder_positions: whether the transformer knows the order of the points, which the answers of Delaunay follow.
         glimpses: times that the query is replaced by what attention with it reads, before pointing.
         tanh_clip: C of scores C·tanh(u); None leaves them unbounded.
         init_range: weights start uniform in ± this; the paper's 0.08. None: torch's own ranges.
@@ -132,6 +142,7 @@ class PointerNetwork(nn.Module):
         encoder: Literal["lstm", "transformer"] = "lstm",
         encoder_layers: int = 3,
         encoder_heads: int = 8,
+        encoder_positions: bool = False,
         glimpses: int = 0,
         tanh_clip: float | None = None,
         init_range: float | None = 0.08,
@@ -155,7 +166,9 @@ class PointerNetwork(nn.Module):
         self.encoder: nn.Module = (
             nn.LSTM(channels, hidden, batch_first=True)
             if encoder == "lstm"
-            else TransformerEncoder(hidden, channels, layers=encoder_layers, heads=encoder_heads)
+            else TransformerEncoder(
+                hidden, channels, layers=encoder_layers, heads=encoder_heads, positions=encoder_positions
+            )
         )
         self.decoder = nn.LSTM(channels, hidden, batch_first=True)
         self.pointer = PointAttention(hidden)

@@ -1,5 +1,6 @@
 """Training and scoring of Pointer Networks."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,9 +66,9 @@ class _BatchMetric(BaseMetric):
     mmengine keeps as many results as the data set has items: so one result is a whole batch, not a sample.
     """
 
+    @abstractmethod
     def score(self, sample: dict[str, Any]) -> Any:
         """What is kept of a sample."""
-        raise NotImplementedError
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         self.results.append([self.score(sample) for sample in data_samples])
@@ -75,9 +76,9 @@ class _BatchMetric(BaseMetric):
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         return self.summary([row for batch in results for row in batch])
 
+    @abstractmethod
     def summary(self, rows: list[Any]) -> dict[str, float]:
         """The metrics of all samples."""
-        raise NotImplementedError
 
 
 class HullScore(_BatchMetric):

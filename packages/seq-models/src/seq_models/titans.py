@@ -385,12 +385,13 @@ register_causal(TitansConfig, TitansModel, TitansForCausalLM)
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "chunk_size": 4, "window": 5}
 VARIANTS: dict[str, dict[str, Any]] = {
-    # The paper's 340 M and 760 M models: widths are ours, it states only the sizes.
+    # The paper states of its 340 M models the size, the vocabulary and the training length, neither width nor depth.
+    # Width 1024 with heads of 64 channels is assumed; the depth is the one that comes nearest to 340 M parameters.
     **{
         f"titans_{architecture}_340m": {
             "vocab_size": 32000,
             "hidden_size": 1024,
-            "num_hidden_layers": 24,
+            "num_hidden_layers": 22 if architecture == "lmm" else 19,
             "num_attention_heads": 16,
             "window": 512,
             "architecture": architecture,

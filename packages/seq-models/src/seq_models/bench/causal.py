@@ -1,9 +1,7 @@
 """Speed of the causal models: training steps beside the peer's in one run, and decoding after short and long texts."""
 
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +9,9 @@ from torch import Tensor
 
 from attn_core.engine import BenchmarkRequest
 from seq_models.models import create_model
+
+from .timing import in_turns, training_step
+from .titans import benchmark_titans
 
 REPEATS = 3
 LENGTH = 8192
@@ -30,15 +31,18 @@ DECODED = 100
 def benchmark_causal(request: BenchmarkRequest) -> Iterator[Mapping[str, object]]:
     """Rows ``{"model", "quantity", "value", "beside", "ratio"}``; times in milliseconds, medians of runs in turns.
 
-    ``beside`` is the training step of the peer (Routing Transformer, if ``routing_transformer`` is installed), or the
-    same model after 256 tokens (decoding after 16,384 tokens).
+    ``beside`` is the training step of the peer (Routing Transformer, if ``routing_transformer`` is installed; Titans,
+    if ``titans_pytorch`` is), the memory of Titans token by token, or the same model after 256 tokens (decoding after
+    16,384 tokens). A name of Titans gives the rows of its memory, which are of one size.
     """
     batch = request.batch_size or 1
-    for name in request.models or ("routing_bytes", "transnormer_bytes"):
+    for name in request.models or ("routing_bytes", "titans_lmm_340m", "transnormer_bytes"):
         torch.manual_seed(0)
         ids = torch.randint(0, 256, (batch, LENGTH), device=request.device)
         if name.startswith(("routing", "test_routing")):
             yield from _training(name, ids)
+        elif name.startswith(("titans", "test_titans")):
+            yield from benchmark_titans(batch, request.device)
         else:
             yield from _decoding(name, ids[:1])
 
@@ -53,7 +57,7 @@ def _training(name: str, ids: Tensor) -> Iterator[Mapping[str, object]]:
     for label, options in ours.items():
         model: Any = create_model(name, **{**sizes, "num_clusters": LENGTH // config.window, **options})
         model = model.to(ids.device).train()
-        steps[label] = _step(model, lambda model=model: model(ids, labels=ids).loss)
+        steps[label] = training_step(model, lambda model=model: model(ids, labels=ids).loss)
     peer = _peer(config)
     if peer is not None:
         peer = peer.to(ids.device).train()
@@ -62,8 +66,8 @@ def _training(name: str, ids: Tensor) -> Iterator[Mapping[str, object]]:
             logits, commitment = peer(ids)
             return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()) + commitment
 
-        steps["peer"] = _step(peer, loss)
-    times = _in_turns(steps, REPEATS)
+        steps["peer"] = training_step(peer, loss)
+    times = in_turns(steps, REPEATS)
     for label in ours:
         beside = times.get("peer")
         yield {
@@ -89,17 +93,6 @@ def _peer(config: Any) -> Any:
         )  # fmt: skip
 
 
-def _step(model: Any, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    return step
-
-
 @torch.inference_mode()
 def _decoding(name: str, ids: Tensor) -> Iterator[Mapping[str, object]]:
     model: Any = create_model(name).to(ids.device).eval()
@@ -112,7 +105,7 @@ def _decoding(name: str, ids: Tensor) -> Iterator[Mapping[str, object]]:
         str(length): lambda state=state: model(token, past_key_values=state, use_cache=True)
         for length, state in states.items()
     }
-    times = _in_turns(steps, DECODED)
+    times = in_turns(steps, DECODED)
     for quantity, after, before in (
         (f"one token after {LONG} (beside: {SHORT}), ms", times[str(LONG)], times[str(SHORT)]),
         (f"state after {LONG} (beside: {SHORT}), bytes", float(bytes_[LONG]), float(bytes_[SHORT])),
@@ -125,20 +118,3 @@ def _decoding(name: str, ids: Tensor) -> Iterator[Mapping[str, object]]:
             "beside": shown[1],
             "ratio": f"{after / before:.2f}",
         }
-
-
-def _in_turns(steps: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Medians in milliseconds, the contestants taking turns; the first round does not count."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats + 1):
-        for name, step in steps.items():
-            begin = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append(1e3 * (time.perf_counter() - begin))
-    return {name: _median(values[1:]) for name, values in times.items()}
-
-
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values)

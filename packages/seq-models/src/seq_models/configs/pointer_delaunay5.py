@@ -1,4 +1,4 @@
-"""Pointer Network, Delaunay triangulations of 5 points: generated data, H=128."""
+"""Pointer Network, Delaunay triangulations of 5 points: generated data, transformer encoder, H=64."""
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
@@ -9,13 +9,22 @@ from seq_models.data import PointBatches, only_item
 from seq_models.pointer_network import PointerNetwork
 from seq_models.pointing_task import DelaunayScore, PointingTask
 
-steps = 12000
+steps = 4000
+warmup = 50
 n = 5
-hidden = 128
+hidden = 64
 lr = 3e-3
 model = dict(
     type=PointingTask,
-    net=dict(type=PointerNetwork, hidden=hidden),
+    net=dict(
+        type=PointerNetwork,
+        hidden=hidden,
+        encoder="transformer",
+        encoder_layers=2,
+        encoder_heads=4,
+        encoder_positions=True,
+        init_range=None,
+    ),
 )
 train_dataloader = dict(
     dataset=dict(type=PointBatches, task="delaunay", n=n, length=1000, batch=128),
@@ -34,6 +43,9 @@ test_dataloader = dict(
 )
 val_evaluator = dict(type=DelaunayScore)
 optim_wrapper = dict(optimizer=dict(type=Adam, lr=lr, fused=True), clip_grad=dict(max_norm=2.0))
-param_scheduler = [dict(type=LinearLR, start_factor=1.0, end_factor=1e-3, by_epoch=False, begin=0, end=steps)]
-train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=2000)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=1 / warmup, by_epoch=False, begin=0, end=warmup),
+    dict(type=LinearLR, start_factor=1.0, end_factor=1e-3, by_epoch=False, begin=warmup, end=steps),
+]
+train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=1000)
 default_hooks = dict(checkpoint=dict(keep=1))

@@ -9,6 +9,7 @@ import string
 import sys
 import sysconfig
 import zlib
+from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +90,7 @@ class ByteText(Dataset[dict[str, Tensor]]):
         return {"input_ids": ids, "labels": ids.clone()}
 
 
-class GeneratedTask(Dataset[dict[str, Tensor]]):
+class GeneratedTask(Dataset[dict[str, Tensor]], ABC):
     """Base of the generated tasks: ``size`` items, each from a generator of its own seeded by (seed, split, index)."""
 
     vocab_size: int
@@ -99,9 +100,9 @@ class GeneratedTask(Dataset[dict[str, Tensor]]):
         self.split, self.size, self.length, self.seed = split, size, length, seed
         self.metainfo: dict[str, Any] = {"task": type(self).__name__, "length": length}
 
+    @abstractmethod
     def item(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Tokens, and which of them count."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.size
