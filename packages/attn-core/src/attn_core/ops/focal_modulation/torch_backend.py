@@ -23,13 +23,27 @@ CHUNK_GPU = 2**25
 def focal_modulation(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], *, normalize: bool = False) -> Tensor:
     """Extra memory: maps of a few images in float32, three in the forward pass and 2L + 3 in the backward pass.
 
-    An exported graph holds the reference instead.
+    An exported graph holds the reference instead; a graph compiled for inference on a CPU the convolutions themselves,
+    so that the compiler writes one loop of what lies between them.
     """
     if torch.compiler.is_exporting():
         return reference.focal_modulation(ctx, gates, weights, normalize=normalize)
+    exact = ctx.dtype in (torch.float32, torch.float64) and ctx.numel() > 0
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and ctx.device.type == "cpu" and exact:
+        return _plain(ctx, gates, weights, normalize)
     # As (B, Y, X, C), so that results and gradients, which are contiguous, are channels-last.
     y = _call(ctx.permute(0, 2, 3, 1), gates.permute(0, 2, 3, 1), [weight[None] for weight in weights], normalize)
     return y.permute(0, 3, 1, 2)
+
+
+def _plain(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> Tensor:
+    z = ctx.contiguous(memory_format=torch.channels_last)
+    y = torch.zeros_like(z)
+    for level, weight in enumerate(weights):
+        z = F.gelu(F.conv2d(z, weight, padding=weight.shape[-1] // 2, groups=z.shape[1]))
+        y = y + z * gates[:, level : level + 1]
+    y = y + F.gelu(z.mean((2, 3), keepdim=True)) * gates[:, len(weights) :]
+    return y / (len(weights) + 1) if normalize else y
 
 
 def forward(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> Tensor:
