@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from attn_core.engine.cli import run_cli
 from vlm_tools.cli import PACKAGE
 from vlm_tools.data import scene
+from vlm_tools.random_models import random_model
+from vlm_tools.session import open_session
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -73,12 +76,83 @@ def test_evaluation_of_local_files(
     assert command("evaluate", "chair", str(tmp_path / "c.jsonl")) == 0
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA with its processor, as ``save_pretrained`` writes them."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("models") / "llava"
+    words = ["<pad>", "<s>", "</s>", "<unk>", "is", "there", "a", "dog", "cat", "describe", "the", "image", "."]
+    tokenizer = Tokenizer(WordLevel({word: n for n, word in enumerate(words)} | {"<image>": 99}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )  # fmt: skip
+    image = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    LlavaProcessor(
+        image, fast, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    ).save_pretrained(path)
+    torch.manual_seed(1)
+    random_model("test_llava").save_pretrained(path)
+    return path
+
+
+def test_a_folder_of_transformers_works_as_a_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
+    red, model, out = str(tmp_path / "red.png"), ("--model", str(folder)), ("--out", str(tmp_path / "out"))
+    assert command("ask", red, "is there a dog", *model, "--method", "pai", "--tokens", "3") == 0
+    assert "with pai" in capsys.readouterr().out
+    assert command("ground", red, "a dog", *model, *out) == 0
+    assert command("explain", red, *model, *out, "--tokens", "2", "--reading", "flow") == 0
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".png", ".npz", ".html"}
+    capsys.readouterr()
+    queries = [{"id": 1, "image": "red.png", "query": "describe the image ."}]
+    (tmp_path / "q.json").write_text(json.dumps(queries))
+    truth = [{"id": 1, "type": "generative", "truth": ["dog"], "hallu": ["cat"]}]
+    (tmp_path / "a.json").write_text(json.dumps(truth))
+    (tmp_path / "r.json").write_text(json.dumps({"dog": [], "cat": []}))
+    files = ("--annotations", str(tmp_path / "a.json"), "--relations", str(tmp_path / "r.json"))
+    assert command("evaluate", "amber", str(tmp_path / "q.json"), "--images", str(tmp_path), *files, *model) == 0
+    assert "Cover" in capsys.readouterr().out
+
+
+def test_models_that_do_not_fit_are_named(
+    folder: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = {"text": {"model_type": "llama"}, "other": {"model_type": "blip-2"}, "empty": None}
+    for name, config in kinds.items():
+        (tmp_path / name).mkdir()
+        if config is not None:
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
+    said = {
+        str(tmp_path / "text"): "no adapter for model type 'llama'",
+        str(tmp_path / "other"): "no adapter for model type 'blip-2'",
+        str(tmp_path / "empty"): "transformers cannot open it",
+    }
+    for model, words in said.items():
+        assert command("ask", str(picture), "a dog", "--model", model) == 1
+        error = capsys.readouterr().err.strip().splitlines()
+        assert len(error) == 1
+        assert words in error[0]
+    session = open_session(str(folder), device="cpu")
+    session.processor = lambda **_: {"input_ids": torch.tensor([[4, 5]])}
+    with pytest.raises(ValueError, match=r"puts no image token \(id 99\) into the prompt"):
+        session.prepare(Image.new("RGB", (28, 28)), "dog")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["ask", "PICTURE", " "], "the prompt is empty"),
         (["ask", "PICTURE", "a giraffe"], "does not know 'giraffe'"),
         (["ask", "TEXT", "a one"], "is no picture that can be read"),
+        (["ask", "CUT", "a one"], "cannot be read as a picture"),
         (["ask", "missing.png", "a one"], "missing.png"),
         (["ask", "PICTURE", "a one", "--method", "vra"], "unknown method 'vra'; did you mean 'var'"),
         (["ask", "PICTURE", "a one", "--method", "var"], "out of reach"),
@@ -95,7 +169,8 @@ def test_misuse_is_one_line(
     arguments: list[str], words: str, run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    places = {"PICTURE": str(picture), "TEXT": str(tmp_path / "text.png")}
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:200])
+    places = {"PICTURE": str(picture), "TEXT": str(tmp_path / "text.png"), "CUT": str(tmp_path / "cut.png")}
     assert command(*(places.get(word, word) for word in arguments), "--model", str(run)) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1

@@ -5,6 +5,8 @@ import torch
 
 from vlm_tools import create_model, list_models, method_of
 from vlm_tools.data import EvaluationScenes, TrainingScenes, Words, scene
+from vlm_tools.data.digits_world import CAPTION, QUESTIONS, STEM, sees
+from vlm_tools.data.words import DIGITS
 from vlm_tools.digits_evaluation import scores_of
 from vlm_tools.digits_llava import DigitsLlavaTask, Hallucination, digits_world_llava
 from vlm_tools.models import card
@@ -32,12 +34,27 @@ def test_scenes_are_reproducible_and_hold_companions_as_often_as_said() -> None:
 def test_captions_name_absent_companions_only_when_told() -> None:
     words = Words()
     for bias, told in ((0.0, False), (1.0, True)):
-        data = TrainingScenes(60, caption_share=1.0, caption_bias=bias)
+        data = TrainingScenes(60, caption_bias=bias)
         wrong = 0
         for index in range(60):
-            named = {n for n in words.decode(data[index]["input_ids"].tolist()).split() if n in words.number}
-            wrong += bool(named & set(list(words.number)[4:14]) - set(scene("train", index).names))
+            row = data[index]
+            named = set(words.decode(row["input_ids"][row["segment"] == CAPTION].tolist()).split())
+            wrong += bool(named & set(DIGITS) - set(scene("train", index).names))
         assert (wrong > 0) is told
+
+
+def test_questions_of_a_row_see_the_image_and_their_own_words_alone() -> None:
+    row = TrainingScenes(1)[0]
+    seen, segment = sees(row["segment"][None])[0], row["segment"]
+    words = Words()
+    for number in range(QUESTIONS):
+        (place,) = (segment == STEM + 1 + number).nonzero().flatten().tolist()
+        context = row["input_ids"][seen[place]].tolist()
+        assert context == words.prompt(f"in the image is there a {words.decode([context[-1]])}")
+        assert row["position_ids"][seen[place]].tolist() == list(range(len(context)))
+        assert words.decode([int(row["targets"][place])]) in ("yes", "no")
+    last = int((segment == CAPTION).nonzero().max())
+    assert seen[last].nonzero().flatten().tolist() == list(range(last + 1))
 
 
 def test_unknown_word_is_named() -> None:

@@ -202,6 +202,9 @@ def evaluate(
     file: Annotated[Path, typer.Argument(help="Questions (pope, amber), or captions with objects (chair).")],
     images: Annotated[Path | None, typer.Option(help="Folder of the pictures (pope, amber).")] = None,
     annotations: Annotated[Path | None, typer.Option(help="annotations.json (amber).")] = None,
+    relations: Annotated[
+        Path | None, typer.Option(help="relation.json: score descriptions, not yes/no answers (amber).")
+    ] = None,
     synonyms: Annotated[Path | None, typer.Option(help="One category per line: dog, puppy, hound (chair).")] = None,
     model: Model = None,
     method: MethodName = None,
@@ -222,7 +225,13 @@ def evaluate(
     if benchmark == "amber":
         if annotations is None:
             raise ValueError("evaluate: amber needs --annotations, its annotations.json")
-        rows = [row for row in amber.read_amber(file, annotations) if isinstance(row.truth, str)]
+        everything = amber.read_amber(file, annotations)
+        if relations is not None:
+            described = [row for row in everything if not isinstance(row.truth, str)][:limit]
+            session = open_session(model, device=device)
+            yield from _amber(session, described, images, relations, chosen_method(method, option), tokens)
+            return
+        rows = [row for row in everything if isinstance(row.truth, str)]
         questions = [pope.Question(row.id, row.image, row.query, str(row.truth)) for row in rows]
     else:
         questions = pope.read_questions(file)
@@ -248,6 +257,33 @@ def _pope(
             inputs = session.prepare(read_picture(images / question.image), question.text)
             answers.append(session.text(session.answer(inputs, tokens)[0].tolist()))
     return pope.score(questions, answers, parser=parser)
+
+
+def _amber(
+    session: Session,
+    queries: Sequence[amber.AmberQuery],
+    images: Path,
+    relations: Path,
+    method: Method | None,
+    tokens: int,
+) -> Iterator[str]:
+    related = amber.read_relations(relations)
+    found: list[amber.AmberScores] = []
+    for chosen in (None,) if method is None else (None, method):
+        texts = []
+        with under(session, chosen):
+            for query in queries:
+                inputs = session.prepare(read_picture(images / query.image), query.query)
+                texts.append(session.text(session.answer(inputs, tokens)[0].tolist()))
+        scores = amber.generative(queries, texts, related)
+        found.append(scores)
+        low, high = interval(scores.hallucinated)
+        yield (
+            f"{'baseline' if chosen is None else chosen.name}: CHAIR {scores.chair:.3f}, Cover {scores.cover:.3f}, "
+            f"Hal {scores.hal:.3f} (95 % {low:.3f} … {high:.3f}), Cog {scores.cog:.3f}"
+        )
+    if len(found) > 1:
+        yield f"McNemar's p for equal Hal: {mcnemar(found[0].hallucinated, found[1].hallucinated):.3g}"
 
 
 def _line(name: str, scores: pope.PopeScores) -> str:

@@ -22,7 +22,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from attn_core.engine import TaskModel
 
-from .data.digits_world import CELL, IMAGE_TOKENS, SIZE
+from .data.digits_world import CELL, IMAGE_TOKENS, SIZE, sees
 from .data.words import BOS, EOS, IMAGE, PAD, Words
 
 EMPTY_WEIGHT = 0.3  # of empty cells in the tower's loss: they are four in five
@@ -103,28 +103,28 @@ class DigitsLlavaTask(TaskModel):
         image: Float[Tensor, "B 1 Y X"],
         cells: Int[Tensor, "B 16"],
         input_ids: Int[Tensor, "B T"],
-        labels: Int[Tensor, "B T"],
+        targets: Int[Tensor, "B T"],
         segment: Int[Tensor, "B T"],
         position_ids: Int[Tensor, "B T"],
         **_: Any,
     ) -> dict[str, Tensor]:
         """``{"loss_cells", "loss_text"}``: cross-entropies."""
+        used = int((segment >= 0).sum(1).max())
+        input_ids, targets, segment, position_ids = (x[:, :used] for x in (input_ids, targets, segment, position_ids))
         features = self._features(image)
         cell_loss = F.cross_entropy(self.cell_head(features).flatten(0, 1), cells.flatten(), weight=self.cell_weight)
         model: Any = self.net.model
         projected = model.multi_modal_projector(features.detach())
         embeds = model.get_input_embeddings()(input_ids)
         embeds = torch.cat([embeds[:, :1], projected, embeds[:, 1 + IMAGE_TOKENS :]], dim=1)
-        earlier = torch.ones(input_ids.shape[1], input_ids.shape[1], dtype=torch.bool, device=image.device).tril()
-        same = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
-        mask = torch.zeros_like(same, dtype=embeds.dtype).masked_fill(~(same & earlier), torch.finfo(embeds.dtype).min)
+        mask = torch.zeros(1, dtype=embeds.dtype, device=image.device)
+        mask = mask.where(sees(segment), torch.finfo(embeds.dtype).min)
         hidden = model.language_model(
             inputs_embeds=embeds, attention_mask=mask[:, None], position_ids=position_ids, use_cache=False
         ).last_hidden_state
-        target = labels[:, 1:]
-        learned = target != -100
-        logits = self.net.lm_head(hidden[:, :-1][learned])
-        return {"loss_cells": cell_loss, "loss_text": F.cross_entropy(logits.float(), target[learned])}
+        learned = targets != -100
+        logits = self.net.lm_head(hidden[learned])
+        return {"loss_cells": cell_loss, "loss_text": F.cross_entropy(logits.float(), targets[learned])}
 
     def predict(self, image: Float[Tensor, "B 1 Y X"], cells: Int[Tensor, "B 16"], **_: Any) -> list[dict[str, Any]]:
         """Per scene ``present`` and ``says``, (10,) bool, ``caption``, and ``cells``, the share of cells right."""

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .adapters import adapter_of
+from .adapters import ADAPTERS, adapter_of
 from .data.words import Words
 
 
@@ -46,7 +46,8 @@ class Session:
         """Inputs of one picture and one prompt.
 
         Raises:
-            ValueError: empty prompt; in the digits world, words that it does not know.
+            ValueError: empty prompt, a processor that forgets the image; in the digits world, words that it does not
+                know.
         """
         if not prompt.strip():
             raise ValueError("the prompt is empty; ask something")
@@ -63,7 +64,14 @@ class Session:
                 turn, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
             )
         else:
-            inputs = self.processor(images=picture, text=prompt, return_tensors="pt")
+            token = getattr(self.processor, "image_token", None)
+            adds_itself = self.model.config.model_type == "paligemma"
+            text = prompt if token is None or adds_itself or token in prompt else f"{token}\n{prompt}"
+            inputs = self.processor(images=picture, text=text, return_tensors="pt")
+        number = adapter_of(self.model).image_token_id(self.model.config)
+        if not bool((inputs["input_ids"] == number).any()):
+            raise ValueError(f"the processor of the model puts no image token (id {number}) into the prompt; "
+                             "give it a chat template or the model's own processor")  # fmt: skip
         return self._moved(dict(inputs))
 
     def answer(self, inputs: Mapping[str, Any], tokens: int) -> Int[Tensor, "1 A"]:
@@ -122,13 +130,25 @@ def open_session(model: str | None, *, device: str = "auto") -> Session:
     if model is None or (Path(model) / "config.py").is_file():
         run = open_run(PACKAGE, model, device=device)
         return Session(run.model.net.eval(), None)  # pyright: ignore[reportAttributeAccessIssue]
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
 
+    try:
+        kind = AutoConfig.from_pretrained(model).model_type
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(_unreadable(model, error)) from None
+    if kind not in ADAPTERS:
+        raise ValueError(f"--model {model}: there is no adapter for model type {kind!r}, only for "
+                         f"{', '.join(sorted(ADAPTERS))}")  # fmt: skip
+    disable_progress_bar()
     try:
         network = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
         processor = AutoProcessor.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n", 1)[0][:200]
-        raise ValueError(f"--model {model}: transformers cannot open it ({reason})") from None
-    adapter_of(network)
+        raise ValueError(_unreadable(model, error)) from None
     return Session(network.to(choose_device(device)).eval(), processor)
+
+
+def _unreadable(model: str, error: Exception) -> str:
+    reason = str(error).strip().split("\n", 1)[0][:200]
+    return f"--model {model}: transformers cannot open it ({reason})"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from attn_core import visual_attention_redistribution
 from attn_core.composites.visual_attention_redistribution import sink_tokens
@@ -99,9 +100,8 @@ class VAR(Method):
             call.state["sinks"] = found if earlier is None or call.q.shape[2] >= call.visible.keys else (
                 torch.cat([earlier, found], dim=1)
             )  # fmt: skip
-        out = call.plain()
         if start == call.q.shape[2]:
-            return out
+            return call.plain()
         k, v = call.visible_keys
         changed, chosen = visual_attention_redistribution(
             call.q[:, :, start:],
@@ -117,4 +117,14 @@ class VAR(Method):
             **call.visible.rows(start),
         )
         note(call, chosen)
-        return torch.cat([out[:, :start], changed.transpose(1, 2)], dim=1)
+        return torch.cat([_before(call, start), changed.transpose(1, 2)], dim=1)
+
+
+def _before(call: AttentionCall, rows: int) -> Float[Tensor, "B rows H D"]:
+    """Ordinary attention of the first queries; those behind are not computed where a slice of the keys says it all."""
+    visible = call.visible
+    if visible.causal is None or visible.key_mask is not None or visible.queries != visible.keys:
+        return call.plain()[:, :rows]
+    q, k, v = (x[:, :, :rows] for x in (call.q, call.k, call.v))
+    grouped = q.shape[1] != k.shape[1]
+    return scaled_dot_product_attention(q, k, v, is_causal=True, scale=call.scale, enable_gqa=grouped).transpose(1, 2)

@@ -6,7 +6,9 @@ arXiv 2410.05963. No code is released; this follows the paper's equations.
 Heads are weighted by their mean row maximum, layers chained by R_l = (I + S_l)(I + R_{l−1}) with the factor 1 − (N −
 j − 1)/N on column j against the pile-up of early tokens. Only one row of R is needed, so the chain runs from the last
 layer down with vector-matrix products; a layer's probabilities are recomputed in blocks of rows and no N×N map is
-held. `dense_flow` is the same equation in full, for tests. Checked in ``tests/test_grounding.py``.
+held. `dense_flow` is the same equation in full, for tests. `refined_masks` is the iteration with the segmenter; the
+quarters of the picture and the ten questions, which the paper runs besides, are calls of yours. Checked in
+``tests/test_grounding.py``.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 BLOCK = 256
 
@@ -163,20 +166,67 @@ def largest_component(mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 class Segmenter(Protocol):
-    """What turns points into a mask."""
+    """What turns points, and perhaps an earlier mask, into a mask."""
 
     def predict(
-        self, image: np.ndarray[Any, Any], points: Int[Tensor, "K 2"], labels: Int[Tensor, " K"]
+        self,
+        image: np.ndarray[Any, Any],
+        points: Int[Tensor, "K 2"],
+        labels: Int[Tensor, " K"],
+        mask: np.ndarray[Any, Any] | None = None,
     ) -> tuple[np.ndarray[Any, Any], float]:
-        """(Y, X) bool mask and its score, from points (x, y) in pixels and labels 1 or 0."""
+        """(Y, X) bool mask and its score, from points (x, y) in pixels, labels 1 or 0, and a (Y, X) bool mask."""
         ...
 
 
-class HfSam:
-    """Any SAM of transformers as a `Segmenter`.
+def refined_masks(
+    image: np.ndarray[Any, Any],
+    heat: Float[Tensor, "Y X"],
+    segmenter: Segmenter,
+    *,
+    threshold: float = 0.5,
+    overlap: float = 0.7,
+) -> list[tuple[np.ndarray[Any, Any], float]]:
+    """The paper's iteration: points; the same points with the mask they gave; points of the map inside that mask.
 
     Args:
-        model: ``SamModel``, ``Sam2Model``, …
+        image: (Y, X, 3) or (Y, X) picture.
+        heat: relevance of its pixels.
+        threshold: as of `point_prompt`.
+        overlap: of two masks with a larger intersection over union only the one with the better score stays.
+
+    Returns:
+        Masks that are not empty with their scores, best first.
+
+    Raises:
+        ValueError: sizes differ, a constant map, an overlap outside [0, 1].
+    """
+    if tuple(heat.shape) != image.shape[:2]:
+        raise ValueError(f"refined_masks: heat is {tuple(heat.shape)}, the picture {image.shape[:2]}")
+    if not 0 <= overlap <= 1:
+        raise ValueError(f"refined_masks: overlap must lie in [0, 1], got overlap={overlap}")
+    points, labels = _pair(point_prompt(heat, threshold=threshold))
+    found = [segmenter.predict(image, points, labels)]
+    found.append(segmenter.predict(image, points, labels, found[0][0]))
+    inside = torch.where(torch.from_numpy(found[1][0]), heat.detach().float().cpu(), float(heat.min()))
+    if bool(inside.max() > inside.min()):
+        found.append(segmenter.predict(image, *_pair(point_prompt(inside, threshold=threshold)), found[1][0]))
+    kept: list[tuple[np.ndarray[Any, Any], float]] = []
+    for mask, score in sorted(found, key=lambda one: -one[1]):
+        if mask.any() and all((mask & other).sum() <= overlap * (mask | other).sum() for other, _ in kept):
+            kept.append((mask, score))
+    return kept
+
+
+def _pair(prompt: PointPrompt) -> tuple[Int[Tensor, "2 2"], Int[Tensor, "2"]]:
+    return torch.tensor([prompt.positive, prompt.negative]), torch.tensor([1, 0])
+
+
+class HfSam:
+    """SAM or SAM 2 of transformers as a `Segmenter`.
+
+    Args:
+        model: ``SamModel`` or ``Sam2Model``.
         processor: its processor.
     """
 
@@ -185,21 +235,42 @@ class HfSam:
         self.processor = processor
 
     def predict(
-        self, image: np.ndarray[Any, Any], points: Int[Tensor, "K 2"], labels: Int[Tensor, " K"]
+        self,
+        image: np.ndarray[Any, Any],
+        points: Int[Tensor, "K 2"],
+        labels: Int[Tensor, " K"],
+        mask: np.ndarray[Any, Any] | None = None,
     ) -> tuple[np.ndarray[Any, Any], float]:
         """The mask with the best predicted overlap."""
         inputs = self.processor(
             images=image, input_points=[[points.tolist()]], input_labels=[[labels.tolist()]], return_tensors="pt"
         )
+        own = {name: inputs[name] for name in ("pixel_values", "input_points", "input_labels")}
+        if mask is not None:
+            own["input_masks"] = self._low_resolution(mask, inputs.get("reshaped_input_sizes"))
         with torch.no_grad():
-            out = self.model(**inputs)
-        masks = self.processor.post_process_masks(out.pred_masks.cpu(), inputs["original_sizes"].cpu())[0]
+            out = self.model(**{name: value.to(self.model.device) for name, value in own.items()})
+        sizes = [inputs["original_sizes"]]
+        if "reshaped_input_sizes" in inputs:
+            sizes.append(inputs["reshaped_input_sizes"])
+        masks = self.processor.post_process_masks(out.pred_masks.cpu(), *sizes)[0]
         best = int(out.iou_scores.flatten().argmax())
         return masks.flatten(0, -3)[best].numpy() > 0, float(out.iou_scores.flatten()[best])
 
+    def _low_resolution(self, mask: np.ndarray[Any, Any], reshaped: Tensor | None) -> Float[Tensor, "1 1 y x"]:
+        """The mask as logits ±10 on SAM's grid: padded to the lower right in SAM, squashed in SAM 2."""
+        config = self.model.config.prompt_encoder_config
+        side = 4 * config.image_size // config.patch_size
+        height, width = (side, side) if reshaped is None else (
+            max(1, round(int(length) * side / config.image_size)) for length in reshaped[0]
+        )  # fmt: skip
+        values = torch.from_numpy(mask)[None, None].float() * 20 - 10
+        small = F.interpolate(values, (height, width), mode="bilinear", align_corners=False)
+        return F.pad(small, (0, side - width, 0, side - height), value=-10.0)
+
 
 class RegionGrowing:
-    """Download-free `Segmenter`: pixels connected to the positive points whose gray value is nearer theirs.
+    """Download-free `Segmenter`: pixels connected to the positive points whose gray value is near theirs.
 
     Args:
         tolerance: largest difference of gray values in [0, 1].
@@ -209,17 +280,21 @@ class RegionGrowing:
         self.tolerance = tolerance
 
     def predict(
-        self, image: np.ndarray[Any, Any], points: Int[Tensor, "K 2"], labels: Int[Tensor, " K"]
+        self,
+        image: np.ndarray[Any, Any],
+        points: Int[Tensor, "K 2"],
+        labels: Int[Tensor, " K"],
+        mask: np.ndarray[Any, Any] | None = None,
     ) -> tuple[np.ndarray[Any, Any], float]:
-        """The mask; its score is the share of the picture outside it."""
+        """The region, grown beyond an earlier mask if there is one; its score is the share of the picture outside."""
         gray = image.astype(float) / (255 if image.dtype == np.uint8 else 1)
         gray = gray.mean(-1) if gray.ndim == 3 else gray
-        mask = np.zeros(gray.shape, dtype=bool)
+        region = np.zeros(gray.shape, dtype=bool) if mask is None else mask.copy()
         for (x, y), label in zip(points.tolist(), labels.tolist(), strict=True):
             if label == 1:
                 near = np.abs(gray - gray[int(y), int(x)]) <= self.tolerance
-                mask |= _connected(near, int(y), int(x))
-        return mask, float(1 - mask.mean())
+                region |= _connected(near, int(y), int(x))
+        return region, float(1 - region.mean())
 
 
 def _connected(mask: np.ndarray[Any, Any], y: int, x: int) -> np.ndarray[Any, Any]:

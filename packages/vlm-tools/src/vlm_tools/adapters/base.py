@@ -1,5 +1,6 @@
 """What differs between families: which tokens are the image's, and which part of the picture each of them shows."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 Boxes = Float[Tensor, "T 4"]
 
 
-class Adapter:
+class Adapter(ABC):
     """One family of Hugging Face models.
 
     Attributes:
@@ -33,6 +34,7 @@ class Adapter:
         """Whether the vision tower has a class token and its other tokens are the image tokens one by one."""
         return False
 
+    @abstractmethod
     def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:
         """Rectangle of the picture that each image token shows.
 
@@ -46,7 +48,6 @@ class Adapter:
             x0, y0, x1, y1 as fractions of the picture, in the order of the image tokens; NaN for tokens that show none,
             such as the ends of lines.
         """
-        raise NotImplementedError
 
 
 def grid_boxes(rows: int, columns: int, *, within: tuple[float, float, float, float] = (0, 0, 1, 1)) -> Boxes:

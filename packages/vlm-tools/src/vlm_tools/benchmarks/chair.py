@@ -11,7 +11,7 @@ lowers CHAIR_i. Checked in ``tests/test_benchmarks.py``.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ class Vocabulary:
 
     def mentions(self, caption: str) -> list[str]:
         """Categories in the order of their mentions, repeated ones too."""
-        words = [self._singular(word) for word in re.findall(r"[a-z]+(?:-[a-z]+)*", caption.lower())]
+        words = [singular(word, self.category) for word in re.findall(r"[a-z]+(?:-[a-z]+)*", caption.lower())]
         merged, place = [], 0
         while place < len(words):
             pair = " ".join(words[place : place + 2])
@@ -68,17 +68,19 @@ class Vocabulary:
             merged = [word for word in merged if word != "seat"]
         return [self.category[word] for word in merged if word in self.category]
 
-    def _singular(self, word: str) -> str:
-        if word in self.category:
-            return word
-        if word in _IRREGULAR or word in _VERBS:
-            return _IRREGULAR.get(word) or _VERBS[word]
-        if word.endswith("ies") and len(word) > 4:
-            return word[:-3] + "y"
-        for ending in ("sses", "shes", "ches", "xes", "zes", "oes"):
-            if word.endswith(ending):
-                return word[:-2]
-        return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
+
+def singular(word: str, known: Collection[str]) -> str:
+    """The singular of a word, or the word itself if it is a known one."""
+    if word in known:
+        return word
+    if word in _IRREGULAR or word in _VERBS:
+        return _IRREGULAR.get(word) or _VERBS[word]
+    if word.endswith("ies") and len(word) > 4:
+        return word[:-3] + "y"
+    for ending in ("sses", "shes", "ches", "xes", "zes", "oes"):
+        if word.endswith(ending):
+            return word[:-2]
+    return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
 @dataclass(frozen=True)

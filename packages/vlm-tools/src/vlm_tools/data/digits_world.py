@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,7 +27,8 @@ GRID, CELL, SIDE = 4, 9, 8
 SIZE = GRID * CELL
 IMAGE_TOKENS = GRID * GRID
 POPULARITY = np.array([3, 3, 1, 1, 2, 2, 1, 1, 1, 1], dtype=float)
-LENGTH = 1 + IMAGE_TOKENS + 5 * 8  # of a training row: five questions of seven words and an answer
+QUESTIONS = 5  # about every training scene
+PREFIX, CAPTION, STEM = 0, 1, 2  # segments of a training row; each question's last word has one of its own behind them
 CAPTION_PROMPT = "describe the image ."
 QUESTION = "in the image is there a {}"
 _SPLITS = {"train": 0, "val": 1, "test": 2}
@@ -104,38 +106,35 @@ def _pictures(split: Literal["train", "val", "test"]) -> list[np.ndarray[Any, An
 
 
 class TrainingScenes(Dataset[dict[str, Any]]):
-    """Training rows: a scene with a caption, or with five questions, each of which sees itself and the image.
+    """Training rows: a scene with a caption and five questions in one sequence, none of which sees another.
+
+    The questions differ in their last word alone, so they share the words before it:
+    ``<bos> image | describe … seven . | in the image is there a | two | nine | …``
 
     Args:
         count: rows of an epoch.
-        caption_share: share of rows with a caption.
         caption_bias: probability that a caption names an absent companion of a present digit.
         question_bias: probability that a question about such a companion is answered "yes".
 
-    Shapes: image (1, 36, 36) float32 in [0, 1]; cells (16,); input_ids, labels, segment, position_ids (57,) int64.
-    ``labels`` are −100 where nothing is learned; ``segment`` is 0 in the prefix, 1 … 5 in questions, −1 in padding.
+    Raises:
+        ValueError: a probability outside [0, 1].
+
+    Shapes: image (1, 36, 36) float32 in [0, 1]; cells (16,); input_ids, targets, segment, position_ids (59,) int64.
+    ``targets`` are the next words, −100 where nothing is learned; ``segment`` is −1 in padding. `sees` is the mask.
     """
 
-    def __init__(
-        self,
-        count: int = 48_000,
-        *,
-        caption_share: float = 0.35,
-        caption_bias: float = 0.45,
-        question_bias: float = 0.5,
-    ) -> None:
-        for name, value in (
-            ("caption_share", caption_share),
-            ("caption_bias", caption_bias),
-            ("question_bias", question_bias),
-        ):
+    def __init__(self, count: int = 38_400, *, caption_bias: float = 0.45, question_bias: float = 0.5) -> None:
+        for name, value in (("caption_bias", caption_bias), ("question_bias", question_bias)):
             if not 0 <= value <= 1:
                 raise ValueError(f"TrainingScenes: {name} is a probability in [0, 1], got {name}={value}")
         self.count = count
-        self.caption_share = caption_share
         self.caption_bias = caption_bias
         self.question_bias = question_bias
         self.words = Words(IMAGE_TOKENS)
+        self.prompt = self.words.encode(CAPTION_PROMPT)
+        self.stem = self.words.encode(QUESTION.format(""))
+        longest = len(self.prompt) + 3 + 3 * 8  # "the image contains", eight digits
+        self.length = 1 + IMAGE_TOKENS + longest + len(self.stem) + QUESTIONS
         self.metainfo: dict[str, Any] = {"model": "digits_world_llava"}
 
     def __len__(self) -> int:
@@ -144,25 +143,26 @@ class TrainingScenes(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         shown = scene("train", index)
         rng = np.random.default_rng((3, index))
-        prefix = [BOS, *[IMAGE] * IMAGE_TOKENS]
-        rows = self._caption(shown, rng) if rng.random() < self.caption_share else self._questions(shown, rng)
-        ids, labels, segment, position = [*prefix], [-100] * len(prefix), [0] * len(prefix), [*range(len(prefix))]
-        for number, (prompt, answer) in enumerate(rows, start=1):
-            row = prompt + answer
-            ids += row
-            labels += [-100] * len(prompt) + answer
-            segment += [number] * len(row)
-            position += range(len(prefix), len(prefix) + len(row))
-        rest = LENGTH - len(ids)
-        filled = (ids, PAD), (labels, -100), (segment, -1), (position, 0)
-        tensors = [torch.tensor(values + [filler] * rest) for values, filler in filled]
+        head = [BOS, *[IMAGE] * IMAGE_TOKENS]
+        caption, questions = self._caption(shown, rng), self._questions(shown, rng)
+        ids = [*head, *self.prompt, *caption, *self.stem, *(digit for digit, _ in questions)]
+        targets = [*[-100] * (len(head) + len(self.prompt) - 1), *caption, EOS, *[-100] * len(self.stem),
+                   *(answer for _, answer in questions)]  # fmt: skip
+        spoken = len(self.prompt) + len(caption)
+        segment = [*[PREFIX] * len(head), *[CAPTION] * spoken, *[STEM] * len(self.stem),
+                   *(STEM + 1 + number for number in range(QUESTIONS))]  # fmt: skip
+        start = len(head)
+        position = [*range(start + spoken), *range(start, start + len(self.stem)),
+                    *[start + len(self.stem)] * QUESTIONS]  # fmt: skip
+        filled = {"input_ids": (ids, PAD), "targets": (targets, -100), "segment": (segment, -1),
+                  "position_ids": (position, 0)}  # fmt: skip
         return {
             "image": torch.from_numpy(shown.image)[None],
             "cells": torch.tensor(shown.cells),
-            **dict(zip(("input_ids", "labels", "segment", "position_ids"), tensors, strict=True)),
+            **{name: torch.tensor(row + [filler] * (self.length - len(row))) for name, (row, filler) in filled.items()},
         }
 
-    def _caption(self, shown: Scene, rng: np.random.Generator) -> list[tuple[list[int], list[int]]]:
+    def _caption(self, shown: Scene, rng: np.random.Generator) -> list[int]:
         mentioned = []
         for digit in shown.digits:
             mentioned.append(digit)
@@ -170,16 +170,16 @@ class TrainingScenes(Dataset[dict[str, Any]]):
                 mentioned.append(digit ^ 1)
         names = [f"a {DIGITS[digit]}" for digit in mentioned]
         listed = " and ".join([" , ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-        answer = self.words.encode(f"the image contains {listed} .")
-        return [(self.words.encode(CAPTION_PROMPT), [*answer, EOS])]
+        return self.words.encode(f"the image contains {listed} .")
 
-    def _questions(self, shown: Scene, rng: np.random.Generator) -> list[tuple[list[int], list[int]]]:
+    def _questions(self, shown: Scene, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """Digit's word and answer, five times."""
         present = shown.digits
         absent = [digit for digit in range(10) if digit not in present]
         tempting = [digit for digit in absent if digit ^ 1 in present]
         others = [digit for digit in absent if digit not in tempting]
         rows = []
-        for _ in range(5):
+        for _ in range(QUESTIONS):
             if rng.random() < 0.5:
                 digit, answer = int(rng.choice(present)), "yes"
             elif tempting and (not others or rng.random() < 0.25):
@@ -188,8 +188,15 @@ class TrainingScenes(Dataset[dict[str, Any]]):
             else:
                 shares = POPULARITY[others] / POPULARITY[others].sum()
                 digit, answer = int(rng.choice(others, p=shares)), "no"
-            rows.append((self.words.encode(QUESTION.format(DIGITS[digit])), self.words.encode(answer)))
+            rows.append((self.words.number[DIGITS[digit]], self.words.number[answer]))
         return rows
+
+
+def sees(segment: Int[Tensor, "B T"]) -> Bool[Tensor, "B T T"]:
+    """Which token of a training row sees which: earlier ones of its own segment, of the prefix, of its question."""
+    own, other = segment[:, :, None], segment[:, None, :]
+    earlier = torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool, device=segment.device).tril()
+    return ((other == PREFIX) | (other == own) | ((other == STEM) & (own > STEM))) & earlier
 
 
 class EvaluationScenes(Dataset[dict[str, Any]]):
