@@ -1,4 +1,7 @@
-"""Pointer Network, convex hulls of 5 points with the paper's LSTM and free answers: generated data, H=128."""
+"""Pointer Network, convex hulls of 5 points with the paper's LSTM and free answers: generated data, H=128.
+
+Metric: ``exact``. Not yet run to its end here.
+"""
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 

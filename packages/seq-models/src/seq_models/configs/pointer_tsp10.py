@@ -1,4 +1,8 @@
-"""Pointer Network, shortest tours of 10 cities: generated data, exact teacher, transformer encoder, H=64."""
+"""Pointer Network, shortest tours of 10 cities: generated data, exact teacher, transformer encoder, H=64.
+
+Time: 83 s of one processor thread. Metric: mean length over the optimal tours' 1.0107 on 10,000 test instances (length
+2.897; the paper prints 2.88, and 2.87 for the optimum).
+"""
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 

@@ -1,0 +1,105 @@
+"""The command ``seq-models``: training, pictures, prediction, generation, and one clear line for every misuse."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attn_core.engine.cli import run_cli
+from seq_models.cli import PACKAGE
+
+
+def command(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        run_cli(PACKAGE, list(arguments))
+    return int(caught.value.code or 0)
+
+
+def _trained(directory: Path, recipe: str, *settings: str) -> Path:
+    assert command("train", recipe, "--out", str(directory), *(part for s in settings for part in ("--set", s))) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def hulls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps: not accurate, but complete."""
+    sizes = [f"{split}_dataloader.dataset.batch=8" for split in ("train", "val", "test")]
+    sizes += ["steps=4", "warmup=1", "hidden=8", "train_dataloader.dataset.solved_ahead=16"]
+    return _trained(
+        tmp_path_factory.mktemp("runs") / "hulls", "pointer_hull5", *sizes, "test_dataloader.dataset.length=2"
+    )
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model of bytes after two steps."""
+    sizes = ["steps=2", "warmup=1", "length=16", "test_dataloader.dataset.limit=4", "val_dataloader.dataset.limit=4"]
+    sizes += ["model.net.name=test_transnormer", "model.net.vocab_size=256", "train_dataloader.batch_size=2"]
+    return _trained(tmp_path_factory.mktemp("runs") / "text", "transnormer_text", *sizes)
+
+
+def test_training_leaves_scores_and_pictures(hulls: Path) -> None:
+    result = json.loads((hulls / "result.json").read_text())
+    assert set(result["test"]) == {"exact", "area", "invalid"}
+    assert (hulls / "predictions.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_points_of_a_file_are_answered_and_drawn(
+    hulls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "square.csv").write_text("0,0\n10,0\n10,10\n0,10\n4,5\n")
+    np.save(tmp_path / "same.npy", np.ones((4, 2)))  # equal points are legal: they get some answer
+    for file in ("square.csv", "same.npy"):
+        assert command("predict", str(tmp_path / file), "--run", str(hulls), "--out", str(tmp_path / "out")) == 0
+        assert "log p" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"square.png", "same.png"}
+
+
+def test_the_demo_draws_twelve_instances(hulls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("demo", "--run", str(hulls), "--out", str(tmp_path / "demo.png")) == 0
+    assert capsys.readouterr().out.count("(truth ") == 12
+    assert (tmp_path / "demo.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "holds no points"),
+        ("1,2,3\n4,5,6\n", "must hold two columns of finite numbers, x and y, got shape (2, 3)"),
+        ("1,nan\n2,3\n", "must hold two columns of finite numbers"),
+        ("a,b\n", "is not a table of numbers"),
+    ],
+)
+def test_files_without_usable_points_end_in_one_line(
+    hulls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str
+) -> None:
+    (tmp_path / "points.csv").write_text(content)
+    assert command("predict", str(tmp_path / "points.csv"), "--run", str(hulls), "--out", str(tmp_path)) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+
+
+def test_a_text_is_continued_and_scored(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("generate", "def ", "--run", str(text), "--length", "5", "--temperature", "0") == 0
+    assert capsys.readouterr().out.startswith("def ")
+    (tmp_path / "a.txt").write_text("import os\n")
+    assert command("predict", str(tmp_path / "a.txt"), "--run", str(text), "--out", str(tmp_path)) == 0
+    assert "bits per byte over 9 bytes" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_what_a_run_cannot_do_is_one_line(
+    hulls: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    for arguments, words in (
+        (("generate", "", "--run", str(text)), "the prompt is empty"),
+        (("generate", "a", "--run", str(hulls)), "holds no language model of bytes"),
+        (("demo", "--run", str(text)), "holds no Pointer Network"),
+        (("export", str(hulls), "--out", str(tmp_path / "x.onnx")), "is a Pointer Network, whose answer is a search"),
+        (("predict", str(tmp_path / "empty.txt"), "--run", str(text)), "holds 0 bytes of text, needs at least 2"),
+        (("train", "pointer_hull5", "--set", "n=2", "--out", str(tmp_path / "n2")), "needs at least 3 points, got n=2"),
+    ):
+        assert command(*arguments) in (1, 2)
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert words in line
