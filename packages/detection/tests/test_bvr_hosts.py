@@ -107,6 +107,19 @@ def test_anchors_are_those_of_the_official_configuration() -> None:
     assert points[1].tolist() == [8, 0, 16, 8]  # center at (12, 4): the second cell of the first row
 
 
+@pytest.mark.parametrize(("host", "default"), [("retinanet", 4.0), ("atss", 8.0)])
+def test_anchor_scale_is_the_side_of_the_smallest_anchor_in_strides(host: Host, default: float) -> None:
+    for scale in (None, 2.0):
+        model = build_detector(host, 3, bvr=False, backbone="test_resnet", channels=16, strides=(8, 16),
+                               anchor_scale=scale)  # fmt: skip
+        cell = model.anchor_generator.cell_anchors[0]
+        side = ((cell[:, 2] - cell[:, 0]) * (cell[:, 3] - cell[:, 1])).sqrt().min()
+        assert side.item() == pytest.approx(8 * (scale or default))
+    for wrong in ({"host": host, "anchor_scale": 0.0}, {"host": "fcos", "anchor_scale": 2.0}):
+        with pytest.raises(ValueError, match="anchor_scale must be positive, and FCOS has no anchors"):
+            build_detector(**wrong)  # pyright: ignore[reportArgumentType]
+
+
 def official_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Names of an official RetinaNet checkpoint, written out here."""
     rules = [

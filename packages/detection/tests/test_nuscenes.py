@@ -77,7 +77,8 @@ def root(tmp_path: Path) -> Path:
             tables["sample_annotation"].append({
                 "token": sample + kind, "sample_token": sample, "instance_token": kind, "size": [1.9, 4.5, 1.6],
                 # 10 m ahead of the ego, i.e. at global (90, 50); heading along the ego's back, global −y, and 0.1 more
-                "translation": [90.0, 50.0 - 5 * i, 0.8], "rotation": turn(-math.pi / 2 - 0.1), "num_lidar_pts": 5,
+                "translation": [90.0, 50.0 - 5 * i, 0.8], "rotation": turn(-math.pi / 2 - 0.1), "num_lidar_pts": 3,
+                "num_radar_pts": 2,
                 "prev": "a" + kind if i else "", "next": "" if i else "b" + kind,
             })  # fmt: skip
     for name, rows in tables.items():
@@ -112,7 +113,7 @@ def test_items_batch_like_ring3d(root: Path) -> None:
 
 
 def test_few_points_and_missing_lidar_are_handled(root: Path) -> None:
-    assert len(NuScenes(root, "v1.0-toy", min_points=6).objects(0)[0]) == 0
+    assert [len(NuScenes(root, "v1.0-toy", min_points=points).objects(0)[0]) for points in (5, 6)] == [1, 0]
     (root / "samples" / "a_LIDAR_TOP.bin").unlink()
     assert NuScenes(root, "v1.0-toy", image_size=(96, 160))[0]["depth"].sum() == 0
 

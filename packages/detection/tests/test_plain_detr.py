@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from attn_core.testing import peak_memory
+from detection.benchmark import materialized
 from detection.box_rpb import BoxRPBAttention
 from detection.models import card, create_model, list_models, pretrained
 from detection.plain_detr import PlainDETR, load_official, our_name, sine_embedding
-from detection.benchmark import materialized
 from detection.swin_v2 import SwinV2
 
 
@@ -171,6 +172,15 @@ def test_timm_backbones_give_one_map(backbone: str) -> None:
 
         body = TimmBackbone(backbone)
         assert body(torch.rand(1, 3, 224, 224)).shape == (1, body.channels, 7, 7)
+
+
+def test_a_vit_is_taken_whole_for_pictures_of_any_size() -> None:
+    from detection.plain_detr import TimmBackbone
+
+    dynamic = {"dynamic_img_size": True, "dynamic_img_pad": True}
+    body = TimmBackbone("test_vit", options=dynamic)
+    assert len(body.body.model.blocks) == len(timm.create_model("test_vit").blocks)  # pyright: ignore
+    assert body(torch.rand(1, 3, 70, 90)).shape == (1, body.channels, 5, 6)
 
 
 def test_a_vision_models_backbone_gives_one_map() -> None:

@@ -77,6 +77,9 @@ class BoxRPBAttention(nn.Module):
         cells = (torch.arange(length, device=edges.device, dtype=edges.dtype) + 0.5) * self.stride
         first, last = mlp[0], mlp[2]
         batch, count = edges.shape[:2]
+        if torch.compiler.is_compiling():  # a loop over tiles would fix the batch size of an exported graph
+            offsets = _inputs(edges.flatten(0, 1), cells, self.position_bias == "log")[:, :2]
+            return mlp(offsets).view(batch, count, length, -1).permute(0, 3, 1, 2)
         table = _EdgeTable.apply(
             edges.flatten(0, 1), cells, first.weight, first.bias, last.weight, self.position_bias == "log"
         )

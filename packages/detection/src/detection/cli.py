@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
 from attn_core.engine.cli import run_cli
 
+from .benchmark import benchmark
 from .models import card, create_model, list_models
 from .plain_detr import PlainDETR
 from .predictions import draw_predictions, predict
 from .ring3d_picture import write_samples
-from .benchmark import benchmark
 
 
 class RawOutputs(nn.Module):

@@ -86,7 +86,9 @@ class TimmBackbone(nn.Module):
         strides = maps.feature_info.reduction()
         if stride is not None and stride not in strides:
             raise ValueError(f"PlainDETR: backbone {name!r} has maps of the strides {strides}, got stride={stride}")
-        index = len(strides) - 1 if stride is None else strides.index(stride)
+        # The deepest map of the stride: all maps of a ViT have the same.
+        place = len(strides) - 1 if stride is None else len(strides) - 1 - strides[::-1].index(stride)
+        index = maps.feature_info.out_indices[place]
         own: dict[str, Any] = {**(options or {}), **({"drop_path_rate": drop_path} if drop_path else {})}
         body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(index,), **own)
         self.body: Any = freeze_batch_norm_2d(body) if frozen_norm else body

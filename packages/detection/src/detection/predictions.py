@@ -49,6 +49,8 @@ def predict(
     classes, categories = run.data_info["classes"], run.data_info["category_ids"]
     transform = DetectionTransform(**{"short_sides": (), **run.data_info.get("preprocess", {})})
     paths = list(_pictures(inputs))
+    for path in paths:
+        read_image(path)  # all are readable, or nothing is written
     results: list[dict[str, Any]] = []
     images = []
     taken: set[str] = set()
@@ -71,7 +73,8 @@ def predict(
         F.to_pil_image(draw(pixels, boxes, labels, texts)).save(out / f"{name}.png")
         yield f"{path}: {len(texts)} objects" + (f" ({', '.join(texts[:5])})" if texts else "") + f" → {out}/{name}.png"
     (out / "images.json").write_text(json.dumps(images, indent=1) + "\n")
-    (out / "predictions.json").write_text(json.dumps(results) + "\n")
+    (out / "predictions.json.part").write_text(json.dumps(results) + "\n")
+    (out / "predictions.json.part").replace(out / "predictions.json")
     yield f"wrote {len(results)} boxes to {out / 'predictions.json'}"
 
 

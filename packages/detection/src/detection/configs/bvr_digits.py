@@ -1,6 +1,7 @@
 """BVR on a small RetinaNet on digits_coco; ``--set bvr=False`` trains the host alone on the same schedule.
 
-Data: 800 pictures of digits. Time: 600 steps of 1.4 s on one core (0.45 s for the host alone). Not measured yet.
+Data: 800 pictures of digits, validated on 200, tested on 200. Time: 400 steps of 0.6 core-seconds (0.25 for the host
+alone). Not measured yet.
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
@@ -14,7 +15,7 @@ from detection.detection_task import DetectionTask
 from detection.evaluation.coco_map import CocoMap
 
 bvr = True
-epochs = 12
+epochs = 8
 warmup = 1
 model = dict(
     type=DetectionTask,

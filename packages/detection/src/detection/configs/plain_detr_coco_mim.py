@@ -2,8 +2,8 @@
 
 Data: ``<data_root>/annotations/instances_{train,val}2017.json`` and ``<data_root>/{train,val}2017``, or Roboflow's
 folders; ``--set data_root=...``. Start from SimMIM's Swin V2-S (window 12): ``--set model.net.weights=FILE``.
-Schedule: 12 epochs of 16 pictures in all (``torchrun --nproc-per-node 8 -m detection train plain_detr_coco_mim --launcher pytorch``
-with 2 on each), AdamW 2e-4, layer decay 0.9, ×0.1 after 11 epochs, gradient norm 0.1.
+Schedule: 12 epochs of 16 pictures in all, 2 on each of 8 GPUs: ``torchrun --nproc-per-node 8 -m detection train
+plain_detr_coco_mim --launcher pytorch``. AdamW 2e-4, layer decay 0.9, ×0.1 after 11 epochs, gradient norm 0.1.
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line

@@ -1,4 +1,7 @@
-"""Plain-DETR (2.4 M parameters) on digits_coco from scratch; not yet trained to the end, no metric measured."""
+"""Plain-DETR (1.1 M parameters) on digits_coco from scratch; not yet trained to the end, no metric measured.
+
+Data: 800 pictures of digits, validated on 200, tested on 200. Time: about 2,000 steps of 0.3 core-seconds.
+"""
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
@@ -11,26 +14,30 @@ from detection.detection_task import DetectionTask
 from detection.evaluation.coco_map import CocoMap
 from detection.plain_detr import PlainDETR
 
-epochs = 10
+epochs = 20
 warmup = 1
 model = dict(
     type=DetectionTask,
     net=dict(
         type=PlainDETR,
         backbone="resnet10t",
-        backbone_options=dict(stride=16, frozen_norm=False),
+        backbone_options=dict(stride=16, frozen_norm=False, options=dict(channels=(32, 64, 128, 256), stem_width=16)),
         num_classes=10,
         dim=128,
         num_heads=4,
         ffn_dim=256,
-        num_layers=3,
+        num_layers=2,
         upsample_stride=8,
-        queries=40,
-        queries_many=100,
-        repeats=5,
-        rpb_hidden_dim=64,
+        queries=30,
+        queries_many=90,
+        repeats=6,
+        rpb_hidden_dim=256,
+        position_bias="log",
+        reparam=True,
         proposal_strides=(8, 16, 32),
-        proposal_size=0.15,
+        proposal_size=20.0,
+        query_content="features",
+        proposal_classes=True,
     ),
 )
 train_dataloader = dict(
@@ -43,7 +50,7 @@ val_dataloader = dict(dataset=dict(type=DigitsCoco, split="val"), batch_size=25,
 test_dataloader = dict(dataset=dict(type=DigitsCoco, split="test"), batch_size=25, collate_fn=collate_detection)
 val_evaluator = dict(type=CocoMap)
 optim_wrapper = dict(
-    optimizer=dict(type=AdamW, lr=8e-4, weight_decay=0.05, fused=True),
+    optimizer=dict(type=AdamW, lr=1e-3, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=1.0),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
@@ -55,9 +62,9 @@ param_scheduler = [
         begin=warmup,
         end=epochs,
         T_max=epochs - warmup,
-        eta_min=8e-6,
+        eta_min=1e-5,
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=10)
+train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=4)
 custom_hooks = [dict(type=EMAHook, momentum=0.01)]

@@ -76,7 +76,7 @@ class NuScenes(Dataset[dict[str, Any]]):
             takes ``scenes``.
         scenes: names of scenes; None takes all.
         image_size: (height, width) that images are resized to; ``lidar2img`` follows.
-        min_points: objects with fewer LiDAR points are left out.
+        min_points: objects with fewer LiDAR and radar points in all are left out, as in the official evaluation.
 
     Items: see `detection.data.ring3d.Ring3D`; depth (6, Y, X) holds the nearest LiDAR point of each pixel, 0 elsewhere,
     and is all 0 without LiDAR files.
@@ -176,7 +176,8 @@ class NuScenes(Dataset[dict[str, Any]]):
         for name in self._annotations.get(token, ()):
             row = self.tables["sample_annotation"][name]
             category = self.tables["category"][self.tables["instance"][row["instance_token"]]["category_token"]]["name"]
-            if category not in CATEGORY_CLASS or row["num_lidar_pts"] < self.min_points:
+            points = row["num_lidar_pts"] + row.get("num_radar_pts", 0)
+            if category not in CATEGORY_CLASS or points < self.min_points:
                 continue
             matrix = to_lidar @ pose(row)
             width, length, height = row["size"]
@@ -234,7 +235,7 @@ class NuScenes(Dataset[dict[str, Any]]):
         for camera, matrix in enumerate(lidar2img):
             seen = points @ matrix.T
             seen = seen[seen[:, 2] > 1.0]  # nearer ones hit the car itself
-            column, row = (seen[:, :2] / seen[:, 2:3]).astype(int).T
+            column, row = np.floor(seen[:, :2] / seen[:, 2:3]).astype(int).T
             inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
             np.minimum.at(depth[camera], (row[inside], column[inside]), seen[inside, 2].astype(np.float32))
         return np.where(np.isinf(depth), 0, depth)
