@@ -51,13 +51,13 @@ def plain_detr_resnet50(**options: Any) -> PlainDETR:
 
 @REGISTRY.register
 def plain_detr_swin_v2_large(**options: Any) -> PlainDETR:
-    """209 M parameters, Swin V2-L, boxes in pixels; the paper's 59.8 has 12 more window layers, not released."""
+    """213 M parameters, Swin V2-L, boxes in pixels; the paper's 59.8 has 12 more window layers, not released."""
     return PlainDETR(**{"backbone": "swin_v2_large", "reparam": True, **options})
 
 
 @REGISTRY.register
 def plain_detr_vit_base(**options: Any) -> PlainDETR:
-    """101 M parameters, timm's ViT-B/16 on pictures of any size, boxes in pixels; not released by the authors."""
+    """98 M parameters, timm's ViT-B/16 on pictures of any size, boxes in pixels; not released by the authors."""
     vit = {"options": {"dynamic_img_size": True, "dynamic_img_pad": True}, "drop_path": 0.1}
     return PlainDETR(**{"backbone": "vit_base_patch16_224", "backbone_options": vit, "reparam": True, **options})
 
