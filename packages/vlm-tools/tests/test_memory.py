@@ -26,6 +26,11 @@ class _Largest(TorchDispatchMode):
         return out
 
 
+def test_more_tokens_behind_the_image_than_there_are_is_an_error() -> None:
+    with pytest.raises(ValueError, match="cannot have 2000 behind it"):
+        long_prompt(1400, 2000)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "method",

@@ -1,7 +1,8 @@
 """Prefill time and memory of each method against plain SDPA and against eager maps, in one run.
 
-The prompt is the hardest one for VAR: the image stands near its start, so that nearly all rows are behind it; and all
-four layers are changed, where the published methods leave the first two alone. The decoder is narrow (512), so that
+The prompt is the hardest one for VAR: the image stands near its start, so that nearly all rows are behind it (``--after
+64``: a short question behind a long text and the image); and all four layers are changed, where the published methods
+leave the first two alone. The decoder is narrow (512), so that
 attention is a third of the work; in a released decoder it is less and the ratios come closer to 1.
 
 ``vlm-tools benchmark --json FILE`` writes the rows with the environment they were measured in.
@@ -44,6 +45,7 @@ def benchmark(
     request: BenchmarkRequest,
     *,
     tokens: Annotated[int, typer.Option(help="Length of the prompt.", min=1400)] = 4096,
+    after: Annotated[int | None, typer.Option(help="Tokens behind the image (default: all but 35).", min=1)] = None,
     repeats: Annotated[int, typer.Option(help="Calls in turns; medians are reported.", min=1)] = 3,
 ) -> list[dict[str, Any]]:
     """One row per method: seconds, ratios to SDPA and to eager maps, peak memory with all and with half of the tokens.
@@ -57,7 +59,7 @@ def benchmark(
     if unknown:
         raise ValueError(f"benchmark: unknown method {unknown[0]!r}; there are {', '.join(METHODS)}")
     names = list(request.models or METHODS)
-    calls, half = (_calls(names, length, request.device) for length in (tokens, tokens // 2))
+    calls, half = (_calls(names, length, after, request.device) for length in (tokens, tokens // 2))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):  # the first one warms up
         for name, call in calls.items():
@@ -70,7 +72,7 @@ def benchmark(
             if turn:
                 times[name].append(time.perf_counter() - began)
     median = {name: statistics.median(values) for name, values in times.items()}
-    where = {"tokens": tokens, "torch": torch.__version__, "device": platform.processor() or "CPU",
+    where = {"tokens": tokens, "after": after, "torch": torch.__version__, "device": platform.processor() or "CPU",
              "threads": torch.get_num_threads(), "date": date.today().isoformat()}  # fmt: skip
     rows = []
     for name, call in calls.items():
@@ -89,9 +91,9 @@ def benchmark(
     return rows
 
 
-def _calls(names: Sequence[str], tokens: int, device: torch.device) -> dict[str, Callable[[], None]]:
+def _calls(names: Sequence[str], tokens: int, after: int | None, device: torch.device) -> dict[str, Callable[[], None]]:
     """A prefill under plain SDPA, under each method, and with eager maps."""
-    model, inputs = long_prompt(tokens)
+    model, inputs = long_prompt(tokens, after)
     model = model.to(device)
     inputs = {name: value.to(device) for name, value in inputs.items()}
     return {
@@ -101,7 +103,7 @@ def _calls(names: Sequence[str], tokens: int, device: torch.device) -> dict[str,
     }
 
 
-def long_prompt(tokens: int) -> tuple[LlavaForConditionalGeneration, dict[str, torch.Tensor]]:
+def long_prompt(tokens: int, after: int | None = None) -> tuple[LlavaForConditionalGeneration, dict[str, torch.Tensor]]:
     """A random LLaVA of four layers, and a prompt of ``tokens`` tokens, 576 of them the image's."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
@@ -115,7 +117,12 @@ def long_prompt(tokens: int) -> tuple[LlavaForConditionalGeneration, dict[str, t
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-1)
     model = LlavaForConditionalGeneration(config).eval()
     words = torch.randint(3, 90, (tokens - 576,))
-    ids = torch.cat([words[:SYSTEM], torch.full((576,), IMAGE), words[SYSTEM:]])[None]
+    before = SYSTEM if after is None else len(words) - after
+    if before < 1:
+        raise ValueError(
+            f"benchmark: a prompt of {tokens} tokens, 576 of them the image's, cannot have {after} behind it"
+        )
+    ids = torch.cat([words[:before], torch.full((576,), IMAGE), words[before:]])[None]
     return model, {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
