@@ -117,9 +117,9 @@ class LucidrainsMemory(nn.Module):
 
     def _stored(self, x: Tensor, start: list[Tensor]) -> list[Tensor]:
         """Gain and weights after 0, 1, … chunks: (B·H, T + 1, …)."""
-        chunk, updates = self.chunk, [w[:, None] for w in start]
+        chunk, updates = self.chunk, [[w[:, None]] for w in start]
         if not x.shape[1]:
-            return updates
+            return [parts[0] for parts in updates]
         x = self.store_norm(x)
         mean = x.unflatten(1, (-1, chunk)).mean(2)
         step = self._per_head(torch.sigmoid(self.to_step(x)) * self.max_step)
@@ -136,10 +136,9 @@ class LucidrainsMemory(nn.Module):
                 if inertia is not None:
                     surprise = linear_scan(inertia[:, now], surprise, last[number])
                     last[number] = surprise[:, -1]
-                after = linear_scan(keep[:, now], surprise, updates[number][:, -1])
-                updates[number] = torch.cat([updates[number], after], dim=1)
-            anchor = [u[:, -1] for u in updates]
-        return updates
+                updates[number].append(linear_scan(keep[:, now], surprise, updates[number][-1][:, -1]))
+            anchor = [parts[-1][:, -1] for parts in updates]
+        return [torch.cat(parts, dim=1) for parts in updates]
 
     def _surprises(self, anchor: list[Tensor], keys: Tensor, values: Tensor, step: Tensor) -> list[Tensor]:
         """Negative gradients of gain and weights, summed over each chunk: (B·H, T, …)."""
