@@ -2,6 +2,7 @@
 
 Scenes of scikit-learn's digits, no download; 149 s on two cores (2 threads). Seed 0, 200 test scenes of the demo:
 accuracy of random questions 92.4 %, adversarial 82.7 %; captions with an absent digit 23.0 %; digits named 97.1 %.
+Seed 2, the recipe's 250 test scenes: 91.6 %, 82.9 %, 30.4 %, 96.7 %.
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
