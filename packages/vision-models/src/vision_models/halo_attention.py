@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from timm.layers import make_divisible, trunc_normal_
-from timm.models import register_notrace_function
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from attn_core import attention, block_attention, halo_index, window_index
@@ -32,7 +32,6 @@ from .torchscript import scripted_bottleneck_attention, scripted_halo_attention
 Border = Literal["zero", "masked"]
 
 
-@register_notrace_function
 def offset_logits(q: Tensor, table: Tensor, period: int, span: int, axis: int) -> Tensor:
     """Logits of each query for every row (or column) u of its window: q·table[u − i + middle].
 
@@ -53,7 +52,6 @@ def offset_logits(q: Tensor, table: Tensor, period: int, span: int, axis: int) -
     return torch.einsum(equation, q, table[rows]).flatten(2, 3)
 
 
-@register_notrace_function
 def halo_attention(
     q: Tensor, kv: Tensor, height_rel: Tensor, width_rel: Tensor, block: int, halo: int, stride: int, masked: bool
 ) -> Tensor:
@@ -85,7 +83,6 @@ def halo_attention(
     return out.transpose(1, 2).reshape(batch, height, width, heads * v.shape[3])
 
 
-@register_notrace_function
 def bottleneck_attention(q: Tensor, k: Tensor, v: Tensor, height_rel: Tensor, width_rel: Tensor) -> Tensor:
     """Every token reads the whole map: q, k (B, Y, X, H, D), v (B, Y, X, H, D_v) → (B, Y, X, H·D_v)."""
     height, width = q.shape[1:3]
@@ -96,6 +93,7 @@ def bottleneck_attention(q: Tensor, k: Tensor, v: Tensor, height_rel: Tensor, wi
     return out.transpose(1, 2).reshape(*q.shape[:3], -1)
 
 
+@register_notrace_module  # windows depend on the size of the map
 class HaloAttention(nn.Module):
     """Attention of blocks to the blocks and a border around them, without output projection.
 
@@ -161,6 +159,7 @@ class HaloAttention(nn.Module):
         return self.pool(out.permute(0, 3, 1, 2))
 
 
+@register_notrace_module
 class BottleneckAttention(nn.Module):
     """Attention of all tokens to all, for maps of about one size: offsets beyond the tables have their last entries.
 
