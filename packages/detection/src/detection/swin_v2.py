@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import DropPath, trunc_normal_  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from attn_core import attention
 
@@ -248,7 +249,7 @@ class SwinV2(nn.Module):
         for stage in self.layers:
             for block in stage.blocks:  # pyright: ignore
                 if self.grad_checkpointing and self.training:
-                    x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+                    x = checkpoint(block, x, use_reentrant=False)
                 else:
                     x = block(x)
             if stage.downsample is not None:

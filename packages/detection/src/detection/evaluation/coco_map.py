@@ -81,7 +81,7 @@ class CocoMap(BaseMetric):
             return {name: 0.0 if some[kind] else -1.0 for name, kind in zip(NAMES, kinds, strict=True)}
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = self._evaluate(content, found)
-        numbers = dict(zip(NAMES, (float(value) for value in evaluation.stats[:12]), strict=True))
+        numbers: dict[str, float] = dict(zip(NAMES, (float(value) for value in evaluation.stats[:12]), strict=True))
         if self.per_class:
             precision = evaluation.eval["precision"][:, :, :, 0, 2]
             for index, category in enumerate(categories):
