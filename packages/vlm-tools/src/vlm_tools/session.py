@@ -142,7 +142,7 @@ def open_session(model: str | None, *, device: str = "auto") -> Session:
                          f"{', '.join(sorted(ADAPTERS))}")  # fmt: skip
     disable_progress_bar()
     try:
-        network = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
+        network: Any = AutoModelForImageTextToText.from_pretrained(model, dtype="auto")
         processor = AutoProcessor.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(_unreadable(model, error)) from None
