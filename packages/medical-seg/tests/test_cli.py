@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -119,6 +120,7 @@ def test_a_folder_goes_through_plan_train_predict_evaluate(run: Run, tmp_path: P
         (("--tta", "flip"), "--tta: 'flip' is not one of none, mirror"),
         (("--max-mem", "many"), "--max-mem: expected a size such as 4G or 800M, got 'many'"),
         (("--max-mem", "10M"), r"case_05_0000.nii.gz: needs \d.* GiB, --max-mem allows 0.01"),
+        (("--also", "nowhere"), r"nowhere does not exist"),
     ]:
         code, _, error = run("predict", "data/imagesTs", "--run", "a", "--out", "x", *arguments)
         assert code == 1
@@ -227,7 +229,11 @@ def test_the_demo_prints_both_rows_and_draws(run: Run, tmp_path: Path) -> None:
         (("convert-weights", "data/dataset.json", "x", "--arch", "unet"), "--arch must be one of agunet, daunet, msa"),
         (("convert-weights", "data/dataset.json", "x", "--arch", "msa"), "not a state dict"),
         (("evaluate", "data/labelsTr", "nowhere"), "nowhere: there is no such folder"),
-        (("benchmark", "test_agunet", "--size", "0"), "must be at least 1, got 0 and 5"),
+        (("benchmark", "agunet", "--size", "0"), "must be at least 1, got 0 and 5"),
+        (("benchmark", "agunett"), "unknown name 'agunett'; did you mean 'agunet'?"),
+        (("train", "volumes", "-d", "data", "--whole"), "--whole needs --window Z,Y,X"),
+        (("train", "volumes", "-d", "data", "-m", "monai:UNett"), "MONAI has no network 'UNett'; did you mean 'UNet'?"),
+        (("evaluate", "data/labelsTr", "data/labelsTr", "--dataset", "x"), "x: there is no such folder"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -239,7 +245,72 @@ def test_a_mistake_is_one_line(arguments: tuple[str, ...], words: str, run: Run,
     assert len(error.strip().splitlines()) == 1, error
 
 
-def test_benchmark_measures_each_model(run: Run) -> None:
-    code, printed, error = run("benchmark", "test_agunet", "--size", "8", "--repeats", "1")
+def _spoil(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = OBLIQUE) -> None:
+    array = np.asanyarray(nibabel.load(path).dataobj)
+    nibabel.save(nibabel.Nifti1Image(change(array), affine), path)
+
+
+@pytest.mark.parametrize("verb", [("plan", "data"), ("train", "volumes", "-d", "data")], ids=["plan", "train"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda d: (d / "labelsTr/case_01.nii.gz").unlink(), r"labelsTr/case_01\.nii\.gz: missing"),
+        (
+            lambda d: (d / "imagesTr/case_01_0001.nii.gz").unlink(),
+            r"case_01_0000\.nii\.gz: case 'case_01' lacks channel 1",
+        ),
+        (lambda d: [f.unlink() for f in d.glob("imagesTr/case_01*")], r"labelsTr/case_01\.nii\.gz: there is no image"),
+        (
+            lambda d: _spoil(d / "labelsTr/case_01.nii.gz", lambda a: a[1:]),
+            r"labelsTr/case_01\.nii\.gz: grid .* differs",
+        ),
+        (
+            lambda d: _spoil(d / "labelsTr/case_01.nii.gz", lambda a: a, OBLIQUE + 0.1),
+            r"labelsTr/case_01\.nii\.gz: affine",
+        ),
+        (
+            lambda d: _spoil(d / "labelsTr/case_01.nii.gz", lambda a: a * 0.5),
+            r"labelsTr/case_01\.nii\.gz: .* not integers",
+        ),
+        (
+            lambda d: _spoil(d / "labelsTr/case_01.nii.gz", lambda a: a * 7),
+            r"labelsTr/case_01\.nii\.gz: label \d+ is no class",
+        ),
+        (
+            lambda d: _spoil(d / "labelsTr/case_01.nii.gz", lambda a: a * 0),
+            r"labelsTr/case_01\.nii\.gz: the mask is empty",
+        ),
+        (
+            lambda d: _spoil(d / "imagesTr/case_01_0000.nii.gz", lambda a: a * np.nan),
+            r"case_01_0000\.nii\.gz: holds NaN",
+        ),
+        (
+            lambda d: (d / "imagesTr/case_01.nii.gz").write_bytes((d / "imagesTr/case_01_0000.nii.gz").read_bytes()),
+            r"case_01_0000\.nii\.gz: duplicate of case_01\.nii\.gz",
+        ),
+        (
+            lambda d: (d / "imagesTr/case_01_0000.nii.gz").write_text("no"),
+            r"case_01_0000\.nii\.gz: not a readable NIfTI",
+        ),
+    ],
+    ids=["label", "image", "case", "grid", "affine", "integer", "class", "empty", "nan", "duplicate", "broken"],
+)
+def test_a_broken_case_stops_plan_and_train_in_one_line(
+    spoil: Callable[[Path], Any], words: str, verb: tuple[str, ...], run: Run, tmp_path: Path
+) -> None:
+    spoil(write_folder(tmp_path / "data"))
+    code, _, error = run(*verb)
+    assert code != 0
+    assert re.search(words, error), error
+    assert len(error.strip().splitlines()) == 1, error
+
+
+@pytest.mark.parametrize(("name", "size"), [("position_attention", "2"), ("agunet", "8")])
+def test_benchmark_measures_both_sides(name: str, size: str, run: Run, tmp_path: Path) -> None:
+    code, _, error = run("benchmark", name, "--size", size, "--repeats", "1", "--json", "rows.json")
     assert code == 0, error
-    assert "24730" in printed
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["quantity"] for row in rows] == [
+        f"{k}, {u}" for k in ("training step", "forward") for u in ("ms", "MiB")
+    ]
+    assert all(row["ours"] >= 0 and row["peer"] >= 0 for row in rows)

@@ -68,7 +68,8 @@ def test_a_folder_that_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> 
     about = json.loads((folder / "dataset.json").read_text())
     for change, message in [
         ({"labels": {"background": 0, "x": 2}}, "labels must be background: 0 and then 1, 2"),
-        ({"labels": {"background": 0, "x": [1, 2]}}, r"lists \(regions\) are not supported"),
+        ({"labels": {"background": 0, "x": [1, 2]}}, r"regions_class_order must name .* of the 1 regions .* got \[\]"),
+        ({"labels": {"background": 0, "x": "1"}}, "labels must be numbers or lists of numbers, got '1'"),
         ({"labels": {"background": 0, "x": 1, "ignore": 5}}, "ignore must be the highest label, 2, got 5"),
         ({"file_ending": ".jpeg2000"}, "file_ending '.jpeg2000' is not one of"),
     ]:
@@ -155,7 +156,8 @@ def test_scaling_leaves_the_surroundings_of_a_stripped_head_out() -> None:
 
 def test_target_grid_covers_the_extent(tmp_path: Path) -> None:
     volume = read_volume([write(tmp_path / "v.nii.gz", np.ones((4, 5, 6), np.uint8))])
-    assert target_grid(volume, (1.5, 2, 1)) == (12, 5, 4)
+    assert target_grid(volume, (1.5, 2, 1), (8, 8, 8)) == (12, 5, 4)
+    assert target_grid(volume, None, (8, 8, 8)) == (8, 8, 8)
 
 
 def test_files_that_hold_no_volume_are_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ Shapes: (B, C, *grid) → (B, K, *grid) logits; in training with deep supervisio
 of the grid.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 from .dual_attention import CONVOLUTIONS
 
 FILTERS = (16, 32, 128, 256, 256)
+STEM_WIDTH = 8
 _TRANSPOSED: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _NORMS: dict[int, Any] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _DROPOUTS: dict[int, Any] = {2: nn.Dropout2d, 3: nn.Dropout3d}
@@ -91,7 +93,28 @@ class EncoderLevel(nn.Module):
         return self.block(x)
 
 
-class AttentionUNet(nn.Module):
+class StemHead(nn.Module):
+    """Logits on the input's grid from features on a grid ``stem`` times coarser.
+
+    Features are spread over the voxels that they stand for, and each voxel is judged by them and by its own value: the
+    few channels of the first level cannot carry all of its values through the network.
+    """
+
+    def __init__(self, spatial_dims: int, channels: int, in_channels: int, out_channels: int, stem: int) -> None:
+        super().__init__()
+        convolution = CONVOLUTIONS[spatial_dims]
+        self.spatial_dims = spatial_dims
+        self.stem = stem
+        self.spread = convolution(channels, STEM_WIDTH * stem**spatial_dims, 1)
+        self.join = convolution(STEM_WIDTH + in_channels, 2 * STEM_WIDTH, 1)
+        self.head = convolution(2 * STEM_WIDTH, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "B F *coarse"], image: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B K *grid"]:
+        fine = _depth_to_space(self.spread(x), self.stem, self.spatial_dims)
+        return self.head(F.relu(self.join(torch.cat([fine, image], 1))))
+
+
+class AttentionUNet(nn.Module, ABC):
     """What AGUNet and DAUNet share: encoder, input pyramid, heads, grid checks, start values.
 
     Subclasses set ``self.decoder`` and the heads after the encoder, in the order of the official graph.
@@ -138,9 +161,14 @@ class AttentionUNet(nn.Module):
 
     def finish(self) -> None:
         """Heads, coarse to fine as they are created officially, and Glorot-uniform start values."""
-        head_channels = self.out_channels * self.stem**self.spatial_dims
         widths = self.filters[-2::-1] if self.deep_supervision else self.filters[:1]
-        self.heads = nn.ModuleList(CONVOLUTIONS[self.spatial_dims](width, head_channels, 1) for width in widths)
+        sizes = (self.in_channels, self.out_channels)
+        self.heads = nn.ModuleList(
+            CONVOLUTIONS[self.spatial_dims](width, self.out_channels, 1)
+            if self.stem == 1
+            else StemHead(self.spatial_dims, width, *sizes, self.stem)
+            for width in widths
+        )
         for module in self.modules():
             if isinstance(module, (*CONVOLUTIONS.values(), *_TRANSPOSED.values())):
                 nn.init.xavier_uniform_(module.weight)
@@ -165,9 +193,9 @@ class AttentionUNet(nn.Module):
                 miniature = _MEANS[self.spatial_dims](miniature, 2)
         return self.bottom(x), skips
 
+    @abstractmethod
     def decode(self, x: Float[Tensor, "B F *coarse"], skips: list[Tensor]) -> list[Tensor]:
         """Features of all decoder stages, coarse to fine."""
-        raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B K *grid"] | list[Tensor]:
         """Logits; a list, finest first, in training with deep supervision.
@@ -175,14 +203,14 @@ class AttentionUNet(nn.Module):
         Raises: ValueError if the channels or the number of axes are not the network's, or the grid is not divisible.
         """
         stages = self.decode(*self.encode(x))
-        if not self.deep_supervision:
-            return _depth_to_space(self.heads[0](stages[-1]), self.stem, self.spatial_dims)
-        heads = self.heads if self.training else self.heads[-1:]
-        maps = [
-            _depth_to_space(head(stage), self.stem, self.spatial_dims)
-            for head, stage in zip(reversed(heads), reversed(stages), strict=False)
-        ]
-        return maps if self.training else maps[0]
+        several = self.deep_supervision and self.training
+        maps, image = [], x
+        for head, stage in zip(reversed(self.heads), reversed(stages), strict=False):
+            maps.append(head(stage) if self.stem == 1 else head(stage, image))
+            if not several:
+                return maps[0]
+            image = _MEANS[self.spatial_dims](image, 2)
+        return maps
 
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__
@@ -251,8 +279,8 @@ class AGUNet(AttentionUNet):
         input_pyramid: each level also sees the input, averaged to its size.
         attention_gates: False leaves the plain U-Net.
         dropout: share of the channels dropped behind each ReLU of the convolution blocks.
-        stem: the input is rearranged from stem^n voxels to channels and the logits back, so that the network works on
-            a grid stem times coarser; 1 is the paper's.
+        stem: the input is rearranged from stem^n voxels to channels, so that the network works on a grid stem times
+            coarser, and `StemHead` returns to the input's; 1 is the paper's.
 
     Raises: ValueError for sizes that make no network.
     """

@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import ndimage
 
+from .data.folders import open_folder
 from .data.volumes import read_volume, require_same_grid, suffix
 
 SMALL_ML = 3.0
@@ -35,18 +36,35 @@ def evaluate(
     tolerance: Annotated[float, typer.Option(help="Of the normalized surface distance, in mm.")] = 1.0,
     by_volume: Annotated[float, typer.Option(help="Split patients at this true volume, in ml.")] = SMALL_ML,
     overlap: Annotated[float, typer.Option(help="A patient counts as found above this Dice.")] = 0.0,
+    dataset: Annotated[
+        Path | None, typer.Option(help="nnU-Net's folder: its regions are scored, its ignored label does not count.")
+    ] = None,
 ) -> Iterator[str]:
     """Compare two folders of masks: Dice, IoU, HD95, ASSD, NSD, volumes, and how many patients are found."""
     rows: list[dict[str, Any]] = []
+    patients: list[dict[str, float]] = []
     pairs = _pairs(truth, predicted)
-    labels = _labels([path for pair in pairs.values() for path in pair])
+    folder = None if dataset is None else open_folder(dataset)
+    if folder is not None and folder.regions is not None:
+        parts = dict(zip(folder.classes, folder.regions, strict=True))
+    elif folder is not None:
+        parts = {str(k): (k,) for k in range(1, folder.labels)}
+    else:
+        parts = {str(k): (k,) for k in _labels([path for pair in pairs.values() for path in pair])}
     for name, (true_file, found_file) in pairs.items():
         true, found = read_volume([true_file]), read_volume([found_file])
         require_same_grid(true, found)
-        for label in labels:
-            scores = compare(found.data[0] == label, true.data[0] == label, true.spacing, tolerance=tolerance)
+        counted = np.ones(true.grid, bool)
+        if folder is not None and folder.ignore is not None:
+            counted = true.data[0] != folder.ignore
+        for label, part in parts.items():
+            masks = (np.isin(volume.data[0], part) & counted for volume in (found, true))
+            scores = compare(*masks, true.spacing, tolerance=tolerance)
+            scores["TN"] -= int((~counted).sum())
             rows.append({"case": name, "label": label, **scores})
-    summary = summarize(rows, by_volume=by_volume, overlap=overlap)
+        joined = (np.isin(volume.data[0], [k for part in parts.values() for k in part]) for volume in (found, true))
+        patients.append(_patient(*(mask & counted for mask in joined), true.voxel_ml))
+    summary = summarize(rows, patients, by_volume=by_volume, overlap=overlap)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "cases.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -146,24 +164,27 @@ def _of_distances(distances: tuple[np.ndarray, np.ndarray] | None, tolerance: fl
     }
 
 
-def summarize(rows: Sequence[dict[str, Any]], *, by_volume: float = SMALL_ML, overlap: float = 0.0) -> dict[str, Any]:
+def summarize(
+    rows: Sequence[dict[str, Any]],
+    patients: Sequence[dict[str, float]],
+    *,
+    by_volume: float = SMALL_ML,
+    overlap: float = 0.0,
+) -> dict[str, Any]:
     """What nnU-Net's summary.json holds, and the patients' table of the AGUNet paper.
 
     Args:
         rows: ``case``, ``label`` and what `compare` gives.
+        patients: ``Dice``, ``ml_pred`` and ``ml_ref`` of each case, all foreground joined.
         by_volume: ml of truth that divide small from large.
         overlap: Dice above which a patient counts as found.
 
-    Returns: ``metric_per_case``, ``mean`` by label, ``foreground_mean``, ``patients`` by group (all foreground joined).
+    Returns: ``metric_per_case``, ``mean`` by label, ``foreground_mean``, ``patients`` by group.
     """
-    labels = sorted({row["label"] for row in rows})
+    labels = list(dict.fromkeys(row["label"] for row in rows))
     mean = {str(label): _means([row for row in rows if row["label"] == label]) for label in labels}
     keys = [key for key in next(iter(mean.values())) if key not in ("n", "infinite_distances")]
     foreground = {key: _nanmean([table[key] for table in mean.values()]) for key in keys}
-    cases: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        cases.setdefault(row["case"], []).append(row)
-    patients = [_patient(name, of_case) for name, of_case in cases.items()]
     small = [p for p in patients if 0 < p["ml_ref"] < by_volume]
     large = [p for p in patients if p["ml_ref"] >= by_volume]
     empty = [p for p in patients if p["ml_ref"] == 0]
@@ -212,14 +233,10 @@ def patient_table(patients: Sequence[dict[str, float]], overlap: float = 0.0) ->
     }
 
 
-def _patient(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    tp, fp, fn = (sum(row[key] for row in rows) for key in ("TP", "FP", "FN"))
-    return {
-        "case": name,
-        "Dice": 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float("nan"),
-        "ml_pred": sum(row["ml_pred"] for row in rows),
-        "ml_ref": sum(row["ml_ref"] for row in rows),
-    }
+def _patient(found: np.ndarray, true: np.ndarray, voxel_ml: float) -> dict[str, float]:
+    sizes = int(found.sum()), int(true.sum())
+    dice = 2 * int((found & true).sum()) / sum(sizes) if sum(sizes) else float("nan")
+    return {"Dice": dice, "ml_pred": sizes[0] * voxel_ml, "ml_ref": sizes[1] * voxel_ml}
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -294,7 +311,7 @@ def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    for label in sorted({row["label"] for row in rows}):
+    for label in dict.fromkeys(row["label"] for row in rows):
         mine = [row for row in rows if row["label"] == label and row["n_ref"]]
         axis.plot([r["ml_ref"] for r in mine], [r["Dice"] for r in mine], "o", alpha=0.7, label=f"label {label}")
     if any(row["n_ref"] for row in rows):

@@ -1,4 +1,4 @@
-"""Dice with cross-entropy, and what it is summed over."""
+"""Dice with cross-entropy, and the official formula that it replaces."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class DiceCE(nn.Module):
-    """(1 − mean Dice of the foreground classes) + cross-entropy, over voxels that are labelled.
+    """(1 − mean Dice of the foreground classes) + cross-entropy.
 
     The official loss of AGUNet adds the background's Dice and divides by the number of foreground classes: as soon as
     the background is roughly right it is clipped to 0, and a small lesion receives no gradient at all.
@@ -20,7 +20,6 @@ class DiceCE(nn.Module):
         dice_weight, ce_weight: of the two terms.
         smooth: added to numerator and denominator.
         squared: sums of squares in the denominator, as officially, instead of sums.
-        ignore: a label whose voxels count nowhere.
 
     Shapes: logits (B, K, *grid), target (B, *grid) → scalar. Sums run over the batch and the grid, in float32.
     Raises: ValueError for an unknown formula.
@@ -34,7 +33,6 @@ class DiceCE(nn.Module):
         ce_weight: float = 1.0,
         smooth: float = 1.0,
         squared: bool = False,
-        ignore: int | None = None,
     ) -> None:
         super().__init__()
         if dice not in ("foreground", "official"):
@@ -44,18 +42,14 @@ class DiceCE(nn.Module):
         self.ce_weight = ce_weight
         self.smooth = smooth
         self.squared = squared or self.official
-        self.ignore = ignore
 
     def forward(self, logits: Float[Tensor, "B K *grid"], target: Int[Tensor, "B *grid"]) -> Float[Tensor, ""]:
         logits = logits.float()
         classes = logits.shape[1]
-        labelled = torch.ones_like(target, dtype=torch.bool) if self.ignore is None else target != self.ignore
-        safe = target.where(labelled, 0)
         log_probability = F.log_softmax(logits, 1)
-        counted = labelled.unsqueeze(1)
-        ce = -(log_probability.gather(1, safe.unsqueeze(1)) * counted).sum() / labelled.sum().clamp(min=1)
-        p = log_probability.exp() * counted
-        t = torch.zeros_like(p).scatter_(1, safe.unsqueeze(1), 1.0) * counted
+        ce = F.nll_loss(log_probability, target)
+        p = log_probability.exp()
+        t = torch.zeros_like(p).scatter_(1, target.unsqueeze(1), 1.0)
         axes = (0, *range(2, logits.ndim))
         size = (p * p if self.squared else p).sum(axes) + t.sum(axes)
         scores = (2 * (p * t).sum(axes) + self.smooth) / (size + self.smooth)

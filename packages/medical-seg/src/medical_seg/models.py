@@ -53,7 +53,9 @@ REGISTRY: dict[str, Entry] = {
         "Attention gates, input pyramid, deep supervision.",
     ),
     "agunet_small": _unet(
-        partial(AGUNet, filters=(16, 32, 64), stem=2), "AGUNet", "Three levels on half the grid, for small machines."
+        partial(AGUNet, filters=(16, 32, 64), stem=2),
+        "AGUNet",
+        "Three levels on half the grid, the last look at full size, for small machines.",
     ),
     "daunet": _unet(DAUNet, "DAUNet", "Position and channel attention at the bottom."),
     "daunet_full": _unet(
@@ -90,7 +92,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
     Args:
         name: one of :func:`list_models`; ``monai:UNet`` and every other network of ``monai.networks.nets`` that takes
             ``in_channels`` and ``out_channels``; ``smp:Unet`` and every other architecture of
-            segmentation-models-pytorch, with all timm backbones that are registered as ``encoder_name="tu-…"``.
+            segmentation-models-pytorch, whose ``encoder_name`` may also be any backbone that timm knows.
         options: constructor arguments. ``in_channels`` and ``out_channels`` go by these names everywhere.
 
     Raises:
@@ -144,8 +146,16 @@ def _smp(name: str, options: dict[str, Any]) -> nn.Module:
     given["classes"] = given.pop("out_channels", 1)
     given.pop("spatial_dims", None)
     _check_options(f"smp:{name}", given, inspect.signature(known[name]).parameters)
-    if str(given.get("encoder_name", "")).startswith("tu-"):
+    encoder = given.get("encoder_name")
+    if encoder is not None and encoder not in smp.encoders.encoders:
         _register_backbones()
+        import timm
+
+        backbone = encoder.removeprefix("tu-")
+        if not timm.is_model(backbone):
+            near = did_you_mean(encoder, [*smp.encoders.encoders, *timm.list_models()])
+            raise ValueError(f"create_model: {name} knows no encoder {encoder!r}{near}")
+        given["encoder_name"] = f"tu-{backbone}"
     return known[name](**given)
 
 

@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from .data.volumes import Volume
 
-COLORS = ["#4dabf7", "#f59f00", "#e8590c", "#37b24d", "#be4bdb", "#15aabf", "#fa5252", "#94d82d"]
+COLORS = ["#4dabf7", "#fab005", "#e64980", "#37b24d", "#be4bdb", "#15aabf", "#fa5252", "#94d82d"]
 PLANES = (("axial", 0), ("coronal", 1), ("sagittal", 2))
 
 
@@ -25,8 +25,7 @@ def draw_planes(volume: Volume, masks: Sequence[tuple[str, np.ndarray]], classes
         path: the PNG file.
     """
     image = volume.data[0]
-    labelled = np.argwhere(masks[0][1] > 0)
-    center = np.median(labelled, axis=0).astype(int) if len(labelled) else np.array(image.shape) // 2
+    center = [_middle(masks[0][1], axis) for axis in range(3)]
     planes = PLANES[:1] if image.shape[0] == 1 else PLANES
     columns = 1 + len(masks)
     figure = Figure(figsize=(3.2 * columns, 3.2 * len(planes) + 0.7), layout="constrained", facecolor="black")
@@ -34,7 +33,7 @@ def draw_planes(volume: Volume, masks: Sequence[tuple[str, np.ndarray]], classes
     axes = figure.subplots(len(planes), columns, squeeze=False)
     low, high = np.percentile(image[tuple(slice(None, None, max(1, n // 64)) for n in image.shape)], (1, 99.5))
     shown = (*COLORS * (1 + len(classes) // len(COLORS)),)[: max(1, len(classes) - 1)]
-    for row, (name, axis) in zip(axes, planes, strict=True):
+    for number, (row, (name, axis)) in enumerate(zip(axes, planes, strict=True)):
         rest = [a for a in range(3) if a != axis]
         aspect = volume.spacing[rest[0]] / volume.spacing[rest[1]]
         for column, (title, mask) in zip(row, [(name, None), *masks], strict=True):
@@ -54,10 +53,17 @@ def draw_planes(volume: Volume, masks: Sequence[tuple[str, np.ndarray]], classes
                     aspect=aspect,
                     interpolation="nearest",
                 )
-            if row is axes[0] or mask is None:
+            if number == 0 or mask is None:
                 column.set_title(title, fontsize=10, color="white")
             column.set_axis_off()
     handles = [Patch(color=color, label=label) for color, label in zip(shown, classes[1:], strict=False)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, max(1, len(handles))), fontsize=9,
                   labelcolor="white", facecolor="black", edgecolor="black")  # fmt: skip
     figure.savefig(path, dpi=110)
+
+
+def _middle(mask: np.ndarray, axis: int) -> int:
+    """The plane that has half of what is labelled on either side; the middle one of an empty mask."""
+    counts = [np.count_nonzero(np.take(mask, index, axis)) for index in range(mask.shape[axis])]
+    total = np.cumsum(counts)
+    return int(np.searchsorted(total, total[-1] / 2)) if total[-1] else mask.shape[axis] // 2

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+Rows = tuple[int, int]
 Read = Callable[[tuple[int, ...]], Tensor]
 
 
@@ -48,8 +49,9 @@ def logits_by_planes(
     *,
     step: float = 0.5,
     mirror: bool = False,
+    rows: Rows | None = None,
     device: torch.device | str = "cpu",
-) -> Iterator[Float[Tensor, "K z Y X"]]:
+) -> Iterator[Float[Tensor, "K z y X"]]:
     """Finished planes of logits in order of Z, a few at a time.
 
     Args:
@@ -60,27 +62,34 @@ def logits_by_planes(
         classes: K.
         step: share of a window between neighbors, at most.
         mirror: average over all flips.
+        rows: first and last row Y of the planes; windows that reach none of them are left out. None for all.
         device: of the network; planes are on the CPU.
 
-    Memory: K·window_z·Y·X numbers in float32.
+    Memory: K·window_z·y·X numbers in float32, twice while planes are handed over.
     """
     weights = gaussian(window)
     starts = [window_starts(n, w, step) for n, w in zip(grid, window, strict=True)]
-    depth = window[0]
-    padded = [max(n, w) for n, w in zip(grid, window, strict=True)]
-    sums = torch.zeros(classes, depth, *padded[1:])
-    total = torch.zeros(depth, *padded[1:])
+    depth, width = window[0], max(grid[2], window[2])
+    top, end = (0, max(grid[1], window[1])) if rows is None else rows
+    starts[1] = [y for y in starts[1] if y < end and y + window[1] > top]
+    sums = torch.zeros(classes, depth, end - top, width)
+    total = torch.zeros(depth, end - top, width)
     for number, z in enumerate(starts[0]):
         for y, x in product(starts[1], starts[2]):
             image = read((z, y, x))[None].to(device)
             logits = (_mirrored(network, image) if mirror else network(image))[0].float().cpu()
-            place = (slice(None), slice(y, y + window[1]), slice(x, x + window[2]))
-            total[place] += weights
+            low, high = max(y, top), min(y + window[1], end)
+            place = (slice(None), slice(low - top, high - top), slice(x, x + window[2]))
+            part = (slice(None), slice(low - y, high - y))
+            total[place] += weights[part]
             for k in range(classes):  # class by class: the product needs a window, not K windows
-                sums[k][place].addcmul_(logits[k], weights)
+                sums[k][place].addcmul_(logits[k][part], weights[part])
         last = number + 1 == len(starts[0])
         done = grid[0] - z if last else starts[0][number + 1] - z
-        yield sums[:, :done, : grid[1], : grid[2]] / total[:done, : grid[1], : grid[2]]
+        inside = (slice(done), slice(grid[1] - top), slice(grid[2]))
+        for k in range(classes):
+            sums[k][inside].div_(total[inside])
+        yield sums[(slice(None), *inside)].clone()
         if not last:
             for buffer in (*sums, total):
                 buffer[: depth - done] = buffer[done:].clone()
@@ -98,40 +107,101 @@ def _mirrored(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     return total / len(flips)
 
 
-def labels_from_planes(
-    planes: Iterator[Tensor], depth: int, grid: Sequence[int]
-) -> Iterator[tuple[int, Int[Tensor, "Y X"]]]:
-    """Labels on another grid: each class is resized linearly by itself and compared with the best so far.
+def classes_on_grid(
+    planes: Iterator[Tensor],
+    depth: int,
+    grid: Sequence[int],
+    *,
+    rows: Rows | None = None,
+    held: tuple[int, int, int] | None = None,
+) -> Iterator[tuple[int, Iterator[Float[Tensor, "y X"]]]]:
+    """Logits on another grid, linearly resized: plane by plane, in each one class after the other.
 
-    Equal to resizing all logits and taking the argmax; holds one plane of one class at that grid.
+    Args:
+        planes: what `logits_by_planes` gives.
+        depth: how many planes there are in all.
+        grid: Z, Y, X of the volume that is written.
+        rows: the rows of it that are asked for; None for all.
+        held: first and last row of their own grid that the planes hold, and its height; None for all.
+
+    Yields: index of the plane, logits of its classes; these must be used up before the next plane.
+    """
+    waiting: dict[int, Tensor] = {}
+    arrived = 0
+    for z in range(grid[0]):
+        lower, share = _between(z, depth, grid[0])
+        while arrived <= min(lower + (share > 0), depth - 1):
+            for plane in next(planes).unbind(1):
+                waiting[arrived] = plane
+                arrived += 1
+        for old in [index for index in waiting if index < lower]:
+            del waiting[old]
+        pair = (waiting[lower], waiting[lower + 1]) if share else (waiting[lower],)
+        yield z, (_resized(maps, share, grid, rows, held) for maps in zip(*pair, strict=True))
+
+
+def label_of(classes: Iterator[Float[Tensor, "Y X"]], order: Sequence[int] = ()) -> Int[Tensor, "Y X"]:
+    """Labels of a plane: the class with the greatest logit; holds two classes at a time.
+
+    Args:
+        classes: logits of one class after the other.
+        order: of regions, the label that each is written as where its logit is positive, later ones over earlier ones.
+    """
+    best = next(classes)
+    if order:
+        labels = torch.where(best > 0, order[0], 0).byte()
+        for label, logit in zip(order[1:], classes, strict=True):
+            labels[logit > 0] = label
+        return labels
+    best, labels = best.clone(), torch.zeros(best.shape, dtype=torch.uint8)
+    for k, logit in enumerate(classes, start=1):
+        labels[logit > best] = k
+        torch.maximum(best, logit, out=best)
+    return labels
+
+
+def labels_from_planes(
+    planes: Iterator[Tensor], depth: int, grid: Sequence[int], order: Sequence[int] = ()
+) -> Iterator[tuple[int, Int[Tensor, "Y X"]]]:
+    """Labels on another grid, as if all logits were resized linearly before they are compared.
 
     Args:
         planes: what `logits_by_planes` gives.
         depth: how many planes there are in all.
         grid: Z, Y, X of the labels.
+        order: as of `label_of`.
     """
-    held: dict[int, Tensor] = {}
-    arrived = 0
-    for z in range(grid[0]):
-        position = min(max((z + 0.5) * depth / grid[0] - 0.5, 0.0), depth - 1.0)
-        lower = min(int(position), max(0, depth - 2))
-        share = position - lower
-        needed = min(lower + (share > 0), depth - 1)
-        while arrived <= needed:
-            for plane in next(planes).unbind(1):
-                held[arrived] = plane
-                arrived += 1
-        for old in [index for index in held if index < lower]:
-            del held[old]
-        best = labels = None
-        for k in range(len(held[lower])):
-            logit = held[lower][k] if share == 0 else torch.lerp(held[lower][k], held[lower + 1][k], share)
-            if tuple(logit.shape) != tuple(grid[1:]):
-                logit = F.interpolate(logit[None, None], size=tuple(grid[1:]), mode="bilinear")[0, 0]
-            if best is None or labels is None:
-                best, labels = logit.clone(), torch.zeros(logit.shape, dtype=torch.uint8)
-            else:
-                labels[logit > best] = k
-                best = torch.maximum(best, logit)
-        if labels is not None:
-            yield z, labels
+    for z, classes in classes_on_grid(planes, depth, grid):
+        yield z, label_of(classes, order)
+
+
+def rows_needed(rows: Rows, height: int, written: int) -> Rows:
+    """Rows of a grid that the rows of another one, covering the same extent, are interpolated between."""
+    first, last = _between(rows[0], height, written), _between(rows[1] - 1, height, written)
+    return first[0], min(last[0] + 2, height)
+
+
+def _between(index: int, size: int, written: int) -> tuple[int, float]:
+    """Lower neighbor of a position of another grid, and the share of the upper one."""
+    position = min(max((index + 0.5) * size / written - 0.5, 0.0), size - 1.0)
+    lower = min(int(position), max(0, size - 2))
+    return lower, position - lower
+
+
+def _resized(
+    maps: Sequence[Tensor], share: float, grid: Sequence[int], rows: Rows | None, held: tuple[int, int, int] | None
+) -> Tensor:
+    logit = maps[0] if len(maps) == 1 else torch.lerp(maps[0], maps[1], share)
+    begin, end = rows or (0, grid[1])
+    first, height = (0, len(logit)) if held is None else (held[0], held[2])
+    if height != grid[1]:
+        places = [_between(row, height, grid[1]) for row in range(begin, end)]
+        lower = torch.tensor([place for place, _ in places]) - first
+        upper = (lower + 1).clamp(max=len(logit) - 1)
+        shares = torch.tensor([part for _, part in places], dtype=logit.dtype)[:, None]
+        logit = torch.lerp(logit[lower], logit[upper], shares)
+    else:
+        logit = logit[begin - first : end - first]
+    if logit.shape[1] != grid[2]:
+        logit = F.interpolate(logit[None], size=grid[2], mode="linear")[0]
+    return logit

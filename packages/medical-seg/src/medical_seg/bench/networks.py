@@ -1,65 +1,123 @@
-"""``benchmark``: networks beside MONAI's, one training step and one prediction, in one process."""
+"""``benchmark``: what this package claims to save, measured beside the plain formulation or MONAI in one process.
 
+``position_attention``: a layer of 256 channels on 24³ voxels beside its N×N form. ``msa``: the whole network at 256²
+beside the same one with N×N maps. ``agunet``, ``daunet``: beside MONAI's AttentionUnet with the same channels.
+"""
+
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor, nn
 
 from attn_core.engine import BenchmarkRequest
+from attn_core.registry import did_you_mean
+from attn_core.testing import peak_memory
+from medical_seg.dual_attention import PositionAttention
 from medical_seg.models import create_model
-from medical_seg.multi_scale_attention import GuidedOutput
+from medical_seg.multi_scale_attention import GuidedOutput, guided_loss
 
-DEFAULT = ("agunet_small", "daunet_small", "monai:AttentionUnet", "monai:UNet")
-MONAI_OPTIONS: dict[str, Any] = {"channels": (16, 32, 64), "strides": (2, 2)}
+from .plain import PlainPositionAttention, with_plain_attention
+
+FILTERS = (16, 32, 64)
+# Side of the cube or picture, samples.
+SETTINGS = {"position_attention": (24, 1), "msa": (256, 1), "agunet": (48, 1), "daunet": (48, 1)}
+Pair = dict[str, nn.Module]
 
 
 def benchmark(
     request: BenchmarkRequest,
     *,
-    size: Annotated[int, typer.Option(help="Side of the cube, or of the picture for msa.")] = 32,
-    repeats: Annotated[int, typer.Option(help="Calls; the fastest counts.")] = 5,
+    size: Annotated[int | None, typer.Option(help="Side of the cube, or of the picture for msa.")] = None,
+    repeats: Annotated[int, typer.Option(help="Calls of each side, in turns; the median counts.")] = 5,
 ) -> Iterator[dict[str, object]]:
-    """Rows with milliseconds of a training step and of a prediction, and parameters.
+    """Rows of milliseconds and of MiB held at the worst moment: ours, the peer's, their ratio.
 
-    Raises: ValueError for an unknown model or a side that it does not divide.
+    Raises: ValueError for an unknown name, or a side that the network does not divide.
     """
-    if size < 1 or repeats < 1:
+    if (size is not None and size < 1) or repeats < 1:
         raise ValueError(f"benchmark: --size and --repeats must be at least 1, got {size} and {repeats}")
-    for name in request.models or DEFAULT:
-        planar = name.startswith(("msa", "test_msa", "smp:"))
-        options: dict[str, Any] = {"in_channels": 1, "out_channels": 4}
-        if not planar:
-            options["spatial_dims"] = 3
-        if name in ("monai:UNet", "monai:AttentionUnet"):
-            options |= MONAI_OPTIONS
-        model = create_model(name, **options).to(request.device)
-        x = torch.randn(request.batch_size or 2, 1, *(size,) * (2 if planar else 3), device=request.device)
-        row: dict[str, object] = {"model": name, "parameters": sum(p.numel() for p in model.parameters())}
-        row["input"] = "×".join(map(str, x.shape))
-        row["step ms"] = round(_fastest(lambda m=model, x=x: _step(m, x), repeats, request.device), 2)
-        model.eval()
-        with torch.inference_mode():
-            row["predict ms"] = round(_fastest(lambda m=model, x=x: m(x), repeats, request.device), 2)
-        yield row
+    for name in request.models or SETTINGS:
+        if name not in SETTINGS:
+            raise ValueError(
+                f"benchmark: unknown name {name!r}{did_you_mean(name, SETTINGS)}; use {', '.join(SETTINGS)}"
+            )
+        side, batch = size or SETTINGS[name][0], request.batch_size or SETTINGS[name][1]
+        pair, x, peer = _pair(name, side, batch, request.device)
+        setting = {"what": name, "input": "×".join(map(str, x.shape)), "peer is": peer}
+        for quantity, call in (("training step", _step), ("forward", _forward)):
+            for model in pair.values():
+                model.train(quantity == "training step")
+            yield setting | _row(f"{quantity}, ms", _milliseconds(call, pair, x, repeats))
+            yield setting | _row(f"{quantity}, MiB", {key: _peak(call, model, x) for key, model in pair.items()})
 
 
-def _step(model: Any, x: torch.Tensor) -> None:
-    output = model.train()(x)
-    maps = output.logits if isinstance(output, GuidedOutput) else [output] if torch.is_tensor(output) else output
-    torch.stack([m.square().mean() for m in maps]).sum().backward()
+def _pair(name: str, side: int, batch: int, device: torch.device) -> tuple[Pair, Tensor, str]:
+    torch.manual_seed(0)
+    if name == "position_attention":
+        ours = PositionAttention(256, 3, bias=False)
+        nn.init.constant_(ours.gamma, 0.5)
+        x = torch.randn(batch, 256, *(side,) * 3) * 0.1
+        return _placed(ours, PlainPositionAttention(ours), device), x.to(device).requires_grad_(), "N×N map"
+    if name == "msa":
+        network = create_model("msa")
+        peer = with_plain_attention(network)
+        network.to(memory_format=torch.channels_last)  # pyright: ignore  # as SegmentationTask trains it
+        x = torch.randn(batch, 1, side, side)
+        return _placed(network, peer, device), x.to(device), "N×N maps"
+    network = create_model(name, filters=FILTERS)
+    peer = create_model("monai:AttentionUnet", spatial_dims=3, in_channels=1, out_channels=2, channels=FILTERS,
+                        strides=(2,) * (len(FILTERS) - 1))  # fmt: skip
+    x = torch.randn(batch, 1, *(side,) * 3)
+    return _placed(network, peer, device), x.to(device), "MONAI's AttentionUnet"
+
+
+def _placed(ours: nn.Module, peer: nn.Module, device: torch.device) -> Pair:
+    return {"ours": ours.to(device), "peer": peer.to(device)}
+
+
+def _row(quantity: str, values: dict[str, float]) -> dict[str, object]:
+    ratio = values["ours"] / values["peer"]
+    return {"quantity": quantity, **{key: round(value, 1) for key, value in values.items()}, "ratio": f"{ratio:.3f}"}
+
+
+def _forward(model: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        model(x)
+
+
+def _step(model: nn.Module, x: Tensor) -> None:
+    output: Any = model(x)
+    if isinstance(output, GuidedOutput):
+        target = torch.zeros(len(x), *x.shape[2:], dtype=torch.long, device=x.device)
+        torch.stack(list(guided_loss(output, target).values())).sum().backward()
+    else:
+        output.square().mean().backward()
     model.zero_grad(set_to_none=True)
+    x.grad = None
 
 
-def _fastest(call: Any, repeats: int, device: torch.device) -> float:
-    times = []
-    for _ in range(repeats + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return 1000 * min(times[1:])
+def _milliseconds(call: Callable[[nn.Module, Tensor], None], pair: Pair, x: Tensor, repeats: int) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {key: [] for key in pair}
+    for repeat in range(repeats + 1):
+        for key, model in pair.items():
+            began = time.perf_counter()
+            call(model, x)
+            if x.device.type == "cuda":
+                torch.cuda.synchronize(x.device)
+            if repeat:
+                seconds[key].append(time.perf_counter() - began)
+    return {key: 1000 * statistics.median(values) for key, values in seconds.items()}
+
+
+def _peak(call: Callable[[nn.Module, Tensor], None], model: nn.Module, x: Tensor) -> float:
+    """MiB that a call allocates at its worst moment, beyond what lives before it."""
+    if x.device.type != "cuda":
+        return peak_memory(lambda: call(model, x)) / 2**20
+    torch.cuda.reset_peak_memory_stats(x.device)
+    before = torch.cuda.memory_allocated(x.device)
+    call(model, x)
+    return (torch.cuda.max_memory_allocated(x.device) - before) / 2**20

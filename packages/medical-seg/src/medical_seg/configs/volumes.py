@@ -1,16 +1,26 @@
 """Any network on a folder of volumes or pictures: -d FOLDER -m agunet -f 0.
 
 The folder is in nnU-Net's raw layout, or holds images/ and masks/. Spacing, window, scaling and classes are planned
-from it; ``medical-seg plan FOLDER`` prints them. SGD with nnU-Net's polynomial decay.
+from it; ``medical-seg plan FOLDER`` prints them. MONAI's Dice with cross-entropy and augmentation, SGD with nnU-Net's
+polynomial decay.
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
 from mmengine.optim import PolyLR
+from monai.losses.dice import DiceCELoss
+from monai.transforms import (
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+)
 from torch.optim import SGD
 
 from medical_seg.data.patches import FolderCases
-from medical_seg.losses import DiceCE
 from medical_seg.training import Dice, SegmentationTask
 
 data = ""
@@ -19,7 +29,9 @@ network = "agunet"
 options = {}
 in_channels = 1
 out_channels = 2
-classes = ["background", "foreground"]
+classes = ["foreground"]
+regions = None
+order = []
 ignore = None
 window = (64, 64, 64)
 spacing = (1.0, 1.0, 1.0)
@@ -29,6 +41,27 @@ batch_size = 2
 windows_per_case = 8
 foreground = 0.33
 learning_rate = 0.01
+thick = False
+both = ["image", "label"]
+transforms = [
+    dict(
+        type=RandAffined,
+        keys=both,
+        prob=0.2,
+        rotate_range=(0.3, 0.0, 0.0) if thick else (0.3, 0.3, 0.3),
+        scale_range=(0.2, 0.2, 0.2),
+        mode=("bilinear", "nearest"),
+        padding_mode="border",
+    ),
+    dict(type=RandFlipd, keys=both, prob=0.5, spatial_axis=0),
+    dict(type=RandFlipd, keys=both, prob=0.5, spatial_axis=1),
+    dict(type=RandFlipd, keys=both, prob=0.5, spatial_axis=2),
+    dict(type=RandGaussianNoised, keys=["image"], prob=0.1, std=0.1),
+    dict(type=RandGaussianSmoothd, keys=["image"], prob=0.2),
+    dict(type=RandScaleIntensityd, keys=["image"], prob=0.15, factors=0.25, channel_wise=True),
+    dict(type=RandShiftIntensityd, keys=["image"], prob=0.15, offsets=0.25, channel_wise=True),
+    dict(type=RandAdjustContrastd, keys=["image"], prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+]
 model = dict(
     type=SegmentationTask,
     network=network,
@@ -36,7 +69,10 @@ model = dict(
     in_channels=in_channels,
     out_channels=out_channels,
     options=options,
-    criterion=dict(type=DiceCE, ignore=ignore),
+    criterion=dict(type=DiceCELoss, include_background=False, to_onehot_y=True, softmax=True, batch=True),
+    regions=regions,
+    order=order,
+    ignore=ignore,
 )
 train_dataloader = dict(
     dataset=dict(
@@ -49,6 +85,7 @@ train_dataloader = dict(
         scaling=scaling,
         windows_per_case=windows_per_case,
         foreground=foreground,
+        transforms=transforms,
     ),
     batch_size=batch_size,
     drop_last=True,

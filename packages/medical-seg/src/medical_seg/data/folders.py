@@ -39,7 +39,9 @@ class Folder:
     Attributes:
         path: Its folder.
         channels: Names of the channels.
-        classes: Names of the classes, background first.
+        classes: Names of the classes, background first; of regions all but the background.
+        regions: Labels that belong to each of the classes, which may overlap; None if every class is one label.
+        order: Label that each region is written as, later ones over earlier ones; empty without regions.
         ignore: The label that marks voxels nobody has labelled, or None.
         cases: Sorted by name.
     """
@@ -47,8 +49,15 @@ class Folder:
     path: Path
     channels: tuple[str, ...]
     classes: tuple[str, ...]
+    regions: tuple[tuple[int, ...], ...] | None
+    order: tuple[int, ...]
     ignore: int | None
     cases: tuple[Case, ...]
+
+    @property
+    def labels(self) -> int:
+        """How many labels there are with the background and without the ignored one."""
+        return len(self.classes) if self.regions is None else 1 + len({k for region in self.regions for k in region})
 
 
 def open_folder(path: Path) -> Folder:
@@ -154,7 +163,7 @@ def read_case(folder: Folder, case: Case) -> tuple[Volume, np.ndarray]:
     found = np.unique(values)
     if not np.isfinite(found).all() or (found != found.round()).any():
         raise ValueError(f"{case.label}: labels are not integers, found {found[found != found.round()][0]:g}")
-    known = {*range(len(folder.classes))} | ({folder.ignore} if folder.ignore is not None else set())
+    known = {*range(folder.labels)} | ({folder.ignore} if folder.ignore is not None else set())
     if unknown := [int(value) for value in found if int(value) not in known]:
         raise ValueError(
             f"{case.label}: label {unknown[0]} is no class; there are {', '.join(map(str, sorted(known)))}"
@@ -183,21 +192,40 @@ def _open_nnunet(path: Path) -> Folder:
         if key not in about:
             raise ValueError(f"{file}: {key!r} is missing")
     labels = dict(about["labels"])
-    if any(isinstance(value, list) for value in labels.values()):
-        raise ValueError(f"{file}: labels that are lists (regions) are not supported; give one number per class")
     ignore = labels.pop("ignore", None)
-    numbers = sorted(labels.values())
-    if numbers != list(range(len(numbers))) or labels.get("background") != 0 or len(numbers) < 2:
+    given = {name: value if isinstance(value, list) else [value] for name, value in labels.items()}
+    for value in (number for numbers in given.values() for number in numbers):
+        if not isinstance(value, int):
+            raise ValueError(f"{file}: labels must be numbers or lists of numbers, got {value!r}")
+    numbers = sorted({number for value in given.values() for number in value})
+    if numbers != list(range(len(numbers))) or given.get("background") != [0] or len(numbers) < 2:
         raise ValueError(f"{file}: labels must be background: 0 and then 1, 2, … without gaps, got {numbers}")
     if ignore is not None and ignore != len(numbers):
         raise ValueError(f"{file}: ignore must be the highest label, {len(numbers)}, got {ignore}")
+    regions, order = None, ()
+    if any(isinstance(value, list) for value in labels.values()):
+        given.pop("background")
+        regions = tuple(tuple(value) for value in given.values())
+        order = tuple(about.get("regions_class_order", ()))
+        if len(order) != len(regions) or not set(order) <= set(numbers[1:]):
+            raise ValueError(
+                f"{file}: regions_class_order must name the label that each of the {len(regions)} regions is "
+                f"written as, got {list(order)}"
+            )
+        classes = tuple(given)
+    else:
+        classes = tuple(sorted(labels, key=labels.__getitem__))
     channels = tuple(about["channel_names"][key] for key in sorted(about["channel_names"], key=int))
     ending = about["file_ending"]
     if ending not in SUFFIXES:
         raise ValueError(f"{file}: file_ending {ending!r} is not one of {', '.join(SUFFIXES)}")
     found = group_cases(_files(path / "imagesTr", ending), len(channels))
     cases = _with_labels(found, path / "labelsTr", (ending,))
-    return Folder(path, channels, tuple(sorted(labels, key=labels.__getitem__)), ignore, cases)
+    names = {case.name for case in cases}
+    for label in _files(path / "labelsTr", ending):
+        if label.name.removesuffix(ending) not in names:
+            raise ValueError(f"{label}: there is no image of this case in imagesTr")
+    return Folder(path, channels, classes, regions, order, ignore, cases)
 
 
 def _open_pictures(path: Path) -> Folder:
@@ -214,7 +242,7 @@ def _open_pictures(path: Path) -> Folder:
         )
     channels = ("grey",) if len(first.data) == 1 else ("red", "green", "blue")
     classes = ("background", *(f"class_{k}" for k in range(1, max(highest, 1) + 1)))
-    return Folder(path, channels, classes, None, cases)
+    return Folder(path, channels, classes, None, (), None, cases)
 
 
 def _files(folder: Path, ending: str, *, required: bool = True) -> list[Path]:

@@ -1,12 +1,14 @@
 """Windows of the cases of a folder for training, whole cases for validation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from mmengine.registry import TRANSFORMS
+from monai.transforms import Compose
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,11 +26,12 @@ class FolderCases(Dataset[dict[str, Any]]):
         split: ``"train"`` gives random windows, ``"val"`` whole volumes of the held-out fold, one at a time.
         fold: 0 to 4, or ``"all"``: every case on both sides.
         window: Z, Y, X in voxels.
-        spacing: of Z, Y, X in mm; each case is resampled to it, window by window.
+        spacing: of Z, Y, X in mm; each case is resampled to it, window by window. None resizes each case to one window.
         scaling: one rule per channel, see `measure_scaling`.
         windows_per_case: length of an epoch, per case.
         foreground: share of the windows that are centered on a random foreground voxel.
-        augment: flips, brightness, contrast and noise.
+        transforms: MONAI's dictionary transforms, or their recipes, of ``image`` (C, Z, Y, X) and ``label``
+            (1, Z, Y, X); training windows pass through them.
         cache: cases held in memory.
 
     Items: image (C, Z, Y, X) float32; label (Z, Y, X) int64.
@@ -42,11 +45,11 @@ class FolderCases(Dataset[dict[str, Any]]):
         split: Literal["train", "val"],
         fold: int | Literal["all"] = 0,
         window: Sequence[int],
-        spacing: Sequence[float],
+        spacing: Sequence[float] | None,
         scaling: Sequence[Any],
         windows_per_case: int = 8,
         foreground: float = 1 / 3,
-        augment: bool = True,
+        transforms: Sequence[Any] = (),
         cache: int = 64,
     ) -> None:
         if not folder:
@@ -63,18 +66,20 @@ class FolderCases(Dataset[dict[str, Any]]):
         self.cases = [case for case in self.folder.cases if case.name in names]
         self.split = split
         self.window = tuple(window)
-        self.spacing = tuple(spacing)
+        self.spacing = None if spacing is None else tuple(spacing)
         self.scaling = list(scaling)
         self.windows_per_case = windows_per_case
         self.foreground = foreground
-        self.augment = augment
+        built = [TRANSFORMS.build(dict(given)) if isinstance(given, Mapping) else given for given in transforms]
+        self.transform = Compose(built, map_items=False) if built else None
         self._load = lru_cache(cache)(self._read)
         self.metainfo: dict[str, Any] = {
             "classes": list(self.folder.classes),
             "channels": list(self.folder.channels),
-            "spacing": list(self.spacing),
+            "spacing": None if self.spacing is None else list(self.spacing),
             "scaling": self.scaling,
             "window": list(self.window),
+            **({"regions": self.folder.regions, "order": self.folder.order} if self.folder.regions else {}),
         }
 
     def __len__(self) -> int:
@@ -82,17 +87,21 @@ class FolderCases(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         image, label, scalings, foreground = self._load(index % len(self.cases))
-        grid = target_grid(image, self.spacing)
+        grid = target_grid(image, self.spacing, self.window)
         if self.split == "val":
             start, size = (0, 0, 0), grid
         else:
             start, size = self._draw(grid, image.grid, foreground), self.window
-        classes = len(self.folder.classes) + (self.folder.ignore is not None)
+        labels = self.folder.labels + (self.folder.ignore is not None)
         window = sample_image(image, scalings, grid, start, size)
-        target = sample_label(label, classes, grid, start, size)
-        if self.split == "train" and self.augment:
-            window, target = augmented(window, target)
-        return {"image": window, "label": target}
+        target = sample_label(label, labels, grid, start, size)
+        if self.split == "val" or self.transform is None:
+            return {"image": window, "label": target}
+        # MONAI's transforms have generators of their own: seeded here, an item depends on the engine's seed alone.
+        self.transform.set_random_state(int(torch.randint(2**31, ())))
+        item: Any = self.transform({"image": window, "label": target[None]})
+        window, target = (item[key].as_subclass(Tensor) for key in ("image", "label"))  # MONAI's own carry a history
+        return {"image": window.float(), "label": target[0].long()}
 
     def _read(self, index: int) -> Loaded:
         image, label = read_case(self.folder, self.cases[index])
@@ -115,12 +124,3 @@ class FolderCases(Dataset[dict[str, Any]]):
                 if free[axis] > 0:
                     start[axis] = min(max(int((v + 0.5) * m / n) - self.window[axis] // 2, 0), free[axis])
         return tuple(start)
-
-
-def augmented(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Flips of all axes, contrast and brightness of each channel, noise."""
-    axes = [axis for axis in (1, 2, 3) if image.shape[axis] > 1 and float(torch.rand(())) < 0.5]
-    image, label = image.flip(axes), label.flip([axis - 1 for axis in axes])
-    shape = (len(image), 1, 1, 1)
-    image = image * (1 + 0.2 * (torch.rand(shape) - 0.5)) + 0.2 * (torch.rand(shape) - 0.5)
-    return image + 0.1 * float(torch.rand(())) * torch.randn(image.shape), label

@@ -48,6 +48,21 @@ class Volume:
         return self.data.shape[1:]  # pyright: ignore
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Voxels along the axes of the file; rows and columns of a picture."""
+        if self.orientation is None:
+            return self.grid[1:]
+        return tuple(self.grid[::-1][axis] for axis in self.orientation[:, 0].astype(int))
+
+    def canonical(self, stored: np.ndarray) -> np.ndarray:
+        """A view (Z, Y, X) of an array in the order of the file, for reading and for writing into it."""
+        if self.orientation is None:
+            return stored[None]
+        import nibabel
+
+        return nibabel.orientations.apply_orientation(stored, self.orientation).transpose(2, 1, 0)
+
+    @property
     def voxel_ml(self) -> float:
         """Volume of a voxel in ml."""
         return float(np.prod(self.spacing)) / 1000
@@ -67,9 +82,8 @@ class Volume:
         else:
             import nibabel
 
-            identity = np.array([[0, 1], [1, 1], [2, 1]])
-            back = nibabel.orientations.ornt_transform(identity, self.orientation)
-            stored = nibabel.orientations.apply_orientation(mask.transpose(2, 1, 0), back)
+            stored = np.empty(self.stored_shape, mask.dtype)
+            self.canonical(stored)[:] = mask
             image = nibabel.nifti1.Nifti1Image(stored, self.affine, self.header)
             image.set_data_dtype(mask.dtype)
             image.header.set_slope_inter(1, 0)
@@ -249,8 +263,10 @@ def measure_scaling(channel: np.ndarray, rule: Literal["zscore", "none"] | Seque
     return Scaling(-np.inf, np.inf, float(mean), float(max(np.sqrt(max(sums[1] / used - mean**2, 0)), 1e-8)))
 
 
-def target_grid(volume: Volume, spacing: Sequence[float]) -> Grid:
-    """Voxels along Z, Y, X that cover the volume at a spacing in mm."""
+def target_grid(volume: Volume, spacing: Sequence[float] | None, window: Sequence[int]) -> Grid:
+    """Voxels along Z, Y, X that cover the volume at a spacing in mm; None fits the whole volume into one window."""
+    if spacing is None:
+        return tuple(window)  # pyright: ignore
     return tuple(  # pyright: ignore
         max(1, round(n * have / want)) for n, have, want in zip(volume.grid, volume.spacing, spacing, strict=True)
     )

@@ -1,0 +1,190 @@
+"""What ``predict`` offers beyond one mask per case, and other networks, through the command line."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from attn_core.engine.cli import run_cli
+from medical_seg import predictions
+from medical_seg.cli import PACKAGE
+from medical_seg.data.volumes import read_volume
+from medical_seg.predictions import Budget, segment_volume
+from medical_seg.training import SegmentationTask
+
+Run = Callable[..., tuple[int, str, str]]
+AFFINE = np.array([[0.0, -1.0, 0.0, 5.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """(exit code, stdout, stderr) of a call in a scratch folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["medical-seg", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            run_cli(PACKAGE, arguments)
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+def write_shells(path: Path, labels: dict[str, Any], **about: Any) -> Path:
+    """Five images of a bright core in a grey shell; label 3 in one corner."""
+    for folder in ("imagesTr", "labelsTr"):
+        (path / folder).mkdir(parents=True)
+    content = {"channel_names": {"0": "T1"}, "labels": labels, "file_ending": ".nii.gz", **about}
+    (path / "dataset.json").write_text(json.dumps(content))
+    rng = np.random.default_rng(0)
+    for index in range(5):
+        label = np.zeros((14, 10, 12), np.uint8)
+        label[2:11, 2:8, 2:9] = 1
+        label[4:8, 3:6, 4:7] = 2
+        image = label * 100.0 + rng.normal(0, 10, label.shape)
+        label[:2, :2, :2] = 3
+        nibabel.save(nibabel.Nifti1Image(image.astype(np.float32), AFFINE), path / f"imagesTr/c{index}_0000.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(label, AFFINE), path / f"labelsTr/c{index}.nii.gz")
+    return path
+
+
+TRAIN = ("train", "volumes", "-d", "data", "--window", "8,8,8", "--set", "transforms=[]", "--set", "windows_per_case=1")
+
+
+def test_regions_are_learned_written_in_order_and_scored(run: Run, tmp_path: Path) -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    write_shells(tmp_path / "data", labels, regions_class_order=[1, 2])
+    code, printed, error = run("plan", "data", "-m", "test_agunet")
+    assert code == 0, error
+    assert "region whole: labels 1, 2, written as 1" in printed
+    for seed in ("0", "1"):
+        code, _, error = run(*TRAIN, "-m", "test_agunet", "--epochs", "1", "--seed", seed, "--out", f"r{seed}")
+        assert code == 0, error
+    code, printed, error = run(
+        "predict", "data/imagesTr", "--run", "r0", "--also", "r1", "--out", "out", "--save-probabilities"
+    )
+    assert code == 0, error
+    assert "whole" in printed
+    image, mask = (nibabel.load(tmp_path / name) for name in ("data/imagesTr/c0_0000.nii.gz", "out/c0.nii.gz"))
+    chances = np.load(tmp_path / "out/c0_probabilities.npy")
+    assert chances.shape == (2, *image.shape)
+    assert chances.dtype == np.float16
+    assert mask.shape == image.shape
+    code, printed, error = run("evaluate", "data/labelsTr", "out", "--out", "s", "--dataset", "data")
+    assert code == 0, error
+    summary = json.loads((tmp_path / "s/summary.json").read_text())
+    assert set(summary["mean"]) == {"whole", "core"}
+    assert summary["mean"]["whole"]["n_ref"] == 9 * 6 * 7
+    code, _, error = run(*TRAIN, "-m", "test_agunet", "--epochs", "1", "--set", "spacing=(2,2,2)", "--out", "r2")
+    assert code == 0, error
+    code, _, error = run("predict", "data/imagesTr", "--run", "r0", "--also", "r2", "--out", "x")
+    assert code == 1
+    assert "--also: r2 has spacing [2, 2, 2], r0 has [1.0, 1.0, 1.0]" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (("-m", "monai:UNet", "--option", "channels=(4,8)", "--option", "strides=(2,)"), "3-D"),
+        (("-m", "test_agunet", "--whole", "--option", "deep_supervision=True"), "resized"),
+    ],
+    ids=["monai", "whole"],
+)
+def test_other_ways_of_training_reach_masks(arguments: tuple[str, ...], folder: str, run: Run, tmp_path: Path) -> None:
+    write_shells(tmp_path / "data", {"background": 0, "shell": 1, "core": 2, "corner": 3})
+    code, _, error = run(*TRAIN, *arguments, "--epochs", "1", "--out", "r")
+    assert code == 0, error
+    code, _, error = run("predict", "data/imagesTr/c1_0000.nii.gz", "--run", "r", "--out", "out", "--no-overlay")
+    assert code == 0, error
+    assert nibabel.load(tmp_path / "out/c1.nii.gz").shape == (14, 10, 12)
+
+
+def test_smp_trains_on_slices_with_a_timm_encoder(run: Run, tmp_path: Path) -> None:
+    write_shells(tmp_path / "data", {"background": 0, "shell": 1, "core": 2, "corner": 3})
+    options = ("--encoder", "test_resnet", "--option", "encoder_depth=3", "--option", "decoder_channels=(8,8,8)")
+    code, _, error = run("train", "volumes", "-d", "data", "-m", "smp:Unet", *options, "--window", "1,32,32",
+                         "--set", "windows_per_case=1", "--epochs", "1", "--out", "r")  # fmt: skip
+    assert code == 0, error
+    code, _, error = run("predict", "data/imagesTr/c1_0000.nii.gz", "--run", "r", "--out", "out", "--no-overlay")
+    assert code == 0, error
+    assert nibabel.load(tmp_path / "out/c1.nii.gz").shape == (14, 10, 12)
+    code, _, error = run("train", "volumes", "-d", "data", "-m", "smp:Unet", "--encoder", "resnet35", "--epochs", "1")
+    assert code == 1
+    assert "knows no encoder 'resnet35'; did you mean 'resnet5" in error
+
+
+class Cheap(nn.Module):
+    """Three classes by two thresholds, and a dependence on the place in the window."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ramp = torch.linspace(0, 0.3, x.shape[-1])
+        return torch.cat([0.2 - x, ramp.expand_as(x), x - 0.5], 1)
+
+
+def cheap_task() -> Any:
+    task = SegmentationTask("test_agunet", (16, 16, 16), out_channels=3).eval()
+    task.net = Cheap()
+    return task
+
+
+def test_less_memory_gives_the_same_labels_in_strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).normal(size=(40, 96, 33)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(image, np.diag([1, 1, 1.3, 1])), tmp_path / "i.nii.gz")
+    volume = read_volume([tmp_path / "i.nii.gz"])
+    heights: list[int] = []
+    original = predictions.logits_by_planes
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        heights.append(1 if options["rows"] is None else options["rows"][1] - options["rows"][0])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr("medical_seg.predictions.logits_by_planes", watched)
+    info = {"channels": ["x"], "spacing": (1.1, 1.2, 1.0), "scaling": ["zscore"]}
+    whole = segment_volume(cheap_task(), volume, info)
+    assert len(heights) == 1
+    bytes_of_image = volume.data.nbytes
+    bounded = segment_volume(cheap_task(), volume, info, budget=Budget(bytes_of_image + 1_200_000, base=0))
+    assert len(heights) == 1 + 4
+    assert np.array_equal(whole, bounded)
+    with pytest.raises(ValueError, match=r"i\.nii\.gz: needs 0\.00 GiB, --max-mem allows 0\.00"):
+        segment_volume(cheap_task(), volume, info, budget=Budget(bytes_of_image + 600_000, base=0))
+
+
+def test_a_folder_of_dicom_slices_is_one_case(tmp_path: Path) -> None:
+    sitk: Any = pytest.importorskip("SimpleITK")
+    voxels = np.random.default_rng(0).integers(0, 500, (3, 6, 5)).astype(np.int16)
+    folder = tmp_path / "series"
+    folder.mkdir()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for z, plane in enumerate(voxels):
+        picture = sitk.GetImageFromArray(plane)
+        picture.SetSpacing((0.7, 0.9))
+        tags = {"0008|0060": "MR", "0020|000e": "1.2.3", "0020|000d": "1.2", "0018|0050": "4.0"}
+        tags |= {"0020|0032": f"10\\20\\{4.0 * z}", "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(z)}
+        tags |= {"0008|0018": f"1.2.3.{z}"}
+        for tag, value in tags.items():
+            picture.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{z}.dcm"))
+        writer.Execute(picture)
+    volume = read_volume([folder])
+    # DICOM's axes run to the left and to the back, ours to the right and to the front.
+    assert np.array_equal(volume.data[0], voxels[:, ::-1, ::-1])
+    assert volume.spacing == pytest.approx((4.0, 0.9, 0.7))
+    mask = nibabel.load(volume.write_mask((volume.data[0] > 250).astype(np.uint8), tmp_path / "mask"))
+    corner = mask.affine @ np.array([0, 0, 0, 1])
+    assert corner[:3] == pytest.approx([-10, -20, 0])
+    assert np.array_equal(np.asanyarray(mask.dataobj), (voxels > 250).transpose(2, 1, 0))
+
+
+def test_regions_and_their_labels_must_match_the_network() -> None:
+    with pytest.raises(ValueError, match=r"SegmentationTask: 2 regions, 1 labels .* out_channels=2 must be equal"):
+        SegmentationTask("test_agunet", (8, 8, 8), regions=[[1, 2], [2]], order=[1])
