@@ -134,7 +134,7 @@ def explain(operator: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> di
     package = importlib.import_module(f"attn_core.ops.{name}")
     bound = inspect.signature(getattr(package, name)).bind(*args, **kwargs)
     bound.apply_defaults()
-    q = next(t for t in torch.utils._pytree.tree_leaves(list(bound.arguments.values())) if isinstance(t, Tensor))
+    q = next(t for t in torch.utils._pytree.tree_leaves(list(bound.arguments.values())) if isinstance(t, Tensor))  # pyright: ignore[reportAttributeAccessIssue]
     given = bound.arguments.get("backend")
     requested, source = next(
         (

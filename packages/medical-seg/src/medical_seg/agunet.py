@@ -171,9 +171,9 @@ class AttentionUNet(nn.Module, ABC):
         )
         for module in self.modules():
             if isinstance(module, (*CONVOLUTIONS.values(), *_TRANSPOSED.values())):
-                nn.init.xavier_uniform_(module.weight)
+                nn.init.xavier_uniform_(module.weight)  # pyright: ignore[reportArgumentType]
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                    nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
 
     @property
     def divisor(self) -> int:

@@ -59,11 +59,11 @@ def evaluate(
             counted = true.data[0] != folder.ignore
         for label, part in parts.items():
             masks = (np.isin(volume.data[0], part) & counted for volume in (found, true))
-            scores = compare(*masks, true.spacing, tolerance=tolerance)
+            scores = compare(*masks, true.spacing, tolerance=tolerance)  # pyright: ignore[reportCallIssue]
             scores["TN"] -= int((~counted).sum())
             rows.append({"case": name, "label": label, **scores})
         joined = (np.isin(volume.data[0], [k for part in parts.values() for k in part]) for volume in (found, true))
-        patients.append(_patient(*(mask & counted for mask in joined), true.voxel_ml))
+        patients.append(_patient(*(mask & counted for mask in joined), true.voxel_ml))  # pyright: ignore[reportCallIssue]
     summary = summarize(rows, patients, by_volume=by_volume, overlap=overlap)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "cases.csv").open("w", newline="") as file:

@@ -217,10 +217,10 @@ class MultiScaleAttention(nn.Module):
             codes += [code for _, _, code, _ in results]
             reconstructions += [reconstruction for _, _, _, reconstruction in results]
             guided = [features * fused for features in attended]
-        refined = [head(features) for head, features in zip(self.heads[1], attended, strict=True)]
+        refined = [head(features) for head, features in zip(self.heads[1], attended, strict=True)]  # pyright: ignore[reportArgumentType]
         if not self.training:
             return _resized(torch.stack(refined).mean(0), size)  # resizing is linear: once for the mean
-        first = [head(features) for head, features in zip(self.heads[0], down, strict=True)]
+        first = [head(features) for head, features in zip(self.heads[0], down, strict=True)]  # pyright: ignore[reportArgumentType]
         return GuidedOutput([_resized(logits, size) for logits in (*first, *refined)], codes, inputs, reconstructions)
 
     def _check(self, x: Tensor) -> None:

@@ -72,7 +72,7 @@ def make_plan(
     grid = np.maximum(1, np.round(np.median(extents, axis=0) / spacing)).astype(int)
     pictures = grid[0] == 1 or network.startswith(("smp:", "msa", "test_msa"))
     divisor = _divisor(network, options, planar=bool(pictures))
-    chosen = _window(grid, divisor, planar=bool(pictures)) if window is None else tuple(window)
+    chosen = _window(grid, divisor, planar=bool(pictures)) if window is None else tuple(window)  # pyright: ignore[reportArgumentType]
     if len(chosen) != 3 or min(chosen) < 1:
         raise ValueError(f"--window: expected three sizes Z Y X such as 32,64,64, got {window}")
     for size in chosen[1:] if chosen[0] == 1 else chosen:

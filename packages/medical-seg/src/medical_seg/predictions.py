@@ -102,7 +102,7 @@ def predict(
         unit = "ml" if volume.orientation is not None else "thousand pixels"
         names = _names(run.model, info["classes"])
         counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in mask)  # by planes: it counts in int64
-        sizes = [(name, counts[part].sum() * volume.voxel_ml) for name, part in names]
+        sizes = [(name, counts[part].sum() * volume.voxel_ml) for name, part in names]  # pyright: ignore[reportIndexIssue]
         what = ", ".join(f"{name} {ml:.1f} {unit}" for name, ml in sizes)
         line = f"{case.name}: {what} → {path}"
         if overlay:
@@ -184,7 +184,7 @@ def segment_volume(
     if budget is not None:
         if budget.base is None:
             with torch.no_grad():
-                network(read((0, 0, 0))[None].to(device))
+                network(read((0, 0, 0))[None].to(device))  # pyright: ignore[reportOptionalCall]
             budget.base = peak_memory() - volume.data.nbytes
         strips = _strips(model.out_channels, window, grid, volume, budget.allowed, budget.base)
     mask = np.zeros(volume.grid, dtype=np.uint8)
@@ -192,7 +192,7 @@ def segment_volume(
     for begin, end in pairwise(round(i * height / strips) for i in range(strips + 1)):
         first, last = rows_needed((begin, end), grid[1], height)
         planes = logits_by_planes(
-            network,
+            network,  # pyright: ignore[reportArgumentType]
             read,
             grid,
             window,
@@ -249,7 +249,7 @@ def _network(run: TrainedRun, also: Sequence[Path]) -> Network:
         models.append(other.model)
     if len(models) == 1:
         return models[0].tensor
-    return lambda image: sum(model.tensor(image) for model in models) / len(models)
+    return lambda image: sum(model.tensor(image) for model in models) / len(models)  # pyright: ignore[reportReturnType]
 
 
 @contextmanager
@@ -327,6 +327,6 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     segment: Callable[[Tensor], Tensor] = model.segment  # pyright: ignore
     found = segment(image.to(next(model.parameters()).device))
     data = image[:1].numpy()
-    volume = Volume(data, tuple(info["spacing"] or (1.0,) * 3), np.eye(4), None, None, path)
+    volume = Volume(data, tuple(info["spacing"] or (1.0,) * 3), np.eye(4), None, None, path)  # pyright: ignore[reportArgumentType]
     masks = [("truth", label.numpy()), ("prediction", found.cpu().numpy())]
     draw_planes(volume, masks, _written_names(model, info["classes"]), path)

@@ -85,7 +85,7 @@ def generate(
         raise ValueError(f"generate: {trained.directory} holds no language model of bytes")
     torch.manual_seed(seed)
     sampled = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    out = net.generate(torch.tensor([tokens], device=trained.device), max_new_tokens=length, num_beams=beams, **sampled)
+    out = net.generate(torch.tensor([tokens], device=trained.device), max_new_tokens=length, num_beams=beams, **sampled)  # pyright: ignore[reportAttributeAccessIssue]
     yield bytes(token for token in out[0].tolist() if token < 256).decode(errors="replace")
 
 

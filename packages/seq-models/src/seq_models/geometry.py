@@ -76,7 +76,7 @@ def convex_hulls(points: Float[Tensor, "B N 2"]) -> list[list[int]]:
 def _monotone_chain(points: list[list[float]]) -> list[int]:
     """Andrew 1979, counter-clockwise, without points on edges; starts at the corner of lowest index."""
     order = sorted(range(len(points)), key=lambda index: (*points[index], index))
-    order = [b for a, b in itertools.pairwise([None, *order]) if a is None or points[a] != points[b]]
+    order = order[:1] + [b for a, b in itertools.pairwise(order) if points[a] != points[b]]
     if len(order) < 3:
         chain = order
     else:

@@ -223,7 +223,7 @@ class PointerNetwork(nn.Module):
     def _scores(self, encoded: Encoded, query: Float[Tensor, "B T H"]) -> Float[Tensor, "B T M"]:
         """Scores of the end and of the points, without the mask."""
         for glimpse in self.glimpses:
-            query = glimpse(query, glimpse.key(encoded.states), encoded.visible, encoded.states)
+            query = glimpse(query, glimpse.key(encoded.states), encoded.visible, encoded.states)  # pyright: ignore[reportCallIssue]
         scores = self.pointer(query, encoded.keys, None)
         return scores if self.tanh_clip is None else self.tanh_clip * scores.tanh()
 

@@ -6,4 +6,4 @@ from mmengine.registry import Registry
 from .models import create_model
 
 MODELS = Registry("model", parent=ROOT, scope="seq_models", locations=["seq_models.registry"])
-MODELS.register_module(name="create_model", module=create_model)
+MODELS.register_module(name="create_model", module=create_model)  # pyright: ignore[reportArgumentType]

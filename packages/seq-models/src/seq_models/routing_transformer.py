@@ -184,7 +184,7 @@ class ClusterMemory(NamedTuple):
 
     keys: Float[Tensor, "B H K 2*w D"]
     values: Float[Tensor, "B H K 2*w D"]
-    count: Int[Tensor, "B H K"]
+    count: Int[Tensor, "B H K"]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class LocalMemory(NamedTuple):

@@ -145,7 +145,7 @@ class NeuralMemory(nn.Module):
     def queries(self, x: Float[Tensor, "B N C"], last: Tensor | None) -> tuple[Float[Tensor, "B H N D"], Tensor]:
         """Normalized queries, and what the convolution keeps."""
         q, last = self.query_conv(self.query(x), last)
-        return F.normalize(self._heads(q), dim=-1), last
+        return F.normalize(self._heads(q), dim=-1), last  # pyright: ignore[reportReturnType]
 
     def read(self, memory: Memory, q: Float[Tensor, "B H N D"]) -> Float[Tensor, "B N C"]:
         """What the weights at the start of the chunk answer; nothing is stored."""
@@ -170,9 +170,9 @@ class NeuralMemory(nn.Module):
             y, memory = chunked_memory(
                 memory,
                 *(t.to(exact) for t in (k, v, q)),
-                theta * self.theta_max,
-                alpha,
-                eta,
+                theta * self.theta_max,  # pyright: ignore[reportCallIssue]
+                alpha,  # pyright: ignore[reportCallIssue]
+                eta,  # pyright: ignore[reportCallIssue]
                 chunk=self.chunk,
                 start=start,
             )

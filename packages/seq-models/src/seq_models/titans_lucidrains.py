@@ -135,7 +135,7 @@ class LucidrainsMemory(nn.Module):
             for number, surprise in enumerate(self._surprises(anchor, keys[:, now], values[:, now], step[:, now])):
                 if inertia is not None:
                     surprise = linear_scan(inertia[:, now], surprise, last[number])
-                    last[number] = surprise[:, -1]
+                    last[number] = surprise[:, -1]  # pyright: ignore[reportArgumentType, reportCallIssue]
                 updates[number].append(linear_scan(keep[:, now], surprise, updates[number][-1][:, -1]))
             anchor = [parts[-1][:, -1] for parts in updates]
         return [torch.cat(parts, dim=1) for parts in updates]

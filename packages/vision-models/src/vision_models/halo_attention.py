@@ -93,7 +93,6 @@ def bottleneck_attention(q: Tensor, k: Tensor, v: Tensor, height_rel: Tensor, wi
     return out.transpose(1, 2).reshape(*q.shape[:3], -1)
 
 
-@register_notrace_module  # windows depend on the size of the map
 class HaloAttention(nn.Module):
     """Attention of blocks to the blocks and a border around them, without output projection.
 
@@ -135,7 +134,7 @@ class HaloAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         for projection in (self.q, self.kv):
-            trunc_normal_(projection.weight, std=projection.in_features**-0.5)
+            trunc_normal_(projection.weight, std=projection.in_features**-0.5)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
         for table in (self.height_rel, self.width_rel):
             trunc_normal_(table, std=self.head_dim**-0.5)
 
@@ -159,7 +158,6 @@ class HaloAttention(nn.Module):
         return self.pool(out.permute(0, 3, 1, 2))
 
 
-@register_notrace_module
 class BottleneckAttention(nn.Module):
     """Attention of all tokens to all, for maps of about one size: offsets beyond the tables have their last entries.
 
@@ -180,7 +178,7 @@ class BottleneckAttention(nn.Module):
         self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
 
     def reset_parameters(self) -> None:
-        trunc_normal_(self.qkv.weight, std=self.qkv.in_features**-0.5)
+        trunc_normal_(self.qkv.weight, std=self.qkv.in_features**-0.5)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
         for table in (self.height_rel, self.width_rel):
             trunc_normal_(table, std=self.head_dim**-0.5)
 
@@ -191,3 +189,8 @@ class BottleneckAttention(nn.Module):
         else:
             out = bottleneck_attention(q, k, v, self.height_rel, self.width_rel)
         return self.pool(out.permute(0, 3, 1, 2))
+
+
+# Leaves of a traced graph: their windows depend on the size of the map.
+register_notrace_module(HaloAttention)
+register_notrace_module(BottleneckAttention)

@@ -127,7 +127,7 @@ class HaloNet(StagedBackbone):
 
     def __init__(
         self,
-        blocks: Sequence[Sequence[BlockKind]] = (("halo",) * 3, ("halo",) * 3, ("halo",) * 7, ("halo",) * 3),
+        blocks: Sequence[Sequence[BlockKind]] = (("halo",) * 3, ("halo",) * 3, ("halo",) * 7, ("halo",) * 3),  # pyright: ignore[reportArgumentType]
         dims: Sequence[int] = (32, 64, 128, 256),
         *,
         in_chans: int = 3,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
+from timm.layers import trunc_normal_  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
 from .layers import Linear
@@ -40,7 +40,7 @@ class LambdaLayer(nn.Module):
         self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
 
     def reset_parameters(self) -> None:
-        trunc_normal_(self.qkv.weight, std=self.qkv.in_features**-0.5)
+        trunc_normal_(self.qkv.weight, std=self.qkv.in_features**-0.5)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
         trunc_normal_(self.conv_lambda.weight, std=self.head_dim**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -234,7 +234,7 @@ class RAVLT(StagedBackbone):
             blocks = [
                 Block(
                     dim,
-                    GatedAttention(dim, num_heads[i], kinds[i], **dd),
+                    GatedAttention(dim, num_heads[i], kinds[i], **dd),  # pyright: ignore[reportArgumentType]
                     mlp_ratio,
                     float(scales[i]),
                     rates.pop(0),

@@ -13,7 +13,7 @@ import typer
 from .act import ACT
 from .agla import AGLA
 from .benchmarks.statistics import interval, mcnemar
-from .data.digits_world import DIGITS, EvaluationScenes
+from .data import DIGITS, EvaluationScenes
 from .digits_evaluation import DigitsScores, answer_all, caption_all, scores_of
 from .explain import explain, on_picture
 from .intervention import intervene

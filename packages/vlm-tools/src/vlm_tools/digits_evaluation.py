@@ -101,7 +101,7 @@ def scores_of(present: Bool[Tensor, "S 10"], says: Bool[Tensor, "S 10"], caption
     yes_ratio: dict[str, float] = {}
     for split in SPLITS:
         flags, yes = [], 0
-        for question in build_questions(objects, split, per_image=None, template="{}"):
+        for question in build_questions(objects, split, per_image=None, template="{}"):  # pyright: ignore[reportArgumentType]
             said = bool(says[int(question.image), DIGITS.index(question.text)])
             yes += said
             flags.append(said == (question.label == "yes"))

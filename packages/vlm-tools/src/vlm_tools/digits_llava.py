@@ -66,11 +66,11 @@ def digits_world_llava(
         vision_config=vision,
         text_config=text,
         image_token_index=IMAGE,
-        image_token_id=IMAGE,
+        image_token_id=IMAGE,  # pyright: ignore[reportCallIssue]
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
-        pad_token_id=PAD,
+        pad_token_id=PAD,  # pyright: ignore[reportCallIssue]
     )
     model = LlavaForConditionalGeneration(config)
     model.generation_config.pad_token_id = PAD
@@ -112,7 +112,7 @@ class DigitsLlavaTask(TaskModel):
         used = int((segment >= 0).sum(1).max())
         input_ids, targets, segment, position_ids = (x[:, :used] for x in (input_ids, targets, segment, position_ids))
         features = self._features(image)
-        cell_loss = F.cross_entropy(self.cell_head(features).flatten(0, 1), cells.flatten(), weight=self.cell_weight)
+        cell_loss = F.cross_entropy(self.cell_head(features).flatten(0, 1), cells.flatten(), weight=self.cell_weight)  # pyright: ignore[reportArgumentType]
         model: Any = self.net.model
         projected = model.multi_modal_projector(features.detach())
         embeds = model.get_input_embeddings()(input_ids)

@@ -293,7 +293,7 @@ def _watch(layer: nn.Module, number: int, run: Run) -> Any:
 
 def _generating(run: Run) -> Callable[..., Any]:
     """``model.generate`` with the method's logits processor in front of all others."""
-    generate = type(run.model).generate.__get__(run.model)
+    generate = type(run.model).generate.__get__(run.model)  # pyright: ignore[reportAttributeAccessIssue]
 
     def with_method(inputs: Int[Tensor, "B T"] | None = None, **kwargs: Any) -> Any:
         prompt = dict(kwargs)

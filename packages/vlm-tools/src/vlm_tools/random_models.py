@@ -1,5 +1,8 @@
 """Random small siblings of the eleven supported families, with inputs that fit, for tests."""
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+# (transformers fills the fields of its configurations in at run time)
+
 from collections.abc import Callable
 from typing import Any
 

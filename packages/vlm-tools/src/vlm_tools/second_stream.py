@@ -77,7 +77,7 @@ class SecondStream(LogitsProcessor):
         before = input_ids[:, : self.seen.shape[1]]
         if not torch.equal(before, self.seen):  # beams changed places: rows with equal tokens have equal caches
             same = (before[:, None] == self.seen[None]).all(-1)
-            self.cache.reorder_cache(same.float().argmax(1))
+            self.cache.reorder_cache(same.float().argmax(1))  # pyright: ignore[reportArgumentType]
         new = input_ids[:, self.seen.shape[1] :]
         self.ids = torch.cat([self.ids[: len(new)], new], dim=1)
         self.mask = torch.nn.functional.pad(self.mask, (0, new.shape[1]), value=1)

@@ -95,4 +95,4 @@ def _fla(x: Inputs, log_decay: Tensor) -> Call:
     except ImportError as error:
         raise UnavailableError("flash-linear-attention is not installed") from error
     gates = log_decay.to(x["q"].device).expand(*x["q"].shape[:3])
-    return lambda: chunk_simple_gla(x["q"], x["k"], x["v"], g=gates, scale=1.0)[0].transpose(1, 2)
+    return lambda: chunk_simple_gla(x["q"], x["k"], x["v"], g=gates, scale=1.0)[0].transpose(1, 2)  # pyright: ignore[reportCallIssue]

@@ -5,6 +5,9 @@ Adam 1e-3 over 32 volumes per step. The authors publish no training code and the
 epochs and strength of augmentation are ours. Not run to the end here.
 """
 
+# pyright: reportPrivateImportUsage=false
+# (monai.transforms lists no public names)
+
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
 from monai.losses.dice import DiceLoss

@@ -6,6 +6,9 @@ sees no progress (the condition also holds in the first epoch): here it starts a
 CHAOS as images/ and masks/ with class numbers. Not run to the end here.
 """
 
+# pyright: reportPrivateImportUsage=false
+# (monai.transforms lists no public names)
+
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
 from monai.transforms import RandAffined, RandFlipd

@@ -5,6 +5,9 @@ from it; ``medical-seg plan FOLDER`` prints them. MONAI's Dice with cross-entrop
 polynomial decay.
 """
 
+# pyright: reportPrivateImportUsage=false
+# (monai.transforms lists no public names)
+
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
 from mmengine.optim import PolyLR

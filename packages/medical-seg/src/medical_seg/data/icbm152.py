@@ -85,7 +85,7 @@ def icbm152_volume(image: np.ndarray) -> Volume:
     """A block of the brain as a `Volume`, for writing."""
     affine = np.diag([SPACING, SPACING, SPACING, 1.0])
     orientation = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
-    return Volume(image[None], (SPACING,) * 3, affine, orientation, None, Path("icbm152"))
+    return Volume(image[None], (SPACING,) * 3, affine, orientation, None, Path("icbm152"))  # pyright: ignore[reportArgumentType]
 
 
 def scaled(image: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ def _read(name: str) -> np.ndarray:
     file = Path(spec.origin).parent / "datasets" / "data" / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
     if not file.is_file():
         raise ValueError(f"Icbm152: {file.name} is not in this installation of nilearn; install nilearn>=0.12")
-    image: Any = nibabel.loadsave.load(file)
+    image: Any = nibabel.loadsave.load(file)  # pyright: ignore[reportAttributeAccessIssue]
     array = np.asanyarray(image.dataobj).astype(np.float32)
     return (array / array.max())[::2, ::2, ::2].transpose(2, 1, 0).copy()
 

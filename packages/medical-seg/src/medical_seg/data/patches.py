@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from mmengine.registry import TRANSFORMS
-from monai.transforms import Compose
+from monai.transforms import Compose  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor
 from torch.utils.data import Dataset
 

@@ -84,12 +84,12 @@ class Volume:
 
             stored = np.empty(self.stored_shape, mask.dtype)
             self.canonical(stored)[:] = mask
-            image = nibabel.nifti1.Nifti1Image(stored, self.affine, self.header)
+            image = nibabel.nifti1.Nifti1Image(stored, self.affine, self.header)  # pyright: ignore[reportAttributeAccessIssue]
             image.set_data_dtype(mask.dtype)
             image.header.set_slope_inter(1, 0)
             image.header["cal_min"] = image.header["cal_max"] = 0
             path, part = stem.with_name(f"{stem.name}.nii.gz"), stem.with_name(f".{stem.name}.part.nii.gz")
-            nibabel.loadsave.save(image, part)
+            nibabel.loadsave.save(image, part)  # pyright: ignore[reportAttributeAccessIssue]
         os.replace(part, path)
         return path
 
@@ -146,13 +146,13 @@ def _read_nifti(path: Path) -> Volume:
     import nibabel
 
     try:
-        image: Any = nibabel.loadsave.load(path)
+        image: Any = nibabel.loadsave.load(path)  # pyright: ignore[reportAttributeAccessIssue]
         slope, inter = image.header.get_slope_inter()
         if slope in (None, 1) and inter in (None, 0):
             array = np.asanyarray(image.dataobj)
         else:
             array = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(f"{path}: not a readable NIfTI file ({error})") from error
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
@@ -176,7 +176,12 @@ def _oriented(array: np.ndarray, affine: np.ndarray, header: Any, path: Path) ->
     spacing = np.empty(3)
     spacing[orientation[:, 0].astype(int)] = zooms
     return Volume(
-        canonical.transpose(2, 1, 0)[None], tuple(map(float, spacing[::-1])), affine, orientation, header, path
+        canonical.transpose(2, 1, 0)[None],
+        tuple(map(float, spacing[::-1])),  # pyright: ignore[reportArgumentType]
+        affine,
+        orientation,
+        header,
+        path,  # pyright: ignore[reportArgumentType]
     )  # pyright: ignore
 
 

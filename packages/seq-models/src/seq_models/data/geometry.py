@@ -96,7 +96,7 @@ class PointBatches(Dataset[dict[str, Tensor]]):
         if self.split != "train":
             generator = torch.Generator().manual_seed(1_000_000 * SEEDS[self.split] + index)
         points = torch.rand(self.batch, self.n, 2, generator=generator)
-        return {"points": points, "pointers": answers(self.task, points, self.solver)}
+        return {"points": points, "pointers": answers(self.task, points, self.solver)}  # pyright: ignore[reportArgumentType]
 
     def _renumbered(self, points: Tensor, pointers: Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.randint(len(points), (self.batch,))

@@ -17,7 +17,7 @@ def panels(net: FocalNet, image: Tensor, point: tuple[float, float]) -> list[lis
     """
     stages: list[Any] = list(net.stages)
     chosen = {stages[i].blocks[-1].modulation: i + 1 for i in spread(len(stages), 4)}
-    return [_column(m, x, point, chosen[m]) for m, x in inputs_of(net, list(chosen), image).items()]
+    return [_column(m, x, point, chosen[m]) for m, x in inputs_of(net, list(chosen), image).items()]  # pyright: ignore[reportArgumentType]
 
 
 def gates_and_modulator(modulation: FocalModulation, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ def gates_and_modulator(modulation: FocalModulation, x: Tensor) -> tuple[Tensor,
     gates = projected[..., 2 * dim :]
     weights: list[Any] = [layer[0].weight for layer in modulation.focal_layers]  # pyright: ignore[reportIndexIssue]
     context = modulator(projected[..., dim : 2 * dim], gates, weights, modulation.normalize_modulator)
-    length = F.linear(context, modulation.h.weight, modulation.h.bias).norm(dim=-1)
+    length = F.linear(context, modulation.h.weight, modulation.h.bias).norm(dim=-1)  # pyright: ignore[reportArgumentType]
     return gates[0].permute(2, 0, 1), length[0]
 
 

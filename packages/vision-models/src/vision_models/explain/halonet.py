@@ -17,7 +17,7 @@ def panels(net: HaloNet, image: Tensor, point: tuple[float, float]) -> list[list
     for number, stage in enumerate(net.stages, start=1):
         last = [module for module in stage.modules() if isinstance(module, HaloAttention)][-1:]
         chosen.update(dict.fromkeys(last, number))
-    return [[_panel(m, x, point, chosen[m])] for m, x in inputs_of(net, list(chosen), image).items()]
+    return [[_panel(m, x, point, chosen[m])] for m, x in inputs_of(net, list(chosen), image).items()]  # pyright: ignore[reportArgumentType]
 
 
 def window_attention(attn: HaloAttention, x: Tensor, point: tuple[float, float]) -> tuple[Tensor, tuple[int, int]]:

@@ -16,7 +16,7 @@ def panels(net: RAVLT, image: Tensor, point: tuple[float, float]) -> list[list[P
     chosen: dict[Any, int] = {}
     for number, stage in enumerate(net.stages, start=1):
         chosen[stage.blocks[-1].attn] = number  # pyright: ignore
-    return [_column(m, x, point, chosen[m]) for m, x in inputs_of(net, list(chosen), image).items()]
+    return [_column(m, x, point, chosen[m]) for m, x in inputs_of(net, list(chosen), image).items()]  # pyright: ignore[reportArgumentType]
 
 
 def key_weights(attn: GatedAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,7 +27,7 @@ class LlavaNext(Adapter):
         vision = config.vision_config
         side = vision.image_size // vision.patch_size
         height, width = size
-        whole = select_best_resolution([height, width], config.image_grid_pinpoints)
+        whole = select_best_resolution([height, width], config.image_grid_pinpoints)  # pyright: ignore[reportArgumentType]
         rows, columns = whole[0] // vision.image_size * side, whole[1] // vision.image_size * side
         rows, columns = self.shrunk(*_unpadded(rows, columns, height, width), side, config)
         tiles = grid_boxes(rows, columns).view(rows, columns, 4)

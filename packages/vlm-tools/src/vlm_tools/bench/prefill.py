@@ -94,7 +94,7 @@ def benchmark(
 def _calls(names: Sequence[str], tokens: int, after: int | None, device: torch.device) -> dict[str, Callable[[], None]]:
     """A prefill under plain SDPA, under each method, and with eager maps."""
     model, inputs = long_prompt(tokens, after)
-    model = model.to(device)
+    model = model.to(device)  # pyright: ignore[reportArgumentType]
     inputs = {name: value.to(device) for name, value in inputs.items()}
     return {
         "sdpa": lambda: _prefill(model, inputs, None, "sdpa"),
@@ -114,7 +114,7 @@ def long_prompt(tokens: int, after: int | None = None) -> tuple[LlavaForConditio
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
         "max_position_embeddings": 2 * tokens, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     }  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-1)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-1)  # pyright: ignore[reportCallIssue]
     model = LlavaForConditionalGeneration(config).eval()
     words = torch.randint(3, 90, (tokens - 576,))
     before = SYSTEM if after is None else len(words) - after

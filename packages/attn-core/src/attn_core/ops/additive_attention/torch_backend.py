@@ -85,7 +85,7 @@ def backward(
                 ds = d_out @ _entries(value, images).to(dtype).mT
             if value is not None or grad_lse is not None:
                 p = tiles.scores_of_group(images, r).sub_(finite[images, :, None]).exp_()
-                ds = (ds + shift) * p if value is not None else torch.addcmul(ds, p, shift)
+                ds = (ds + shift) * p if value is not None else torch.addcmul(ds, p, shift)  # pyright: ignore[reportArgumentType]
                 if dvalue is not None:
                     dvalue[images] = p.mT @ d_out
             dw[images] = ds.sum((1, 2))[:, None] - 2 * (ds.flatten(1)[:, None] @ r.flatten(1, 2)).squeeze(1)

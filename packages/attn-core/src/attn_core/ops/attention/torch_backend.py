@@ -183,8 +183,8 @@ def _table_forward(
     """The fused kernel on chunks of query rows, whose tables are expanded to a dense bias."""
     queries = q.shape[2]
     out, lse = fake_forward(q, k, v, None, None, [], scale, "none")
-    leading = [max(t.shape[dim] for t in (*tables, *bias)) for dim in (0, 1)]
-    step = EXPANDED_CHUNKS * chunk_rows(*leading, k.shape[2])
+    batch, heads = (max(t.shape[dim] for t in (*tables, *bias)) for dim in (0, 1))
+    step = EXPANDED_CHUNKS * chunk_rows(batch, heads, k.shape[2])
     for start in range(0, queries, step):
         rows = slice(start, start + step)
         total = reference.expand_axis_bias([table[:, :, rows] for table in tables])

@@ -54,13 +54,13 @@ def merge_kernel(
     top = tl.full((BM,), float("-inf"), tl.float32)
     if carry is not None:
         top = tl.load(carry_lse + row, live, other=float("-inf"))
-    for s in tl.static_range(PARTS):
+    for s in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
         top = tl.maximum(top, tl.load(lses[s] + at_lse, live, other=float("-inf")))
     shift = tl.where(top == float("-inf"), 0.0, top)
     total = tl.zeros((BM,), tl.float32)
     if carry is not None:
         total += tl.exp(tl.load(carry_lse + row, live, other=float("-inf")) - shift)
-    for s in tl.static_range(PARTS):
+    for s in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
         total += tl.exp(tl.load(lses[s] + at_lse, live, other=float("-inf")) - shift)
     seen = total > 0
     total = tl.where(seen, total, 1.0)
@@ -73,7 +73,7 @@ def merge_kernel(
         if carry is not None:
             weight = tl.exp(tl.load(carry_lse + row, live, other=float("-inf")) - shift) * inverse
             acc += weight[:, None] * tl.load(carry + row[:, None] * D + d[None, :], mask, other=0.0)
-        for s in tl.static_range(PARTS):
+        for s in tl.static_range(PARTS):  # pyright: ignore[reportGeneralTypeIssues]
             weight = tl.exp(tl.load(lses[s] + at_lse, live, other=float("-inf")) - shift) * inverse
             part = tl.load(outs[s] + at[:, None] + d[None, :], mask, other=0.0).to(tl.float32)
             # 0 · inf would be NaN: a part without keys may hold anything.

@@ -128,7 +128,7 @@ def backward(
             else:
                 d_out, d_lse, tile_out, tile_lse, *cells = arguments
                 shift = row_shift(d_out, d_lse, tile_out, dtype)
-                grads = chunked_backward(d_out, shift, tile_lse, *cells, [bias], (), scale, needs_bias=needs_rpb)
+                grads = chunked_backward(d_out, shift, tile_lse, *cells, [bias], (), scale, needs_bias=needs_rpb)  # pyright: ignore[reportCallIssue]
                 if needs_rpb and drpb is not None:
                     tiles.add_bias_gradient(patterns, grads.pop(), drpb)
             for total, grad, box in zip(results, grads[:3], (at, seen, seen), strict=True):
