@@ -78,6 +78,11 @@ def test_regions_are_learned_written_in_order_and_scored(run: Run, tmp_path: Pat
     assert chances.shape == (2, *image.shape)
     assert chances.dtype == np.float16
     assert mask.shape == image.shape
+    p = chances.astype(np.float32)
+    clear = (np.abs(p - 0.5) > 1e-3).all(0)  # nearer to 1/2, float16 may round a probability to it
+    assert clear.mean() > 0.2
+    rebuilt = np.where(p[1] > 0.5, 2, np.where(p[0] > 0.5, 1, 0))
+    assert np.array_equal(rebuilt[clear], np.asarray(mask.dataobj)[clear])
     code, printed, error = run("evaluate", "data/labelsTr", "out", "--out", "s", "--dataset", "data")
     assert code == 0, error
     summary = json.loads((tmp_path / "s/summary.json").read_text())

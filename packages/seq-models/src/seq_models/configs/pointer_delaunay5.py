@@ -13,7 +13,7 @@ from seq_models.data import PointBatches, only_item
 from seq_models.pointer_network import PointerNetwork
 from seq_models.pointing_task import DelaunayScore, PointingTask
 
-steps = 4000
+steps = 16000
 warmup = 50
 n = 5
 hidden = 64
