@@ -110,7 +110,7 @@ def test_anchors_are_those_of_the_official_configuration() -> None:
 @pytest.mark.parametrize(("host", "default"), [("retinanet", 4.0), ("atss", 8.0)])
 def test_anchor_scale_is_the_side_of_the_smallest_anchor_in_strides(host: Host, default: float) -> None:
     for scale in (None, 2.0):
-        model = build_detector(host, 3, bvr=False, backbone="test_resnet", channels=16, strides=(8, 16),
+        model = build_detector(host, 3, bvr=False, backbone="test_resnet", channels=32, strides=(8, 16),
                                anchor_scale=scale)  # fmt: skip
         cell = model.anchor_generator.cell_anchors[0]
         side = ((cell[:, 2] - cell[:, 0]) * (cell[:, 3] - cell[:, 1])).sqrt().min()

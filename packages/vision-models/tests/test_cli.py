@@ -146,7 +146,7 @@ def test_recipes_are_complete() -> None:
         config = load_recipe(find_recipe("vision_models", name), scope="vision_models")
         assert config["optim_wrapper"]["optimizer"]["weight_decay"] == 0.05
         family = name.partition("_")[0]
-        assert find_recipe("vision_models", name).read_text().lower().startswith(f'"""{family}')
+        assert find_recipe("vision_models", name).read_text(encoding="utf-8").lower().startswith(f'"""{family}')
 
 
 def test_routing_picture_follows_the_tables_of_the_model() -> None:
@@ -196,7 +196,7 @@ def test_command_is_installed() -> None:
     done = subprocess.run(
         [str(Path(sys.executable).parent / "vision-models"), "--help"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         env={**os.environ, "COLUMNS": "120"},
     )
