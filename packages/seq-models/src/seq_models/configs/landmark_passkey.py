@@ -1,6 +1,7 @@
 """Landmark attention on a pass key hidden in 240 bytes, tested at 960 bytes with two blocks retrieved.
 
-Data: generated. Metric: ``solved``, the share of keys that are right in all digits. Not yet run to its end here.
+Data: generated. Metric: ``solved``, the share of keys that are right in all digits. It does not learn the task
+yet: test ``solved`` 0.0 and 18 % of the digits with seed 0, in eight minutes on one core.
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
