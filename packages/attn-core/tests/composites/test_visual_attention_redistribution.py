@@ -5,11 +5,18 @@ import torch
 from torch import Tensor
 
 from attn_core import attention, visual_attention_redistribution
+from attn_core.composites import visual_attention_redistribution as module
 from attn_core.composites.visual_attention_redistribution import sink_tokens
 from attn_core.testing import relative_error
 
 IMAGE = slice(3, 11)
 TOKENS = 17
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["parts", "groups"])
+def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the CPU takes, uncompiled, and what everything else takes."""
+    monkeypatch.setattr(module, "_plain_cpu", lambda q: request.param)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
