@@ -10,6 +10,8 @@ from attn_core.registration import token_major
 
 # Scores held at a time: 2²¹ float32 are 8 MiB, a last-level cache.
 CHUNK_SCORES = 2**21
+# Up to this many columns the product with transposed scores costs a multiple of its transpose.
+NARROW = 16
 
 
 def chunk_rows(batch: int, heads: int, keys: int) -> int:
@@ -42,21 +44,22 @@ def chunked_forward(
     lse = q.new_empty(batch, heads, queries, dtype=dtype)
     may_be_dead = bool(bias) or bool(tables) or causal != "none"
     step = chunk_rows(batch, heads, k.shape[2])
+    space = _space(wide_k, q, step)
     for start in range(0, queries, step):
         rows = slice(start, min(start + step, queries))
-        s = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed)
-        p, lse[:, :, rows] = softmax_with_lse(s, may_be_dead)
+        s = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed, space[0])
+        p, lse[:, :, rows] = softmax_with_lse(s, may_be_dead, _part(space[1], s.shape))
         out[:, :, rows] = torch.matmul(_group(p, k.shape[1]), wide_v).view(batch, heads, -1, v.shape[-1])
     return out, lse
 
 
-def softmax_with_lse(s: Tensor, may_be_dead: bool) -> tuple[Tensor, Tensor]:
-    """Softmax and log-sum-exp of the last dimension, of at least one entry.
+def softmax_with_lse(s: Tensor, may_be_dead: bool, space: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Softmax, into ``space`` if given, and log-sum-exp of the last dimension, of at least one entry.
 
     The largest probability is at least 1/M, so its logarithm loses nothing, and saves a second pass of exponentials.
     """
     top = s.amax(-1)
-    p = torch.softmax(s, -1)
+    p = torch.softmax(s, -1) if space is None else torch.softmax(s, -1, out=space)
     lse = top - p.amax(-1).log_()
     if may_be_dead:
         dead = top == -math.inf
@@ -103,17 +106,18 @@ def chunked_backward(
     code = _cells([table.shape[-1] for table in tables], wide_k)
     finite = lse.masked_fill(lse == -math.inf, 0.0)
     step = chunk_rows(batch, heads, keys)
+    space = _space(wide_k, q, step)
     for start in range(0, queries, step):
         rows = slice(start, min(start + step, queries))
-        p = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed, finite).exp_()
+        p = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed, space[0], finite).exp_()
         d_out = _group(grad_out[:, :, rows].to(dtype), key_heads)
-        dv = _accumulate(dv, torch.matmul(_group(p, key_heads).transpose(-2, -1), d_out))
-        ds = _product(d_out, wide_v, 1.0, shift[:, :, rows, None].neg()).view_as(p).mul_(p)
+        dv = _accumulate(dv, _over_rows(_group(p, key_heads), d_out))
+        ds = _product(d_out, wide_v, 1.0, shift[:, :, rows, None].neg(), space[1]).view_as(p).mul_(p)
         if fixed is not None:
             ds = ds.masked_fill_(fixed[0][:, :, rows], 0.0)
         grouped = _group(ds, key_heads)
         dq[:, :, rows] = torch.matmul(grouped, wide_k).mul_(scale).view(batch, heads, -1, q.shape[-1])
-        dk = _accumulate(dk, torch.matmul(grouped.transpose(-2, -1), _group(q[:, :, rows].to(dtype), key_heads)))
+        dk = _accumulate(dk, _over_rows(grouped, _group(q[:, :, rows].to(dtype), key_heads)))
         if dbias is not None:
             target = slice_rows(dbias, rows)
             target += ds.sum_to_size(target.shape)
@@ -121,8 +125,8 @@ def chunked_backward(
             pieces = (ds.view(-1, keys) @ code).view(*ds.shape[:3], -1).split([t.shape[-1] for t in tables], -1)
             for dtable, piece in zip(dtables, pieces, strict=True):
                 dtable[:, :, rows] = piece.sum_to_size(dtable[:, :, rows].shape)
-    dk = torch.zeros_like(wide_k) if dk is None else dk.mul_(scale)
-    return [dq, dk, torch.zeros_like(wide_v) if dv is None else dv, dbias, *dtables]
+    dk = torch.zeros_like(wide_k) if dk is None else dk.mul_(scale).contiguous()
+    return [dq, dk, torch.zeros_like(wide_v) if dv is None else dv.contiguous(), dbias, *dtables]
 
 
 def _scores(
@@ -135,13 +139,14 @@ def _scores(
     causal: str,
     queries: int,
     fixed: tuple[Tensor, float] | None,
+    space: Tensor,
     minus: Tensor | None = None,
 ) -> Tensor:
-    """Scores of some rows in the accumulation dtype, less one number for each query: (B, H, rows, M)."""
+    """Scores of some rows in the accumulation dtype, less one number for each query, in ``space``: (B, H, rows, M)."""
     minus = None if minus is None else minus[:, :, rows]
     plain = not (bias or tables or fixed or causal != "none")
     start = None if minus is None or not plain else minus.neg()[..., None]
-    s = _product(_group(q[:, :, rows], k.shape[1]).to(k.dtype), k, scale, start)
+    s = _product(_group(q[:, :, rows], k.shape[1]).to(k.dtype), k, scale, start, space)
     s = s.view(q.shape[0], q.shape[1], -1, k.shape[2])
     for term in bias:
         s = s.add_(slice_rows(term, rows).to(s.dtype))
@@ -159,12 +164,32 @@ def _scores(
     return s if minus is None or plain else s.sub_(minus[..., None])
 
 
-def _product(a: Tensor, b: Tensor, scale: float, start: Tensor | None) -> Tensor:
-    """start + scale·a·bᵀ of (B, Hk, n, D) and (B, Hk, M, D): (B·Hk, n, M); start (B, H, N, 1), N·H = n·Hk."""
+def _space(k: Tensor, q: Tensor, step: int) -> Tensor:
+    """Room for two chunks of scores, which all chunks use: fresh memory costs as much as a product."""
+    return k.new_empty(2, q.shape[0] * q.shape[1] * min(step, q.shape[2]) * k.shape[2])
+
+
+def _part(space: Tensor, shape: Sequence[int]) -> Tensor:
+    return space[: math.prod(shape)].view(shape)
+
+
+def _product(a: Tensor, b: Tensor, scale: float, start: Tensor | None, space: Tensor) -> Tensor:
+    """start + scale·a·bᵀ of (B, Hk, n, D) and (B, Hk, M, D), in ``space``: (B·Hk, n, M).
+
+    ``start`` is (B, H, N, 1) with N·H = n·Hk.
+    """
     a, b = a.flatten(0, 1), b.flatten(0, 1).transpose(1, 2)
+    out = _part(space, (*a.shape[:2], b.shape[2]))
     if start is None:
-        return torch.bmm(a * scale, b)
-    return torch.baddbmm(start.reshape(*a.shape[:2], 1), a, b, alpha=scale)
+        return torch.bmm(a * scale, b, out=out)
+    return torch.baddbmm(start.reshape(*a.shape[:2], 1), a, b, alpha=scale, out=out)
+
+
+def _over_rows(weights: Tensor, x: Tensor) -> Tensor:
+    """Weightsᵀ·x of (…, n, M) and (…, n, D): (…, M, D)."""
+    if x.shape[-1] <= NARROW:
+        return torch.matmul(x.transpose(-2, -1), weights).transpose(-2, -1)
+    return torch.matmul(weights.transpose(-2, -1), x)
 
 
 def _cells(grid: Sequence[int], like: Tensor) -> Tensor | None:
