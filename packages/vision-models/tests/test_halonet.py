@@ -9,9 +9,8 @@ from timm.layers.bottleneck_attn import BottleneckAttn
 from timm.layers.halo_attn import HaloAttn
 from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg, interleave_blocks
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from vision_models import HaloNet, create_model, halo_attention, layers, load_official, torchscript
+from vision_models import HaloNet, create_model, halo_attention, load_official
 from vision_models.backbone import official_names
 from vision_models.halonet import KEY_MAP, VARIANTS
 
@@ -27,15 +26,6 @@ PARAMETERS = {
 PAPER_MILLIONS = dict(
     zip((f"halonet_h{i}" for i in range(8)), (5.5, 8.1, 9.4, 11.8, 19.1, 30.7, 43.4, 67.4), strict=True)
 )
-GIGA_MACS = {  # timm's results, which count more of the position logits
-    "halonet26t": 3.19,
-    "halonet50ts": 5.30,
-    "sehalonet33ts": 3.55,
-    "eca_halonext26ts": 2.44,
-    "haloregnetz_b": 1.97,
-    "lamhalobotnet50ts_256": 5.02,
-    "halo2botnet50ts_256": 5.02,
-}
 TYPES = ("bottle", "self_attn")
 
 
@@ -109,18 +99,6 @@ def test_parameter_counts_are_timms(name: str) -> None:
 def test_parameter_counts_are_the_papers(name: str) -> None:
     millions = sum(p.numel() for p in create_model(name, device="meta").parameters()) / 1e6
     assert abs(millions - PAPER_MILLIONS[name]) < 0.06
-
-
-@pytest.mark.parametrize("name", GIGA_MACS)
-def test_multiply_adds_are_those_published(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # torch counts its own operators, so the plain formulations stand in for attn_core's
-    monkeypatch.setattr(halo_attention, "halo_attention", torchscript.scripted_halo_attention)
-    monkeypatch.setattr(halo_attention, "bottleneck_attention", torchscript.scripted_bottleneck_attention)
-    monkeypatch.setattr(layers, "linear", lambda x, weight, bias, _: nn.functional.linear(x, weight, bias))
-    model: Any = create_model(name, device="meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, *model.default_cfg["input_size"], device="meta"))
-    assert counter.get_total_flops() / 2e9 == pytest.approx(GIGA_MACS[name], rel=0.015)
 
 
 @pytest.mark.parametrize(

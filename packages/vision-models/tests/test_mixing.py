@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from vision_models import CSwin, DeiT, Swin, create_model, list_models, load_official
 from vision_models.backbone import official_names
@@ -48,26 +47,6 @@ PARAMETERS = {
     "inline_cswin_base_384": 73_413_640,
 }
 # 10⁹ multiply-adds of the official code, counted there with fvcore
-MULTIPLY_ADDS = {
-    "agent_deit_tiny": 1.176,
-    "agent_pvt_tiny": 2.000,
-    "agent_swin_tiny": 4.528,
-    "agent_cswin_tiny": 4.315,
-    "inline_deit_tiny": 1.114,
-    "inline_pvt_tiny": 1.986,
-    "inline_swin_tiny": 4.478,
-    "inline_cswin_tiny": 4.331,
-    "agent_deit_small": 4.443,
-    "agent_deit_base": 17.552,
-    "agent_pvt_large": 10.390,
-    "agent_swin_base": 15.444,
-    "agent_cswin_base": 14.923,
-    "inline_deit_small": 4.979,
-    "inline_deit_base": 17.207,
-    "inline_pvt_large": 10.164,
-    "inline_swin_base": 15.435,
-    "inline_cswin_base": 14.928,
-}
 HOSTS = ("deit", "pvt", "swin", "cswin")
 SMALL = [f"test_{kind}_{host}" for kind in ("agent", "inline") for host in HOSTS]
 
@@ -80,32 +59,6 @@ def test_every_model_of_the_hosts_is_counted() -> None:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts_are_those_of_the_official_code(name: str) -> None:
     assert sum(p.numel() for p in create_model(name, device="meta").parameters()) == PARAMETERS[name]
-
-
-def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return 2 * q[0] * q[1] * q[2] * k[2] * (q[3] + v[3])
-
-
-def _linear_attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return 4 * q[0] * q[1] * q[2] * q[3] * v[3]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name if name.endswith("tiny") else pytest.param(name, marks=pytest.mark.slow) for name in MULTIPLY_ADDS],
-)
-def test_multiply_adds_are_those_of_the_official_code(name: str) -> None:
-    model: Any = create_model(name, device="meta").eval()
-    counter = FlopCounterMode(
-        display=False,
-        custom_mapping={
-            torch.ops.attn_core.attention_torch_forward: _attention_flops,
-            torch.ops.attn_core.linear_attention_torch_forward: _linear_attention_flops,
-        },
-    )
-    with torch.no_grad(), counter:
-        model(torch.empty(1, *model.default_cfg["input_size"], device="meta"))
-    assert counter.get_total_flops() / 2e9 == pytest.approx(MULTIPLY_ADDS[name], rel=0.01)
 
 
 @pytest.mark.parametrize("name", SMALL)

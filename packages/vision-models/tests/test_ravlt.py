@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from vision_models import RAVLT, create_model, layers, load_official, ravlt
+from vision_models import RAVLT, create_model, load_official, ravlt
 from vision_models.backbone import official_names
 from vision_models.ravlt import KEY_MAP, rotation
 
@@ -18,7 +17,6 @@ PARAMETERS = {
     "ravlt_base": 48_241_288,
     "ravlt_large": 95_242_440,
 }
-GIGA_MACS = {"ravlt_tiny": 2.4, "ravlt_small": 4.6, "ravlt_base": 9.9, "ravlt_large": 16.0}
 
 
 def _rotate(x: Tensor, height: int, width: int) -> Tensor:
@@ -60,20 +58,6 @@ def _redraw(net: nn.Module) -> None:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts_are_those_published(name: str) -> None:
     assert sum(p.numel() for p in create_model(name, device="meta").parameters()) == PARAMETERS[name]
-
-
-@pytest.mark.parametrize("name", GIGA_MACS)
-def test_multiply_adds_are_those_published(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # torch counts its own operators; the published counts leave out most of the attention and of the head
-    monkeypatch.setattr(
-        ravlt, "softmax_attention", lambda q, k, v: (nn.functional.scaled_dot_product_attention(q, k, v),)
-    )
-    monkeypatch.setattr(ravlt, "rank_augmented_attention", lambda q, k, v, sin, cos: q @ (k.transpose(-2, -1) @ v))
-    monkeypatch.setattr(layers, "linear", lambda x, weight, bias, _: nn.functional.linear(x, weight, bias))
-    model = create_model(name, device="meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, 3, 224, 224, device="meta"))
-    assert counter.get_total_flops() / 2e9 == pytest.approx(GIGA_MACS[name], rel=0.09)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 33)], ids=str)

@@ -7,6 +7,7 @@ import torch
 
 from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
 from attn_core.engine.cli import run_cli
+from attn_core.flops import count_flops
 
 from .bench.families import benchmark
 from .models import card, create_model, list_models, timm_name
@@ -15,7 +16,8 @@ from .predictions import draw_predictions, predict
 
 def info(name: str) -> Mapping[str, object]:
     """Rows of a table about a registered model."""
-    model = create_model(name)
+    with torch.device("meta"):
+        model = create_model(name).eval()
     cfg: Any = model.default_cfg
     channels, height, width = cfg["input_size"]
     return {
@@ -23,6 +25,7 @@ def info(name: str) -> Mapping[str, object]:
         "in timm": timm_name(name),
         "what": card(name).summary,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "multiply-adds": f"{count_flops(lambda: model(torch.empty(1, *cfg['input_size'], device='meta'))) / 2e9:.3f} G",
         "input": f"{channels}×{height}×{width}, any size works",
         "maps": ", ".join(f"{row['num_chs']} channels at 1/{row['reduction']}" for row in model.feature_info),
         "paper": cfg["paper_ids"],
