@@ -42,9 +42,7 @@ def benchmark(
         raise ValueError(f"benchmark: --size and --repeats must be at least 1, got {size} and {repeats}")
     for name in request.models or SETTINGS:
         if name not in SETTINGS:
-            raise ValueError(
-                f"benchmark: unknown name {name!r}{did_you_mean(name, SETTINGS)}; use {', '.join(SETTINGS)}"
-            )
+            raise ValueError(f"benchmark: unknown name {name!r}{did_you_mean(name, SETTINGS)}")
         side, batch = size or SETTINGS[name][0], request.batch_size or SETTINGS[name][1]
         pair, x, peer = _pair(name, side, batch, request.device)
         setting = {"what": name, "input": "×".join(map(str, x.shape)), "peer is": peer}
