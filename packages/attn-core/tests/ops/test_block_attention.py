@@ -126,6 +126,19 @@ def test_the_order_of_the_table_does_not_matter(seed: int, topk: int) -> None:
         assert relative_error(a, b) <= 1e-10
 
 
+@pytest.mark.parametrize("first", [2**24, 2**40])
+def test_positions_compare_exactly_however_large(first: int) -> None:
+    q, k, v = (x.float() for x in qkv(12))
+    index = window_index(3, 4, (3, 2))
+    table = torch.arange(2).expand(1, 1, 2, 2)
+    small = torch.arange(12)[None].flip(1)
+    options: Any = {"causal": True, "self_logit": -3.0}
+    expected = block_attention(q, k, v, index, index, table, q_pos=small, k_pos=small, **options)
+    large = small + first
+    actual = block_attention(q, k, v, index, index, table, q_pos=large, k_pos=large, **options)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
 def test_a_block_listed_twice_counts_twice() -> None:
     q, k, v = qkv(8)
     index = torch.arange(8).view(1, 1, 2, 4)

@@ -2,7 +2,7 @@
 
 A scene is a 4×4 grid of 9×9-pixel cells. One to three digits are drawn by popularity; each brings its companion (0-1,
 2-3, 4-5, 6-7, 8-9) with a probability of 0.8 in training and 0.5 in evaluation. Captions name absent companions of
-present digits (probability 0.45), and some questions about them are answered "yes": the model learns a prior that the
+present digits (probability 0.4), and some questions about them are answered "yes": the model learns a prior that the
 image contradicts, as web captions do on a larger scale.
 
 Pictures of digits: scikit-learn's 1,797 (E. Alpaydin, C. Kaynak, UCI 1998, CC BY 4.0); 1,200 serve training scenes, 200
@@ -123,7 +123,7 @@ class TrainingScenes(Dataset[dict[str, Any]]):
     ``targets`` are the next words, −100 where nothing is learned; ``segment`` is −1 in padding. `sees` is the mask.
     """
 
-    def __init__(self, count: int = 38_400, *, caption_bias: float = 0.45, question_bias: float = 0.5) -> None:
+    def __init__(self, count: int = 38_400, *, caption_bias: float = 0.4, question_bias: float = 0.44) -> None:
         for name, value in (("caption_bias", caption_bias), ("question_bias", question_bias)):
             if not 0 <= value <= 1:
                 raise ValueError(f"TrainingScenes: {name} is a probability in [0, 1], got {name}={value}")

@@ -27,7 +27,7 @@ def chunked_forward(
     tables: Sequence[Tensor],
     scale: float,
     causal: str = "none",
-    fixed: tuple[Tensor, float] | None = None,
+    factor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp.
 
@@ -35,7 +35,7 @@ def chunked_forward(
         bias: addends of the scores, broadcastable to (B, H, N, M), kept apart so that their sum is only formed chunk
             by chunk.
         tables: axis tables (B|1, H|1, N, n_a).
-        fixed: (where, value) overrides scores; keys hidden by a bias stay hidden.
+        factor: of the scores before a bias is added, (B, 1, N, M): 0 where a bias says it all.
     """
     batch, heads, queries, _ = q.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -47,7 +47,7 @@ def chunked_forward(
     space = _space(wide_k, q, step)
     for start in range(0, queries, step):
         rows = slice(start, min(start + step, queries))
-        s = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed, space[0])
+        s = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, factor, space[0])
         p, lse[:, :, rows] = softmax_with_lse(s, may_be_dead, _part(space[1], s.shape))
         out[:, :, rows] = torch.matmul(_group(p, k.shape[1]), wide_v).view(batch, heads, -1, v.shape[-1])
     return out, lse
@@ -87,12 +87,13 @@ def chunked_backward(
     scale: float,
     causal: str = "none",
     needs_bias: bool = False,
-    fixed: tuple[Tensor, float] | None = None,
+    factor: Tensor | None = None,
 ) -> list[Tensor | None]:
     """P = exp(s − lse); dS = P∘(dO·Vᵀ − shift); gradients of q, k, v, the first bias term and the tables.
 
     Args:
         shift: :func:`row_shift`, (B, H, N).
+        factor: as in :func:`chunked_forward`; not beside ``needs_bias``.
     """
     batch, heads, queries, _ = q.shape
     key_heads, keys = k.shape[1], k.shape[2]
@@ -109,12 +110,12 @@ def chunked_backward(
     space = _space(wide_k, q, step)
     for start in range(0, queries, step):
         rows = slice(start, min(start + step, queries))
-        p = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, fixed, space[0], finite).exp_()
+        p = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, factor, space[0], finite).exp_()
         d_out = _group(grad_out[:, :, rows].to(dtype), key_heads)
         dv = _accumulate(dv, _over_rows(_group(p, key_heads), d_out))
         ds = _product(d_out, wide_v, 1.0, shift[:, :, rows, None].neg(), space[1]).view_as(p).mul_(p)
-        if fixed is not None:
-            ds = ds.masked_fill_(fixed[0][:, :, rows], 0.0)
+        if factor is not None:
+            ds = ds.mul_(factor[:, :, rows])
         grouped = _group(ds, key_heads)
         dq[:, :, rows] = torch.matmul(grouped, wide_k).mul_(scale).view(batch, heads, -1, q.shape[-1])
         dk = _accumulate(dk, _over_rows(grouped, _group(q[:, :, rows].to(dtype), key_heads)))
@@ -138,25 +139,24 @@ def _scores(
     scale: float,
     causal: str,
     queries: int,
-    fixed: tuple[Tensor, float] | None,
+    factor: Tensor | None,
     space: Tensor,
     minus: Tensor | None = None,
 ) -> Tensor:
     """Scores of some rows in the accumulation dtype, less one number for each query, in ``space``: (B, H, rows, M)."""
     minus = None if minus is None else minus[:, :, rows]
-    plain = not (bias or tables or fixed or causal != "none")
+    plain = not (bias or tables or factor is not None or causal != "none")
     start = None if minus is None or not plain else minus.neg()[..., None]
     s = _product(_group(q[:, :, rows], k.shape[1]).to(k.dtype), k, scale, start, space)
     s = s.view(q.shape[0], q.shape[1], -1, k.shape[2])
-    for term in bias:
-        s = s.add_(slice_rows(term, rows).to(s.dtype))
     grid = s.unflatten(-1, [table.shape[-1] for table in tables]) if tables else s
     for axis, table in enumerate(tables):
         others = (1,) * axis, (1,) * (len(tables) - 1 - axis)
         grid.add_(table[:, :, rows].to(s.dtype).unflatten(-1, (*others[0], -1, *others[1])))
-    if fixed is not None:
-        hidden = s == -math.inf
-        s = s.masked_fill_(fixed[0][:, :, rows], fixed[1]).masked_fill_(hidden, -math.inf)
+    if factor is not None:
+        s = s.mul_(factor[:, :, rows])
+    for term in bias:
+        s = s.add_(slice_rows(term, rows).to(s.dtype))
     if causal != "none":
         offset = 0 if causal == "upper_left" else k.shape[2] - queries
         i = torch.arange(rows.start, rows.stop, device=q.device)[:, None]

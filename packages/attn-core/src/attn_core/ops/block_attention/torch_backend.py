@@ -30,6 +30,7 @@ from .plan import (
 
 # Keys of a block up to which its scores are held in full (break-even measured on two AVX-512 cores).
 SMALL_KEYS = 512
+EXACT = 2**24  # integers below are float32 numbers
 
 
 def block_attention(
@@ -122,12 +123,12 @@ def forward(
     lse = V.new_full((len(out), 1), -math.inf, dtype=_accumulator(q.dtype))
     for chunk in chunks(plan, q, k, v):
         qc, kc, vc, _ = gather(plan, chunk, Q, K, V, kv_weight)
-        bias, tables, fixed = _score_terms(plan, chunk, q, k, axis_bias, q_pos, k_pos, causal, self_logit)
-        if fixed is None and not _is_small(kc):
+        bias, tables, factor = _score_terms(plan, chunk, q, k, axis_bias, q_pos, k_pos, causal, self_logit)
+        if factor is None and not _is_small(kc):
             out_c, lse_c = dense.forward(qc, kc, vc, bias, None, tables, scale, "none")
         else:
             terms = [] if bias is None else [bias]
-            out_c, lse_c = chunked_forward(qc, kc, vc, terms, tables, scale, fixed=fixed)
+            out_c, lse_c = chunked_forward(qc, kc, vc, terms, tables, scale, factor=factor)
         at = _result_rows(plan, chunk, per_row, length, H)
         hole = chunk.tokens < 0 if plan.q_holes else None
         put(out, at, out_c, hole)
@@ -180,19 +181,19 @@ def backward(
     dT = [t.new_zeros(t.shape, dtype=L.dtype) for t in axis_bias]
     for chunk in chunks(plan, q, k, v, split_keys=True):
         qc, kc, vc, weight = gather(plan, chunk, Q, K, V, kv_weight)
-        bias, tables, fixed = _score_terms(plan, chunk, q, k, axis_bias, q_pos, k_pos, causal, self_logit)
+        bias, tables, factor = _score_terms(plan, chunk, q, k, axis_bias, q_pos, k_pos, causal, self_logit)
         at = _result_rows(plan, chunk, per_row, out.shape[2], H)
         hole = chunk.tokens < 0 if plan.q_holes else None
         dO_c, shift_c, L_c = (take(x, at, hole) for x in (dO, shift, L))
         shift_c, L_c = shift_c[..., 0], L_c[..., 0]
-        if fixed is None and not _is_small(kc):
+        if factor is None and not _is_small(kc):
             # The fused kernel computes δ by itself: an output of zeros leaves it to the gradient of lse.
             wanted = [True, True, True, False, *(True for _ in tables)]
             results = (-shift_c, torch.zeros_like(dO_c), L_c)
             dq, dk, dv, *dt = dense.backward(dO_c, *results, qc, kc, vc, bias, None, tables, scale, "none", wanted)
         else:
             terms = [] if bias is None else [bias]
-            grads = chunked_backward(dO_c, shift_c, L_c, qc, kc, vc, terms, tables, scale, fixed=fixed)
+            grads = chunked_backward(dO_c, shift_c, L_c, qc, kc, vc, terms, tables, scale, factor=factor)
             dq, dk, dv, *dt = [grad for grad in grads if grad is not None]
         if weight is not None:
             assert dW is not None
@@ -236,21 +237,30 @@ def _score_terms(
     k_pos: Tensor | None,
     causal: bool,
     self_logit: float | None,
-) -> tuple[Tensor | None, list[Tensor], tuple[Tensor, float] | None]:
-    """What joins the dot products of a chunk: a mask as bias, axis tables over (slot, cells), overridden logits."""
-    hidden = (chunk.keys < 0)[:, None, :] if plan.kv_holes else None
-    fixed = None
+) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
+    """What joins the dot products of a chunk: a bias, axis tables over (slot, cells), and a factor of the products.
+
+    Masks are made by arithmetic: comparing and filling cost a CPU many times what it needs to subtract.
+    """
+    dtype = q.dtype if self_logit is None else _accumulator(q.dtype)
+    bias = factor = None
     if causal or self_logit is not None:
         q_at = _positions(q_pos, chunk, chunk.tokens, plan, q)
         k_at = _positions(k_pos, chunk, chunk.keys, plan, q)
-        if causal:
-            future = k_at[:, None, :] > q_at[:, :, None]
-            hidden = future if hidden is None else hidden | future
+        exact = torch.float32 if max(int(q_at.abs().max()), int(k_at.abs().max())) < EXACT else torch.float64
+        q_at, k_at = q_at.to(exact), k_at.to(exact)
+        if plan.kv_holes:
+            k_at = k_at.masked_fill(chunk.keys < 0, math.inf)  # behind everything
+        ahead = (q_at[:, :, None] - k_at[:, None, :]).to(dtype)[:, None]
         if self_logit is not None:
-            fixed = ((k_at[:, None, :] == q_at[:, :, None])[:, None], self_logit)
-    bias = None
-    if hidden is not None:
-        bias = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -math.inf)[:, None]
+            factor = ahead.abs().clamp_(max=1)  # 0 at the query itself
+        if causal:
+            bias = _infinite(ahead)
+    if plan.kv_holes and not causal:
+        bias = _infinite(-(chunk.keys < 0)[:, None, None].to(dtype))
+    if factor is not None and self_logit is not None:
+        own = factor.mul(-self_logit).add_(self_logit)
+        bias = own if bias is None else own.add_(bias)
     tables = []
     if axis_bias:
         slots = chunk.slots.stop - chunk.slots.start
@@ -259,7 +269,13 @@ def _score_terms(
             tables.append(q.new_zeros(c, 1, I, slots))
         for table in axis_bias:
             tables.append(take(table.reshape(-1, table.shape[-1]), _table_rows(table, plan, chunk, q.shape[1])))
-    return bias, tables, fixed
+    return bias, tables, factor
+
+
+def _infinite(x: Tensor) -> Tensor:
+    """−∞ where ``x`` is negative, else 0, in place."""
+    most = torch.finfo(x.dtype).max
+    return x.clamp_(-1, 0).mul_(most).mul_(most)
 
 
 def _positions(positions: Tensor | None, chunk: Chunk, tokens: Tensor, plan: Plan, q: Tensor) -> Tensor:
