@@ -57,6 +57,7 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     """
     torch.manual_seed(0)
     net: Any = create_model(run).eval() if isinstance(run, str) else run.model.net
+    net.requires_grad_(False)  # torch's counter of operations looks for gradients even where none are taken
     name = run if isinstance(run, str) else run.directory.name
     if isinstance(net, PointerNetwork):
         raise ValueError(f"{name} is a Pointer Network, whose answer is a search; export offers language models")
