@@ -167,6 +167,8 @@ def test_timm_backbones_give_one_map(backbone: str) -> None:
                       backbone_options={"stride": 16}).eval() if backbone == "resnet10t" else None  # fmt: skip
     if model is not None:
         assert model([torch.rand(3, 70, 90)])[0]["boxes"].shape == (15, 4)  # pyright: ignore
+        dilated = PlainDETR(backbone, 3, backbone_options={"stride": 8, "options": {"output_stride": 8}}).body
+        assert (dilated.channels, dilated.stride) == (512, 8)  # the last of the three maps of this stride
     else:
         from detection.plain_detr import TimmBackbone
 
@@ -271,6 +273,7 @@ class Flat(nn.Module):
         ({"queries": 0}, "must be positive"),
         ({"query_content": "mixed"}, "query_content must be 'learned', 'positions' or 'features'"),
         ({"position_bias": "lin"}, "position_bias must be 'linear', 'log' or 'none'"),
+        ({"match_anchors": True}, "match_anchors=True needs reparam=True"),
         ({"num_heads": 3}, "is not a multiple of num_heads=3"),
         ({"upsample_stride": 6}, "cannot be made from stride 16"),
     ],

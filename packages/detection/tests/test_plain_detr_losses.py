@@ -91,6 +91,30 @@ def test_the_second_group_finds_every_object_repeatedly_and_proposals_know_no_cl
     assert set(found) == {f"loss_{k}_{e}" for k in ("class", "box", "giou") for e in ("0", "0_many", "proposals")}
 
 
+def test_heavier_class_losses_leave_boxes_and_their_matching_alone() -> None:
+    outputs: dict[str, Any] = {"layers": [layer()], "layers_many": [], "proposals": layer()}
+    wanted = targets()
+    heavy, default = HybridCriterion(class_weight=20.0)(outputs, wanted), HybridCriterion()(outputs, wanted)
+    for name, value in default.items():
+        torch.testing.assert_close(heavy[name], value * (10 if "class" in name else 1))
+    assert create_model("test_plain_detr", class_weight=20.0).criterion.class_weight == 20.0
+
+
+def test_proposals_matched_by_anchors_learn_at_the_nearest_cell() -> None:
+    anchors = torch.tensor([[[10.0, 10, 8, 8], [50.0, 50, 8, 8]]])
+    target = [{"labels": torch.tensor([1]), "boxes": torch.tensor([[11.0, 10, 8, 8]])}]
+    # The far anchor predicts the object, the near one predicts something else.
+    moved = torch.tensor([[[5.0, 0, 0, 0], [-4.875, -5, 0, 0]]])
+    proposals = {"pred_logits": torch.zeros(1, 2, 3), "pred_boxes": anchors + moved * 8, "pred_deltas": moved,
+                 "pred_boxes_old": anchors}  # fmt: skip
+    outputs: dict[str, Any] = {"layers": [proposals], "layers_many": [], "proposals": proposals}
+    free = HybridCriterion(box_weight=1.0)(outputs, target)
+    fixed = HybridCriterion(box_weight=1.0, match_anchors=True)(outputs, target)
+    assert free["loss_giou_proposals"] < 1e-6 < 1 < fixed["loss_giou_proposals"]
+    assert fixed["loss_giou_0"] < 1e-6  # decoder layers are matched as before
+    assert create_model("test_plain_detr", reparam=True, match_anchors=True).criterion.match_anchors
+
+
 def test_pictures_without_objects_train_towards_nothing() -> None:
     empty = [targets()[1]] * 2
     found = HybridCriterion()({"layers": [layer()], "layers_many": [], "proposals": layer()}, empty)

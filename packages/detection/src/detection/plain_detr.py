@@ -82,14 +82,14 @@ class TimmBackbone(nn.Module):
         if not timm.is_model(name):
             near = did_you_mean(name, [*SWINS, *timm.list_models()])
             raise ValueError(f"PlainDETR: unknown backbone {name!r}{near}")
-        maps: Any = timm.create_model(name, features_only=True)
+        own: dict[str, Any] = {**(options or {}), **({"drop_path_rate": drop_path} if drop_path else {})}
+        maps: Any = timm.create_model(name, features_only=True, **own)
         strides = maps.feature_info.reduction()
         if stride is not None and stride not in strides:
             raise ValueError(f"PlainDETR: backbone {name!r} has maps of the strides {strides}, got stride={stride}")
         # The deepest map of the stride: all maps of a ViT have the same.
         place = len(strides) - 1 if stride is None else len(strides) - 1 - strides[::-1].index(stride)
         index = maps.feature_info.out_indices[place]
-        own: dict[str, Any] = {**(options or {}), **({"drop_path_rate": drop_path} if drop_path else {})}
         body: Any = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(index,), **own)
         self.body: Any = freeze_batch_norm_2d(body) if frozen_norm else body
         self.channels: int = body.feature_info.channels()[-1]
@@ -208,6 +208,9 @@ class PlainDETR(nn.Module):
             the proposal's cell, as in Efficient DETR, arXiv 2104.01318), which learns faster on few pictures.
         proposal_classes: proposals learn all classes and are ranked by the best one, as in DINO; officially they only
             tell objects from background, with the first class's output.
+        match_anchors: in training, proposals are matched with objects by their anchors, so that an object's cell stays
+            the same; officially by what they predict. Only with ``reparam``.
+        class_weight: of the class losses.
         padding: see the module.
         top_k: boxes per picture.
         mean, std: of the pictures' channels.
@@ -238,6 +241,8 @@ class PlainDETR(nn.Module):
         look_forward_twice: bool = True,
         query_content: QueryContent = "learned",
         proposal_classes: bool = False,
+        match_anchors: bool = False,
+        class_weight: float = 2.0,
         padding: Literal["exact", "official"] = "exact",
         top_k: int = 100,
         mean: Sequence[float] = (0.485, 0.456, 0.406),
@@ -256,6 +261,8 @@ class PlainDETR(nn.Module):
                 f"PlainDETR: num_classes={num_classes}, queries={queries} must be positive and "
                 f"queries_many={queries_many} not negative"
             )
+        if match_anchors and not reparam:
+            raise ValueError("PlainDETR: match_anchors=True needs reparam=True")
         if isinstance(backbone, str):
             builder: Any = SWINS.get(backbone)
             options = dict(backbone_options or {})
@@ -277,8 +284,10 @@ class PlainDETR(nn.Module):
         self.criterion = HybridCriterion(
             repeats=repeats,
             many_weight=many_weight,
+            class_weight=class_weight,
             box_weight=1.0 if reparam else 5.0,
             proposal_classes=proposal_classes,
+            match_anchors=match_anchors,
         )
         self.mean: Tensor
         self.std: Tensor

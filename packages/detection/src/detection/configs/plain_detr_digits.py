@@ -1,6 +1,11 @@
-"""Plain-DETR (1.1 M parameters) on digits_coco from scratch; not yet trained to the end, no metric measured.
+"""Plain-DETR (1.2 M parameters) on digits_coco from scratch.
 
-Data: 800 pictures of digits, validated on 200, tested on 200. Time: about 2,000 steps of 0.3 core-seconds.
+Data: 800 pictures of digits, validated on 200, tested on 200 with other digits on another photograph. Time: 3,200 steps
+in 579 core-seconds. Measured (seed 0): COCO mAP50 0.699 and mAP 0.391 on val, 0.547 and 0.292 on test.
+
+With the published matching at three strides, boxes are found after 400 steps while classes are still guessed; after 800
+steps mAP50 on val was 0.11, with proposals of one stride matched by their anchors 0.35. A backbone that keeps stride 8
+and small batches with a high rate learn the classes sooner, too.
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
@@ -14,14 +19,18 @@ from detection.detection_task import DetectionTask
 from detection.evaluation.coco_map import CocoMap
 from detection.plain_detr import PlainDETR
 
-epochs = 20
+epochs = 16
 warmup = 1
 model = dict(
     type=DetectionTask,
     net=dict(
         type=PlainDETR,
         backbone="resnet10t",
-        backbone_options=dict(stride=16, frozen_norm=False, options=dict(channels=(32, 64, 128, 256), stem_width=16)),
+        backbone_options=dict(
+            stride=8,
+            frozen_norm=False,
+            options=dict(channels=(32, 64, 128, 128), stem_width=16, output_stride=8),
+        ),
         num_classes=10,
         dim=128,
         num_heads=4,
@@ -29,20 +38,22 @@ model = dict(
         num_layers=2,
         upsample_stride=8,
         queries=30,
-        queries_many=90,
+        queries_many=60,
         repeats=6,
-        rpb_hidden_dim=256,
+        rpb_hidden_dim=32,
         position_bias="log",
         reparam=True,
-        proposal_strides=(8, 16, 32),
-        proposal_size=20.0,
+        proposal_strides=(8,),
+        proposal_size=28.0,
         query_content="features",
         proposal_classes=True,
+        match_anchors=True,
+        class_weight=10.0,
     ),
 )
 train_dataloader = dict(
     dataset=dict(type=DigitsCoco, split="train", transform=dict(augment=True, flip=0.0)),
-    batch_size=8,
+    batch_size=4,
     drop_last=True,
     collate_fn=collate_detection,
 )
@@ -50,9 +61,9 @@ val_dataloader = dict(dataset=dict(type=DigitsCoco, split="val"), batch_size=25,
 test_dataloader = dict(dataset=dict(type=DigitsCoco, split="test"), batch_size=25, collate_fn=collate_detection)
 val_evaluator = dict(type=CocoMap)
 optim_wrapper = dict(
-    optimizer=dict(type=AdamW, lr=1e-3, weight_decay=0.05, fused=True),
-    clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    optimizer=dict(type=AdamW, lr=2e-3, weight_decay=0.05, fused=True),
+    clip_grad=dict(max_norm=5.0),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"net.body": dict(lr_mult=2.0)}),
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.05, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
@@ -67,4 +78,4 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=4)
-custom_hooks = [dict(type=EMAHook, momentum=0.01)]
+custom_hooks = [dict(type=EMAHook, momentum=0.005)]

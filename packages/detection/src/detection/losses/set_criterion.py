@@ -16,6 +16,7 @@ from detection.boxes import cxcywh_to_xyxy, deltas_of, giou
 from detection.matchers import hungarian_match
 
 ALPHA = 0.25
+CLASS_COST = 2.0
 Targets = Sequence[Mapping[str, Tensor]]
 
 
@@ -35,6 +36,9 @@ class HybridCriterion:
         repeats: how often each object may be found by the second group of queries.
         many_weight: of the second group's losses.
         proposal_classes: the proposal stage learns classes; otherwise all its objects are of the first.
+        match_anchors: proposals are matched by their anchors alone, so that in every step the same one learns an
+            object; officially by what they predict. Needs ``pred_boxes_old``.
+        class_weight: of the class losses; the matching always weighs classes with 2.
         box_weight: 5 for normalized boxes, 1 for deltas in pixels.
 
     Raises: ValueError if ``repeats`` is below 1.
@@ -49,6 +53,7 @@ class HybridCriterion:
         box_weight: float = 5.0,
         giou_weight: float = 2.0,
         proposal_classes: bool = False,
+        match_anchors: bool = False,
     ) -> None:
         if repeats < 1:
             raise ValueError(f"HybridCriterion: repeats must be at least 1, got repeats={repeats}")
@@ -58,6 +63,7 @@ class HybridCriterion:
         self.box_weight = box_weight
         self.giou_weight = giou_weight
         self.proposal_classes = proposal_classes
+        self.match_anchors = match_anchors
 
     def __call__(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Float[Tensor, ""]]:
         """Losses of the outputs of `detection.plain_detr.PlainDETR.outputs`.
@@ -73,7 +79,7 @@ class HybridCriterion:
         wanted = targets
         if not self.proposal_classes:
             wanted = [{**target, "labels": torch.zeros_like(target["labels"])} for target in targets]
-        losses |= self._one(outputs["proposals"], wanted, count, "_proposals")
+        losses |= self._one(outputs["proposals"], wanted, count, "_proposals", by_anchor=self.match_anchors)
         if outputs["layers_many"]:
             many = [{"labels": target["labels"].repeat(self.repeats), "boxes": target["boxes"].repeat(self.repeats, 1)}
                     for target in targets]  # fmt: skip
@@ -83,9 +89,16 @@ class HybridCriterion:
                 losses |= {name: value * self.many_weight for name, value in found.items()}
         return losses
 
-    def _one(self, layer: Mapping[str, Tensor], targets: Targets, count: Tensor, ending: str) -> dict[str, Tensor]:
+    def _one(
+        self, layer: Mapping[str, Tensor], targets: Targets, count: Tensor, ending: str, *, by_anchor: bool = False
+    ) -> dict[str, Tensor]:
+        seen = layer
+        if by_anchor:
+            anchors = layer["pred_boxes_old"]
+            seen = {"pred_logits": torch.zeros_like(layer["pred_logits"]), "pred_boxes": anchors,
+                    "pred_deltas": torch.zeros_like(anchors), "pred_boxes_old": anchors}  # fmt: skip
         matches = hungarian_match(
-            layer, targets, class_cost=self.class_weight, box_cost=self.box_weight, giou_cost=self.giou_weight
+            seen, targets, class_cost=CLASS_COST, box_cost=self.box_weight, giou_cost=self.giou_weight
         )
         logits = layer["pred_logits"]
         picture = torch.cat([torch.full_like(query, index) for index, (query, _) in enumerate(matches)])
