@@ -1,12 +1,15 @@
 """Landmark attention: the grouped softmax, insertion of landmarks, retrieval with moved positions, official names."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from seq_models.data import Passkey
 from seq_models.landmark import VARIANTS, LandmarkConfig, LandmarkForCausalLM, from_official_keys
+from seq_models.language_task import LanguageTask, RetrievalHook
 from seq_models.rotary import rotate
 
 
@@ -52,7 +55,7 @@ def grouped(q: Tensor, k: Tensor, v: Tensor, q_at: int, spans: list[tuple[Tensor
 
 
 @pytest.mark.parametrize("retrieval", ["per_token_and_head", "max_over_heads"])
-@pytest.mark.parametrize("limit", [None, 1, 2, 3])
+@pytest.mark.parametrize("limit", [None, 0, 1, 2, 3])
 @torch.no_grad()
 def test_attention_equals_a_loop_over_queries(limit: int | None, retrieval: Any) -> None:
     """Grouped softmax over all blocks, or over those chosen by their landmarks, at the moved positions."""
@@ -99,6 +102,30 @@ def test_retrieval_of_all_blocks_equals_the_full_pass() -> None:
     full = model(ids).logits
     model.config.num_retrieved = 5  # of five
     assert (model(ids).logits - full).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_training_reads_all_blocks_unless_it_retrieves() -> None:
+    ids = torch.randint(0, 255, (2, 31))
+    retrieved = model_of(config(block=4, num_retrieved=1))(ids).logits
+    full = model_of(config(block=4))(ids).logits
+    assert (retrieved - full).abs().max() > 1e-3
+    for retrieval, expected in ((False, full), (True, retrieved)):
+        model = model_of(config(block=4, num_retrieved=1, train_retrieval=retrieval)).train()
+        assert (model(ids).logits - expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("resumed_at", [0, 3, 4])
+def test_training_goes_on_with_retrieval_and_longer_texts(resumed_at: int) -> None:
+    task = LanguageTask(LandmarkForCausalLM(config(block=4, num_retrieved=1)))
+    data = Passkey(length=120)
+    runner = SimpleNamespace(bare_model=task, train_dataloader=SimpleNamespace(dataset=data), iter=resumed_at)
+    hook, seen = RetrievalHook(begin=3, length=150), []
+    hook.before_train(runner)
+    for runner.iter in range(resumed_at, 5):
+        seen.append((len(data[0]["input_ids"]), task.net.config.train_retrieval))
+        hook.after_train_iter(runner, runner.iter)
+    assert seen == [(120, False)] * max(0, 3 - resumed_at) + [(150, True)] * min(2, 5 - resumed_at)
 
 
 @torch.no_grad()
@@ -171,8 +198,9 @@ def test_official_arguments_give_the_published_sizes() -> None:
     [
         ({"block": 1}, "LandmarkConfig: block must be at least 2, a token and its landmark, got block=1"),
         ({"landmark_id": 256}, "landmark_id must be in 0…255"),
-        ({"num_retrieved": 0}, "num_retrieved must be at least 1"),
+        ({"num_retrieved": -1}, "num_retrieved must not be negative"),
         ({"offload": True}, "offload needs num_retrieved"),
+        ({"train_retrieval": True}, "train_retrieval needs num_retrieved"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(options: dict[str, Any], message: str) -> None:

@@ -59,6 +59,20 @@ def test_the_answer_stands_once_more_in_the_text() -> None:
         assert len(begins) > 10
 
 
+def test_reminders_state_the_key_behind_the_line_and_count() -> None:
+    statements = set()
+    for item in (Passkey(reminders=5)[i] for i in range(40)):
+        text = bytes(item["input_ids"].tolist()).decode()
+        key = text[-4:]
+        places = [i for i in range(len(text)) if text.startswith(key, i)]
+        statements.add(len(places))
+        counted = (item["labels"] != IGNORED).nonzero().flatten().tolist()
+        assert counted == [place + i for place in places[1:] for i in range(4)]
+        assert text.index(f"The pass key is {key}. Remember {key}. ") < text.index(f"Remember {key}. ")
+        assert text.count(f"Remember {key}. ") == len(places) - 2
+    assert statements == {3, 4, 5, 6, 7, 8}
+
+
 def test_splits_of_the_standard_library_are_disjoint_text() -> None:
     parts = {split: standard_library(split) for split in ("train", "val", "test")}  # pyright: ignore
     assert len(parts["train"]) > 8 * len(parts["val"]) > 0
@@ -90,6 +104,7 @@ def test_own_text_is_split_in_order() -> None:
         (lambda: SelectiveCopy(vocab_size=2), "SelectiveCopy: vocab_size must be at least 3"),
         (lambda: Passkey(length=40), "Passkey: length must be at least 79 for a key of 4 characters, got length=40"),
         (lambda: Needle(length=40), "Needle: length must be at least 57, got length=40"),
+        (lambda: Passkey(reminders=-1), "Passkey: reminders must not be negative, got reminders=-1"),
         (lambda: Passkey(size=0), "Passkey: size must be at least 1, got size=0"),
     ],
 )

@@ -42,7 +42,10 @@ class LandmarkConfig(CausalConfig):
     Args:
         block: tokens of a block with its landmark (official: memory frequency + 1), at least 2.
         landmark_id: the landmark's row of the embedding; None: the last of the vocabulary.
-        num_retrieved: blocks that a token reads besides its own, outside training; None: all, at their true positions.
+        num_retrieved: blocks that a token reads besides its own, outside training; 0: none; None: all, at
+            their true positions.
+        train_retrieval: retrieve in training, too. A small model trained on all blocks spreads its attention over
+            more of them than it later reads, most of all in the first layer, whose landmarks are all alike.
         retrieval: blocks chosen for each token and head, or for each token by the best of its heads.
         offload: keep the keys and values of the state on the CPU, landmarks excepted, and copy what is retrieved.
     """
@@ -52,6 +55,7 @@ class LandmarkConfig(CausalConfig):
     block: int = 16
     landmark_id: int | None = None
     num_retrieved: int | None = None
+    train_retrieval: bool = False
     retrieval: Literal["per_token_and_head", "max_over_heads"] = "per_token_and_head"
     offload: bool = False
     rope_theta: float = 10000.0
@@ -66,10 +70,10 @@ class LandmarkConfig(CausalConfig):
         self.require(self.block >= 2, "block", "must be at least 2, a token and its landmark")
         inside = 0 <= (self.landmark_id or 0) < self.vocab_size
         self.require(inside, "landmark_id", f"must be in 0…{self.vocab_size - 1}")
-        self.require(self.num_retrieved is None or self.num_retrieved >= 1, "num_retrieved", "must be at least 1")
-        self.require(
-            not self.offload or self.num_retrieved is not None, "offload", "needs num_retrieved, as all blocks are read"
-        )
+        self.require((self.num_retrieved or 0) >= 0, "num_retrieved", "must not be negative")
+        for name in ("offload", "train_retrieval"):
+            missing = getattr(self, name) and self.num_retrieved is None
+            self.require(not missing, name, "needs num_retrieved, as all blocks are read")
 
     @classmethod
     def from_official(cls, fields: Mapping[str, Any]) -> "LandmarkConfig":
@@ -121,7 +125,7 @@ class LandmarkAttention(nn.Module):
         q, k, v = (
             t.unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2) for t in self.c_attn(x).chunk(3, -1)
         )
-        limit = None if self.training else config.num_retrieved
+        limit = config.num_retrieved if config.train_retrieval or not self.training else None
         position = torch.arange(start, start + x.shape[1], device=x.device)
         if state is None and limit is None:
             out, _ = landmark_attention(rotate(q, position, theta), rotate(k, position, theta), v, length)
@@ -202,7 +206,7 @@ class LandmarkAttention(nn.Module):
         q = rotate(q, base[number] + position % length, theta)
         own, lse = self._own_block(q, position, memory, base)
         before = min(int(number[-1]), blocks)
-        if before == 0:
+        if before == 0 or limit == 0:
             return own
         # Where landmark j stands for a query with b blocks before it: at true distance if j ≥ b − k, else in front.
         j, b = torch.arange(before, device=q.device), number[:, None]
@@ -357,9 +361,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "landmark_passkey": {  # bytes and a landmark: the recipe of that name
         "vocab_size": 257,
-        "hidden_size": 64,
+        "hidden_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
+        "initializer_range": 0.06,
         "block": 16,
         "num_retrieved": 2,
     },

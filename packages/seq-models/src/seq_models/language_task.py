@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,6 +51,31 @@ class LanguageTask(TaskModel):
         hits = ((logits.argmax(-1) == target) & counted).sum(1)
         columns = (nats.tolist(), counted.sum(1).tolist(), hits.tolist())
         return [{"nats": a, "tokens": b, "hits": c} for a, b, c in zip(*columns, strict=True)]
+
+
+class RetrievalHook(Hook):
+    """Landmark models learn from all blocks of short texts first, then from retrieved blocks of longer ones.
+
+    Args:
+        begin: first step of the second part.
+        length: tokens of its texts. The data set has a ``length`` and is read without workers.
+    """
+
+    def __init__(self, begin: int, length: int) -> None:
+        self.begin, self.length = begin, length
+
+    def before_train(self, runner: Any) -> None:
+        """Begin, or resume, in the right part."""
+        self._prepare(runner, runner.iter)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Prepare the next step."""
+        self._prepare(runner, runner.iter + 1)
+
+    def _prepare(self, runner: Any, step: int) -> None:
+        if step >= self.begin:
+            runner.bare_model.net.config.train_retrieval = True
+            runner.train_dataloader.dataset.length = self.length
 
 
 class TokenScore(BaseMetric):

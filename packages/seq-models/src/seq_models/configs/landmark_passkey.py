@@ -1,7 +1,8 @@
-"""Landmark attention on a pass key hidden in 240 bytes, tested at 960 bytes with two blocks retrieved.
+"""Landmark attention on a pass key hidden in bytes, tested at 960 bytes with two blocks retrieved.
 
-Data: generated. Metric: ``solved``, the share of keys that are right in all digits. It does not learn the task
-yet: test ``solved`` 0.0 and 18 % of the digits with seed 0, in eight minutes on one core.
+Data: generated. 600 steps read all blocks of 120 bytes that state the key several times, 250 retrieve two blocks of
+240 bytes. Metric: ``solved``, the share of keys that are right in all digits. Test ``solved`` 0.29 and 82 % of the
+digits with seed 0, in six and a half minutes on one core (no block retrieved: 0.0 and 11 %).
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
@@ -10,13 +11,13 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from seq_models.data import Passkey
-from seq_models.language_task import LanguageTask, TokenScore
+from seq_models.language_task import LanguageTask, RetrievalHook, TokenScore
 from seq_models.models import create_model
 
-steps = 1500
+steps = 850
 warmup = 100
 model = dict(type=LanguageTask, net=dict(type=create_model, name="landmark_passkey"))
-train_dataloader = dict(dataset=dict(type=Passkey, split="train", length=240, size=100000), batch_size=16)
+train_dataloader = dict(dataset=dict(type=Passkey, split="train", length=120, reminders=4, size=100000), batch_size=16)
 val_dataloader = dict(dataset=dict(type=Passkey, split="val", length=240, size=64), batch_size=32)
 test_dataloader = dict(dataset=dict(type=Passkey, split="test", length=960, size=200), batch_size=20)
 val_evaluator = dict(type=TokenScore)
@@ -29,4 +30,5 @@ param_scheduler = [
     dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=warmup),
     dict(type=CosineAnnealingLR, by_epoch=False, begin=warmup, end=steps, T_max=steps - warmup, eta_min=1e-5),
 ]
-train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=250)
+train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=125)
+custom_hooks = [dict(type=RetrievalHook, begin=600, length=240)]

@@ -5,6 +5,8 @@ elsewhere (the models shift them). The same index of the same split always gives
 split is that of another. Nothing is downloaded.
 """
 
+import itertools
+import re
 import string
 import sys
 import sysconfig
@@ -205,6 +207,10 @@ class Passkey(GeneratedTask):
     The text is bytes: filler cut at a random place, a line that states the number twice, filler, and a question whose
     answer, the number, counts. The number has ``digits`` digits.
 
+    Args:
+        reminders: up to so many more times a text states the number, behind the line, as far as there is room. With
+            any, every statement but the first counts, and not the answer alone: more to learn copying from.
+
     Raises:
         ValueError: a length that holds neither the line nor the question.
     """
@@ -212,10 +218,19 @@ class Passkey(GeneratedTask):
     vocab_size = 256
 
     def __init__(
-        self, split: Split = "train", *, length: int = 240, digits: int = 4, size: int = 20000, seed: int = 0
+        self,
+        split: Split = "train",
+        *,
+        length: int = 240,
+        digits: int = 4,
+        reminders: int = 0,
+        size: int = 20000,
+        seed: int = 0,
     ) -> None:
         super().__init__(split, size, length, seed, digits=digits)
-        self.digits = digits
+        if reminders < 0:
+            raise ValueError(f"{type(self).__name__}: reminders must not be negative, got reminders={reminders}")
+        self.digits, self.reminders = digits, reminders
         self._ends("0" * digits)
 
     def _line(self, key: str) -> str:
@@ -242,13 +257,19 @@ class Passkey(GeneratedTask):
 
     def item(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         key = self.secret(rng)
-        line, question = self._line(key), self._ends(key)
+        line, question, reminder = self._line(key), self._ends(key), f"Remember {key}. "
         free = self.length - len(line) - len(question)
+        count = int(rng.integers(min(self.reminders, free // len(reminder)) + 1)) if self.reminders else 0
+        free -= count * len(reminder)
         text = self.filler(rng, free)
-        cut = int(rng.integers(free + 1))
-        whole = text[:cut] + line + text[cut:] + question
+        cuts = [0, *np.sort(rng.integers(free + 1, size=1 + count)).tolist(), free]
+        pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
+        whole = pieces[0] + line + reminder.join(pieces[1:]) + question
         counted = np.zeros(self.length, bool)
         counted[-len(key) :] = True
+        if self.reminders:
+            for found in list(re.finditer(key, whole))[1:]:
+                counted[found.start() : found.end()] = True
         return np.frombuffer(whole.encode(), np.uint8).astype(np.int64), counted
 
 
