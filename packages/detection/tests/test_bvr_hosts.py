@@ -94,6 +94,16 @@ def test_plain_torchvision_model_takes_bvr_in_place_and_keeps_its_weights() -> N
     assert model(*batch())["loss_point_cls"] > 0
 
 
+def test_a_dilated_backbone_gives_its_deepest_map_of_each_stride() -> None:
+    small = {"channels": (8, 16, 24, 40), "stem_width": 8, "output_stride": 8}
+    body = PyramidBackbone("resnet10t", 8, (8, 16), backbone_options=small)
+    assert body.body.feature_info.channels() == [40]
+    assert [tuple(level.shape[-2:]) for level in body(torch.rand(1, 3, 64, 32)).values()] == [(8, 4), (4, 2)]
+    model = build_detector("retinanet", 3, bvr=False, backbone="resnet10t", backbone_options=small, channels=8,
+                           strides=(8, 16))  # fmt: skip
+    assert model.backbone.body.feature_info.channels() == [40]  # pyright: ignore
+
+
 def test_anchors_are_those_of_the_official_configuration() -> None:
     anchors = ExactAnchors([[32.0, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)]], (0.5, 1.0, 2.0))
     images = ImageList(torch.zeros(1, 3, 16, 24), [(16, 24)])

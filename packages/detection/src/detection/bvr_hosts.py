@@ -69,7 +69,7 @@ class PyramidBackbone(nn.Module):
         backbone: timm name, built without weights. channels: of the pyramid.
         strides: of the levels; those beyond the backbone's last are added by convolutions.
         extra: where added levels come from. norm: group norm in the pyramid. norm_eval: keep the backbone's batch
-            norms in eval mode, as for fine-tuning on few images.
+            norms in eval mode, as for fine-tuning on few images. backbone_options: of timm's builder.
 
     Raises: ValueError if the backbone has no map of the first stride, or strides do not double.
     """
@@ -83,16 +83,19 @@ class PyramidBackbone(nn.Module):
         extra: Literal["input", "output"] = "input",
         norm: bool = True,
         norm_eval: bool = True,
+        backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        maps: Any = timm.create_model(backbone, features_only=True)
+        options = dict(backbone_options or {})
+        maps: Any = timm.create_model(backbone, features_only=True, **options)
         have = maps.feature_info.reduction()
         if strides[0] not in have or any(b != 2 * a for a, b in pairwise(strides)):
             raise ValueError(
                 f"PyramidBackbone: strides must double, from one of {have}, got strides={tuple(strides)} of {backbone}"
             )
-        levels = tuple(have.index(stride) for stride in strides if stride in have)
-        self.body: Any = timm.create_model(backbone, features_only=True, out_indices=levels)
+        # The deepest map of each stride: a dilated backbone has several.
+        levels = tuple(len(have) - 1 - have[::-1].index(stride) for stride in strides if stride in have)
+        self.body: Any = timm.create_model(backbone, features_only=True, out_indices=levels, **options)
         widths = self.body.feature_info.channels()
         self.out_channels = channels
         self.norm_eval = norm_eval
@@ -238,6 +241,7 @@ def build_detector(
     *,
     bvr: bool = True,
     backbone: str = "resnet50",
+    backbone_options: Mapping[str, Any] | None = None,
     channels: int = 256,
     strides: Sequence[int] = STRIDES,
     anchor_scale: float | None = None,
@@ -253,7 +257,8 @@ def build_detector(
 
     Args:
         host: RetinaNet (9 anchors), FCOS or ATSS (one anchor of 8 strides). num_classes: labels 0 … num_classes − 1.
-        backbone, channels, strides, norm_eval: of the `PyramidBackbone`. norm: group norm in pyramid and heads.
+        backbone, backbone_options, channels, strides, norm_eval: of the `PyramidBackbone`.
+        norm: group norm in pyramid and heads.
         anchor_scale: side of the smallest anchor of a level in strides; 4 for RetinaNet, 8 for ATSS, if None.
         min_size, max_size: images are resized to, in pixels, as torchvision does.
         nms_thresh: 0.5 for RetinaNet, 0.6 otherwise, if None.
@@ -269,7 +274,9 @@ def build_detector(
         )
     levels = len(strides)
     extra: Literal["input", "output"] = "input" if host == "retinanet" else "output"
-    body = PyramidBackbone(backbone, channels, strides, extra=extra, norm=norm, norm_eval=norm_eval)
+    body = PyramidBackbone(
+        backbone, channels, strides, extra=extra, norm=norm, norm_eval=norm_eval, backbone_options=backbone_options
+    )
     nms = nms_thresh if nms_thresh is not None else (0.5 if host == "retinanet" else 0.6)
     sizes: dict[str, Any] = {
         "min_size": min_size, "max_size": max_size, "score_thresh": score_thresh, "nms_thresh": nms,

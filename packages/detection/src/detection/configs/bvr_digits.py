@@ -1,7 +1,9 @@
 """BVR on a small RetinaNet on digits_coco; ``--set bvr=False`` trains the host alone on the same schedule.
 
-Data: 800 pictures of digits, validated on 200, tested on 200. Time: 400 steps of 0.6 core-seconds (0.25 for the host
-alone). Not measured yet.
+Data: 800 pictures of digits, validated on 200, tested on 200. Time: 1,000 steps, 201 to 224 core-seconds (115 to 117 for
+the host alone). Measured on test, three seeds: mAP50 0.119 to 0.144 (host 0.102 to 0.133), mAP 0.061 to 0.078 (host
+0.050 to 0.068); the difference of the means is within the spread of the seeds. The schedule ends before classes are
+learned.
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
@@ -15,7 +17,7 @@ from detection.detection_task import DetectionTask
 from detection.evaluation.coco_map import CocoMap
 
 bvr = True
-epochs = 8
+epochs = 5
 warmup = 1
 model = dict(
     type=DetectionTask,
@@ -24,7 +26,8 @@ model = dict(
         host="retinanet",
         num_classes=10,
         bvr=bvr,
-        backbone="test_resnet",
+        backbone="resnet10t",
+        backbone_options=dict(channels=(32, 64, 128, 128), stem_width=16, output_stride=8),
         norm_eval=False,
         channels=32,
         strides=(8, 16),
@@ -36,7 +39,7 @@ model = dict(
 )
 train_dataloader = dict(
     dataset=dict(type=DigitsCoco, split="train"),
-    batch_size=16,
+    batch_size=4,
     shuffle=True,
     drop_last=True,
     collate_fn=collate_detection,
@@ -46,7 +49,7 @@ test_dataloader = dict(dataset=dict(type=DigitsCoco, split="test"), batch_size=2
 val_evaluator = dict(type=CocoMap)
 test_evaluator = dict(type=CocoMap)
 optim_wrapper = dict(
-    optimizer=dict(type=AdamW, lr=2e-3, weight_decay=0.01, fused=True),
+    optimizer=dict(type=AdamW, lr=4e-3, weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
