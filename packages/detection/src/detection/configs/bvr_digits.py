@@ -1,9 +1,9 @@
 """BVR on a small RetinaNet on digits_coco; ``--set bvr=False`` trains the host alone on the same schedule.
 
-Data: 800 pictures of digits, validated on 200, tested on 200. Time: 1,000 steps, 201 to 224 core-seconds (115 to 117 for
-the host alone). Measured on test, three seeds: mAP50 0.119 to 0.144 (host 0.102 to 0.133), mAP 0.061 to 0.078 (host
-0.050 to 0.068); the difference of the means is within the spread of the seeds. The schedule ends before classes are
-learned.
+Data: 800 pictures of digits, validated on 200, tested on 200. Time: 1,000 steps, 201 to 224 core-seconds (115 to 117
+for the host alone). Measured on test, three seeds: mAP50 0.119 to 0.144 (host 0.102 to 0.133), mAP 0.061 to 0.078
+(host 0.050 to 0.068); the difference of the means is within the spread of the seeds. The schedule ends before classes
+are learned.
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
