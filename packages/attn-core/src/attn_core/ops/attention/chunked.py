@@ -40,16 +40,23 @@ def chunked_forward(
     batch, heads, queries, _ = q.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     wide_k, wide_v = (x.to(dtype).contiguous() for x in (k, v))
-    out = token_major(q, batch, heads, queries, v.shape[-1])
-    lse = q.new_empty(batch, heads, queries, dtype=dtype)
+    out = lse = None
     may_be_dead = bool(bias) or bool(tables) or causal != "none"
     step = chunk_rows(batch, heads, k.shape[2])
     space = _space(wide_k, q, step)
     for start in range(0, queries, step):
         rows = slice(start, min(start + step, queries))
         s = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, factor, space[0])
-        p, lse[:, :, rows] = softmax_with_lse(s, may_be_dead, _part(space[1], s.shape))
-        out[:, :, rows] = torch.matmul(_group(p, k.shape[1]), wide_v).view(batch, heads, -1, v.shape[-1])
+        p, row_lse = softmax_with_lse(s, may_be_dead, _part(space[1], s.shape))
+        row_out = torch.matmul(_group(p, k.shape[1]), wide_v).view(batch, heads, -1, v.shape[-1])
+        if step >= queries:
+            return row_out.to(q.dtype), row_lse
+        if out is None or lse is None:
+            out = token_major(q, batch, heads, queries, v.shape[-1])
+            lse = q.new_empty(batch, heads, queries, dtype=dtype)
+        out[:, :, rows], lse[:, :, rows] = row_out, row_lse
+    assert out is not None
+    assert lse is not None
     return out, lse
 
 
@@ -99,7 +106,7 @@ def chunked_backward(
     key_heads, keys = k.shape[1], k.shape[2]
     dtype = lse.dtype
     wide_k, wide_v = (x.to(dtype).contiguous() for x in (k, v))
-    dq = token_major(q, *q.shape)
+    dq: Tensor | None = None
     dk: Tensor | None = None
     dv: Tensor | None = None
     dbias = torch.zeros_like(bias[0], dtype=dtype) if needs_bias else None
@@ -117,7 +124,12 @@ def chunked_backward(
         if factor is not None:
             ds = ds.mul_(factor[:, :, rows])
         grouped = _group(ds, key_heads)
-        dq[:, :, rows] = torch.matmul(grouped, wide_k).mul_(scale).view(batch, heads, -1, q.shape[-1])
+        row_dq = torch.matmul(grouped, wide_k).mul_(scale).view(batch, heads, -1, q.shape[-1])
+        if step >= queries:
+            dq = row_dq
+        else:
+            dq = token_major(q, *q.shape) if dq is None else dq
+            dq[:, :, rows] = row_dq
         dk = _accumulate(dk, _over_rows(grouped, _group(q[:, :, rows].to(dtype), key_heads)))
         if dbias is not None:
             target = slice_rows(dbias, rows)
@@ -127,6 +139,7 @@ def chunked_backward(
             for dtable, piece in zip(dtables, pieces, strict=True):
                 dtable[:, :, rows] = piece.sum_to_size(dtable[:, :, rows].shape)
     dk = torch.zeros_like(wide_k) if dk is None else dk.mul_(scale).contiguous()
+    dq = torch.zeros_like(q) if dq is None else dq
     return [dq, dk, torch.zeros_like(wide_v) if dv is None else dv.contiguous(), dbias, *dtables]
 
 

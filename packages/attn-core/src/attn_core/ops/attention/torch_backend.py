@@ -182,15 +182,18 @@ def _table_forward(
 ) -> tuple[Tensor, Tensor]:
     """The fused kernel on chunks of query rows, whose tables are expanded to a dense bias."""
     queries = q.shape[2]
-    out, lse = fake_forward(q, k, v, None, None, [], scale, "none")
     batch, heads = (max(t.shape[dim] for t in (*tables, *bias)) for dim in (0, 1))
     step = EXPANDED_CHUNKS * chunk_rows(batch, heads, k.shape[2])
+    out, lse = fake_forward(q, k, v, None, None, [], scale, "none")
     for start in range(0, queries, step):
         rows = slice(start, start + step)
         total = reference.expand_axis_bias([table[:, :, rows] for table in tables])
         for term in bias:
             total = total + slice_rows(term, rows).to(total.dtype)
-        out[:, :, rows], lse[:, :, rows] = flash_forward(q[:, :, rows], k, v, total, scale, False)
+        result = flash_forward(q[:, :, rows], k, v, total, scale, False)
+        if step >= queries:
+            return _token_major_copy(result[0]), result[1]
+        out[:, :, rows], lse[:, :, rows] = result
     return out, lse
 
 

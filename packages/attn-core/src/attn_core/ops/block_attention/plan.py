@@ -26,6 +26,8 @@ class Plan(NamedTuple):
     table: Tensor  # (G|1, R, K)
     q_holes: bool
     kv_holes: bool
+    q_covered: bool  # each query is listed once, and reads something
+    kv_covered: bool  # each key is read by one block of queries, once
 
 
 class Chunk(NamedTuple):
@@ -57,17 +59,31 @@ def make_plan(
         index = index.expand(B, heads, *index.shape[2:])
         return index.repeat_interleave(H // heads, dim=1).flatten(0, 1)
 
+    queries, keys, listed = grouped(q_index, H), grouped(kv_index, Hk), grouped(table, H)
+    q_holes, kv_holes = bool((q_index < 0).any()), bool((kv_index < 0).any()) or bool((table < 0).any())
+    shares = per_head and Hk < H  # several groups add to one key
+    kv_covered = not (kv_holes or shares) and _is_permutation(listed, keys.shape[1]) and _is_permutation(keys, k.shape[2])
     return Plan(
         B * H if per_head else B,
         per_head,
         1 if per_head else H,
         1 if per_head else Hk,
-        grouped(q_index, H),
-        grouped(kv_index, Hk),
-        grouped(table, H),
-        bool((q_index < 0).any()),
-        bool((kv_index < 0).any()) or bool((table < 0).any()),
+        queries,
+        keys,
+        listed,
+        q_holes,
+        kv_holes,
+        not q_holes and listed.shape[2] * keys.shape[2] > 0 and _is_permutation(queries, q.shape[2]),
+        kv_covered,
     )
+
+
+def _is_permutation(index: Tensor, length: int) -> bool:
+    """Whether each group (G, ·, ·) lists every number below ``length`` once."""
+    index = index.flatten(1)
+    if index.shape[1] != length:
+        return False
+    return bool(index.new_zeros(index.shape).scatter_(1, index, 1).all())
 
 
 def chunks(plan: Plan, q: Tensor, k: Tensor, v: Tensor, *, split_keys: bool = False) -> Iterator[Chunk]:
@@ -145,9 +161,11 @@ def put(target: Tensor, at: Tensor, values: Tensor, hole: Tensor | None) -> None
     target.index_copy_(0, at, values)
 
 
-def scatter(target: Tensor, at: Tensor, grad: Tensor, hole: Tensor | None) -> None:
-    """Add the gradient (c, heads, n, D) of gathered rows to the rows they came from."""
+def scatter(target: Tensor, at: Tensor, grad: Tensor, hole: Tensor | None, *, once: bool = False) -> None:
+    """Add the gradient (c, heads, n, D) of gathered rows to the rows they came from; ``once``: no row has another."""
     grad = grad.to(target.dtype)
+    if once:
+        return put(target, at, grad, hole)
     if hole is not None:
         grad = grad.masked_fill(hole[:, None, :, None], 0.0)
     target.index_add_(0, at.flatten(), grad.reshape(-1, grad.shape[-1]))

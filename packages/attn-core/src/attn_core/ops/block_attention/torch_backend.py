@@ -119,7 +119,7 @@ def forward(
         return dense_forward(plan, q, k, v, scale)
     Q, K, V = (rows_of(x) for x in (q, k, v))
     length = q_index.shape[2] * q_index.shape[3] if per_row else N
-    out = V.new_zeros(B * length * H, v.shape[-1])
+    out = _rows_like(V, B * length * H, plan.q_covered and not per_row)
     lse = V.new_full((len(out), 1), -math.inf, dtype=_accumulator(q.dtype))
     for chunk in chunks(plan, q, k, v):
         qc, kc, vc, _ = gather(plan, chunk, Q, K, V, kv_weight)
@@ -176,7 +176,8 @@ def backward(
         return dense_backward(plan, grad_out, grad_lse, out, lse, q, k, v, scale, needs[:3])
     Q, K, V, dO = (rows_of(x) for x in (q, k, v, grad_out))
     shift, L = (rows_of(x[..., None]) for x in (row_shift(grad_out, grad_lse, out, lse.dtype), lse))
-    dQ, dK, dV = (x.new_zeros(x.shape, dtype=_accumulator(x.dtype)) for x in (Q, K, V))
+    dQ = _rows_like(Q, len(Q), plan.q_covered, _accumulator(q.dtype))
+    dK, dV = (_rows_like(x, len(x), plan.kv_covered, _accumulator(x.dtype)) for x in (K, V))
     dW = None if kv_weight is None else kv_weight.new_zeros(kv_weight.shape, dtype=L.dtype)
     dT = [t.new_zeros(t.shape, dtype=L.dtype) for t in axis_bias]
     for chunk in chunks(plan, q, k, v, split_keys=True):
@@ -206,10 +207,10 @@ def backward(
             ]
             weight_rows(dW, plan, chunk, kv_weight, add=per_slot[0] + per_slot[1])
             dk, dv = dk * weight, dv * weight
-        scatter(dQ, chunk.q_rows, dq, hole)
+        scatter(dQ, chunk.q_rows, dq, hole, once=plan.q_covered and chunk.slots.start == 0)
         unseen = chunk.keys < 0 if plan.kv_holes else None
-        scatter(dK, chunk.kv_rows, dk, unseen)
-        scatter(dV, chunk.kv_rows, dv, unseen)
+        scatter(dK, chunk.kv_rows, dk, unseen, once=plan.kv_covered)
+        scatter(dV, chunk.kv_rows, dv, unseen, once=plan.kv_covered)
         for target, piece in zip(dT, dt[-len(dT) :] if dT else (), strict=True):
             scatter(target.view(-1, target.shape[-1]), _table_rows(target, plan, chunk, H), piece, hole)
     grads: list[Tensor | None] = [
@@ -220,6 +221,11 @@ def backward(
         *(grad.to(t.dtype) for grad, t in zip(dT, axis_bias, strict=True)),
     ]
     return [grad for grad, need in zip(grads, needs, strict=True) if need and grad is not None]
+
+
+def _rows_like(x: Tensor, rows: int, covered: bool, dtype: torch.dtype | None = None) -> Tensor:
+    """(rows, D): zeros unless each row will be written, since clearing fresh memory costs as much as a product."""
+    return (x.new_empty if covered else x.new_zeros)(rows, x.shape[-1], dtype=dtype or x.dtype)
 
 
 def _is_small(k: Tensor) -> bool:
