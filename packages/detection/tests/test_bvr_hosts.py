@@ -1,34 +1,36 @@
 """BVR in torchvision's detectors and in ATSS: the host stays as it is, official checkpoints load."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.image_list import ImageList
 
 from detection.bvr import BVRHead
 from detection.bvr_hosts import (
     KEY_MAP,
-    ExactAnchors,
     Host,
-    PyramidBackbone,
     TorchvisionHost,
     add_bvr,
     build_detector,
     load_official,
 )
+from detection.models import create_model
+from detection.pyramid import ExactAnchors, PyramidBackbone
 
 HOSTS: tuple[Host, ...] = ("retinanet", "fcos", "atss")
 IMAGES = [(3, 64, 80), (3, 70, 64)]
 
 
-def small(host: Host = "retinanet", *, bvr: bool = True) -> RetinaNet | FCOS:
+def small(host: Host = "retinanet", *, bvr: bool = True, **options: Any) -> Any:
     return build_detector(
         host,
         4,
         bvr=bvr,
+        **options,
         backbone="test_resnet",
         channels=32,
         strides=(8, 16, 32),
@@ -175,43 +177,59 @@ def test_official_checkpoint_survives_a_round_trip() -> None:
         torch.testing.assert_close(target.state_dict()[key], value)
 
 
-def test_atss_checkpoint_shares_geometry_and_scales_levels() -> None:
-    model = small("atss")
-    state = {f"bbox_head.{key.removeprefix('head.')}" if key.startswith("head.") else key: value
-             for key, value in model.state_dict().items()}  # fmt: skip
+@pytest.mark.parametrize("host", ["fcos", "atss"])
+def test_checkpoints_with_deformable_convolutions_survive_a_round_trip(host: Host) -> None:
+    """As published with ResNeXt-101: towers without norm for FCOS, one geometry table for ATSS, scales of levels."""
+    options: dict[str, Any] = {"deformable": "backbone+towers", "norm": False, "base_size": 40}
+    source, target = (small(host, **options) for _ in range(2))
+    with torch.no_grad():
+        source.head.bbox_head.scales.copy_(torch.tensor([2.0, 3.0, 4.0]))
     named: dict[str, Tensor] = {}
-    for key, value in state.items():
-        if key == "bbox_head.bbox_head.scales":
-            named |= {f"bbox_head.bbox_head.scales.{i}.scale": torch.tensor(2.0 + i) for i in range(3)}
-        elif match := re.match(r"bbox_head\.bbox_head\.head\.(classification|regression)_head\.conv\.(\d+)\.(.*)", key):
+    predictions = {"fcos": "conv_{}", "atss": "atss_{}"}[host]
+    for key, value in source.state_dict().items():
+        if key == "head.bbox_head.scales":
+            named |= {f"bbox_head.bbox_head.scales.{i}.scale": scale for i, scale in enumerate(value)}
+        elif match := re.match(r"head\.bbox_head\.head\.(classification|regression)_head\.conv\.(\d+)\.(.*)", key):
             tower = {"classification": "cls", "regression": "reg"}[match[1]]
             layer, part = divmod(int(match[2]), 3)
             named[f"bbox_head.bbox_head.{tower}_convs.{layer}.{('conv', 'gn')[part]}.{match[3]}"] = value
-        elif "head.classification_head.cls_logits" in key:
-            named[f"bbox_head.bbox_head.atss_cls.{key.rsplit('.', 1)[1]}"] = value
-        elif "head.regression_head" in key:
-            kind = "reg" if "bbox_reg" in key else "centerness"
-            named[f"bbox_head.bbox_head.atss_{kind}.{key.rsplit('.', 1)[1]}"] = value
-        elif "reg_transformer.relative" not in key:
-            named[key.replace("backbone.body.", "backbone.")] = value
-    pyramid = {key: value for key, value in named.items() if key.startswith("backbone.fpn")}
-    for key in pyramid:
-        value = named.pop(key)
-        block, level, part = re.match(r"backbone\.fpn\.(\w+)\.(\d)\.(\d)", key).groups()  # type: ignore[union-attr]
-        kind = {"inner_blocks": "lateral_convs", "layer_blocks": "fpn_convs"}[block]
-        named[f"neck.{kind}.{level}.{('conv', 'gn')[int(part)]}.{key.rsplit('.', 1)[1]}"] = value
-    load_official(model, named)
-    assert model.head.bbox_head.scales.tolist() == [2, 3, 4]
+        elif match := re.match(r"head\.bbox_head\.head\.\w+_head\.(cls_logits|bbox_reg|bbox_ctrness)\.(.*)", key):
+            kind = {"cls_logits": "cls", "bbox_reg": "reg", "bbox_ctrness": "centerness"}[match[1]]
+            named[f"bbox_head.bbox_head.{predictions.format(kind)}.{match[2]}"] = value
+        elif match := re.match(r"backbone\.fpn\.(\w+)\.(\d)\.0\.(.*)", key):
+            kind = {"inner_blocks": "lateral_convs", "layer_blocks": "fpn_convs"}[match[1]]
+            named[f"neck.{kind}.{match[2]}.conv.{match[3]}"] = value
+        elif host == "fcos" or "reg_transformer.relative" not in key:
+            named[re.sub("^head", "bbox_head", key.replace("backbone.body.", "backbone."))] = value
+    assert "bbox_head.bbox_head.cls_convs.3.conv.conv_offset.bias" in named
+    assert "backbone.layer2.0.conv2.conv_offset.weight" in named
+    assert ("bbox_head.bbox_head.reg_convs.1.conv.bias" in named) == (host == "fcos")
+    assert ("bbox_head.bbox_head.reg_convs.1.gn.bias" in named) == (host == "atss")
+    load_official(target, named)
+    for key, value in source.state_dict().items():
+        torch.testing.assert_close(target.state_dict()[key], value)
+
+
+@pytest.mark.parametrize(
+    ("host", "parameters"),
+    [("retinanet", 112_023_140), ("fcos", 102_931_712), ("atss", 106_472_184)],
+)
+def test_sizes_with_deformable_resnext(host: str, parameters: int) -> None:
+    with torch.device("meta"):
+        model = create_model(f"bvr_{host}_x101_dcn")
+    assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 def test_mistakes_are_named() -> None:
     model = small()
     with pytest.raises(ValueError, match="the model has BVR already"):
         add_bvr(model)
-    with pytest.raises(ValueError, match="host must be 'retinanet', 'fcos' or 'atss', got host='yolo'"):
+    with pytest.raises(ValueError, match="host must be 'retinanet', 'fcos', 'atss' or 'faster_rcnn', got host='yolo'"):
         build_detector("yolo")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"deformable must be 'none', .*got deformable='backbone\+towers'"):
+        build_detector("retinanet", deformable="backbone+towers")
     model.head = torch.nn.Identity()
-    with pytest.raises(ValueError, match="must be a RetinaNet, FCOS or ATSS, got a head Identity"):
+    with pytest.raises(ValueError, match="must be a RetinaNet, FCOS, ATSS or Faster R-CNN, got a head Identity"):
         add_bvr(model)
     with pytest.raises(ValueError, match=r"strides must double, from one of \[.*\], got strides=\(8, 24\)"):
         PyramidBackbone("test_resnet", 32, (8, 24))

@@ -1,5 +1,6 @@
 """Landmark attention: the grouped softmax, insertion of landmarks, retrieval with moved positions, official names."""
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,6 +96,27 @@ def test_attention_equals_a_loop_over_queries(limit: int | None, retrieval: Any)
     assert (out[0] - reference).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("limit", [0, 1, 2, 9])
+@torch.no_grad()
+def test_the_best_blocks_are_read_where_they_are(limit: int) -> None:
+    length, n = 4, 27
+    settings = config(block=length, num_retrieved=limit, training_reads="best")
+    attention = model_of(settings).train().model.layers[0].attn
+    x = torch.randn(1, n, 32).double()
+    q, k, v = (t.view(n, 4, 8).transpose(0, 1) for t in attention.c_attn(x)[0].chunk(3, -1))
+    expected = torch.empty(4, n, 8).double()
+    for i, h in itertools.product(range(n), range(4)):
+        before = i // length
+        turned = rotate(q[h, i][None], torch.tensor([i]), 10000.0)[0]
+        at = length * torch.arange(before) + length - 1
+        chosen = (rotate(k[h, at], at, 10000.0) @ turned).topk(min(limit, before)).indices.tolist()
+        spans = [(torch.arange(j * length, (j + 1) * length), j * length, False) for j in chosen]
+        own = torch.arange(before * length, min(i, before * length + length - 2) + 1)
+        expected[h, i] = grouped(q[h, i], k[h], v[h], i, [*spans, (own, before * length, True)])
+    out, _ = attention(x, 0, None, False)
+    assert (out[0] - attention.c_proj(expected.transpose(0, 1).flatten(1))).abs().max() < 1e-10
+
+
 @torch.no_grad()
 def test_retrieval_of_all_blocks_equals_the_full_pass() -> None:
     model = model_of(config(block=5))
@@ -110,8 +132,8 @@ def test_training_reads_all_blocks_unless_it_retrieves() -> None:
     retrieved = model_of(config(block=4, num_retrieved=1))(ids).logits
     full = model_of(config(block=4))(ids).logits
     assert (retrieved - full).abs().max() > 1e-3
-    for retrieval, expected in ((False, full), (True, retrieved)):
-        model = model_of(config(block=4, num_retrieved=1, train_retrieval=retrieval)).train()
+    for reads, expected in (("all", full), ("retrieved", retrieved)):
+        model = model_of(config(block=4, num_retrieved=1, training_reads=reads)).train()
         assert (model(ids).logits - expected).abs().max() < 1e-10
 
 
@@ -123,9 +145,9 @@ def test_training_goes_on_with_retrieval_and_longer_texts(resumed_at: int) -> No
     hook, seen = RetrievalHook(begin=3, length=150), []
     hook.before_train(runner)
     for runner.iter in range(resumed_at, 5):
-        seen.append((len(data[0]["input_ids"]), task.net.config.train_retrieval))
+        seen.append((len(data[0]["input_ids"]), task.net.config.training_reads))
         hook.after_train_iter(runner, runner.iter)
-    assert seen == [(120, False)] * max(0, 3 - resumed_at) + [(150, True)] * min(2, 5 - resumed_at)
+    assert seen == [(120, "all")] * max(0, 3 - resumed_at) + [(150, "retrieved")] * min(2, 5 - resumed_at)
 
 
 @torch.no_grad()
@@ -200,7 +222,7 @@ def test_official_arguments_give_the_published_sizes() -> None:
         ({"landmark_id": 256}, "landmark_id must be in 0…255"),
         ({"num_retrieved": -1}, "num_retrieved must not be negative"),
         ({"offload": True}, "offload needs num_retrieved"),
-        ({"train_retrieval": True}, "train_retrieval needs num_retrieved"),
+        ({"training_reads": "best"}, "training_reads needs num_retrieved"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(options: dict[str, Any], message: str) -> None:

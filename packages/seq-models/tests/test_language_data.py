@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from seq_models.data import AssociativeRecall, ByteText, Needle, Passkey, SelectiveCopy
-from seq_models.data.language import standard_library
+from seq_models.data.language import counted_bits, standard_library
 from seq_models.language_model import IGNORED
 
 TASKS: list[Any] = [AssociativeRecall, SelectiveCopy, Passkey, Needle]
@@ -45,6 +45,28 @@ def test_copied_tokens_are_those_between_the_blanks_in_order() -> None:
         assert [token for token in ids[:24] if token] == ids[25:]
         assert ids[24] == 1
         assert (item["labels"] != IGNORED).sum() == 5
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_counted_bits_equal_a_loop_over_bytes(order: int) -> None:
+    rng = np.random.default_rng(0)
+    text, windows = (rng.integers(97, 100, size).astype(np.uint8) for size in (300, (4, 9)))
+    content, bits = text.tobytes(), []
+    for row in windows:
+        for place in range(1, 9):
+            chance = 1 / 256
+            for k in range(min(order, place) + 1):
+                before, whole = row[place - k : place].tobytes(), row[place - k : place + 1].tobytes()
+                starts = [i for i in range(len(content) - k) if content[i : i + k] == before]
+                found = sum(content[i : i + k + 1] == whole for i in starts)
+                chance = (found + 4 * chance) / (len(starts) + 4)
+            bits.append(-np.log2(chance))
+    assert counted_bits(order, text, windows) == pytest.approx(np.mean(bits), abs=1e-12)
+
+
+def test_counted_bits_of_a_long_context_are_refused() -> None:
+    with pytest.raises(ValueError, match="order must be 0, 1 or 2"):
+        counted_bits(3, np.zeros(9, np.uint8), np.zeros((1, 9), np.uint8))
 
 
 def test_the_answer_stands_once_more_in_the_text() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection import FCOS
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.fcos import FCOSHead
@@ -66,10 +66,13 @@ def assign(
 
 
 class ATSSHead(FCOSHead):
-    """FCOS's towers with one anchor per cell and the losses of ATSS."""
+    """FCOS's towers, convolutions without bias before their norms, one anchor per cell, and the losses of ATSS."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, 1, num_classes)
+        for layer in (*self.classification_head.conv, *self.regression_head.conv):
+            if isinstance(layer, nn.Conv2d):
+                layer.bias = None
         self.deltas = DeltaCoder()
 
     def compute_loss(

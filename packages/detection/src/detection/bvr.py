@@ -62,13 +62,18 @@ class Keys(NamedTuple):
     scores: Float[Tensor, "B K"]
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """8 channels in a group, as the published 32 groups of 256 channels; more where there are more."""
+    return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 8))), channels)
+
+
 class ConvModule(nn.Module):
     """3×3 or 1×1 convolution, group norm if asked for, ReLU; parameters under mmcv's names ``conv`` and ``gn``."""
 
     def __init__(self, in_channels: int, channels: int, kernel: int = 3, *, norm: bool, relu: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=not norm)
-        self.gn = nn.GroupNorm(math.gcd(32, channels), channels) if norm else None
+        self.gn = group_norm(channels) if norm else None
         self.relu = relu
         nn.init.normal_(self.conv.weight, std=0.01)
         if self.conv.bias is not None:
@@ -190,15 +195,26 @@ class BVRTransformer(nn.Module):
             for start in range(0, query.shape[1], self.tile):
                 part, where = query[:, start : start + self.tile], cells[start : start + self.tile]
                 if torch.is_grad_enabled() and query.shape[1] > self.tile:
-                    tiles.append(checkpoint(self._attend, part, where, keys, table, unit, use_reentrant=False))
+                    tiles.append(checkpoint(self.attend, part, where, keys, unit, table, use_reentrant=False))
                 else:
-                    tiles.append(self._attend(part, where, keys, table, unit))
+                    tiles.append(self.attend(part, where, keys, unit, table))
             out.append(torch.cat(tiles, 1).transpose(1, 2).unflatten(2, features.shape[2:]))
         return out
 
-    def _attend(self, query: Tensor, cells: Tensor, keys: Sequence[Keys], table: Tensor, unit: float) -> Tensor:
+    def attend(
+        self,
+        query: Float[Tensor, "B N C"],
+        cells: Float[Tensor, "N 2"],
+        keys: Sequence[Keys],
+        unit: float,
+        table: Float[Tensor, "H side side"] | None = None,
+    ) -> Float[Tensor, "B N C"]:
+        """The same for queries at any positions in pixels, not tiled; without keys ReLU alone."""
+        table = self.relative_positional_encoding.table() if table is None else table
         total = query
         for layer, key in zip(self.decoder, keys, strict=True):
+            if not key.features.shape[1]:
+                continue
             offsets = (key.positions.unsqueeze(1) - cells.unsqueeze(1)) / unit
             bias = self.relative_positional_encoding(offsets, table)
             total = total + layer(query, key.features, bias)

@@ -44,8 +44,10 @@ class LandmarkConfig(CausalConfig):
         landmark_id: the landmark's row of the embedding; None: the last of the vocabulary.
         num_retrieved: blocks that a token reads besides its own, outside training; 0: none; None: all, at
             their true positions.
-        train_retrieval: retrieve in training, too. A small model trained on all blocks spreads its attention over
-            more of them than it later reads, most of all in the first layer, whose landmarks are all alike.
+        training_reads: what a token reads in training: ``"all"`` blocks, as published; the ``"best"`` num_retrieved of
+            each head by their landmarks, all blocks at their true positions; or the ``"retrieved"`` ones, as outside
+            training. A small model trained on all blocks spreads its attention over more of them than it later reads,
+            most of all in the first layer, whose landmarks are all alike.
         retrieval: blocks chosen for each token and head, or for each token by the best of its heads.
         offload: keep the keys and values of the state on the CPU, landmarks excepted, and copy what is retrieved.
     """
@@ -55,7 +57,7 @@ class LandmarkConfig(CausalConfig):
     block: int = 16
     landmark_id: int | None = None
     num_retrieved: int | None = None
-    train_retrieval: bool = False
+    training_reads: Literal["all", "best", "retrieved"] = "all"
     retrieval: Literal["per_token_and_head", "max_over_heads"] = "per_token_and_head"
     offload: bool = False
     rope_theta: float = 10000.0
@@ -71,8 +73,8 @@ class LandmarkConfig(CausalConfig):
         inside = 0 <= (self.landmark_id or 0) < self.vocab_size
         self.require(inside, "landmark_id", f"must be in 0…{self.vocab_size - 1}")
         self.require((self.num_retrieved or 0) >= 0, "num_retrieved", "must not be negative")
-        for name in ("offload", "train_retrieval"):
-            missing = getattr(self, name) and self.num_retrieved is None
+        for name, unlimited in (("offload", False), ("training_reads", "all")):
+            missing = getattr(self, name) != unlimited and self.num_retrieved is None
             self.require(not missing, name, "needs num_retrieved, as all blocks are read")
 
     @classmethod
@@ -125,16 +127,18 @@ class LandmarkAttention(nn.Module):
         q, k, v = (
             t.unflatten(-1, (config.num_attention_heads, -1)).transpose(1, 2) for t in self.c_attn(x).chunk(3, -1)
         )
-        limit = config.num_retrieved if config.train_retrieval or not self.training else None
+        reads = config.training_reads if self.training else "retrieved"
+        limit = None if reads == "all" else config.num_retrieved
         position = torch.arange(start, start + x.shape[1], device=x.device)
         if state is None and limit is None:
             out, _ = landmark_attention(rotate(q, position, theta), rotate(k, position, theta), v, length)
             memory = self._memory(None, k, v) if keep else None
         else:
             memory = self._memory(state, k, v)
-            attend = self._retrieve if limit is not None else self._read_all
             parts = [
-                attend(part, at, memory)
+                self._read_in_place(part, at, memory, limit)
+                if limit is None or reads == "best"
+                else self._retrieve(part, at, memory, limit)
                 for part, at in zip(q.split(QUERIES_AT_ONCE, 2), position.split(QUERIES_AT_ONCE), strict=True)
             ]
             out = torch.cat(parts, dim=2)
@@ -168,8 +172,10 @@ class LandmarkAttention(nn.Module):
         scores = scores.masked_fill(~(seen & (token % length != length - 1)), -torch.inf)
         return torch.matmul(scores.softmax(-1), v), scores.logsumexp(-1)
 
-    def _read_all(self, q: Tensor, position: Tensor, memory: Memory) -> Tensor:
-        """Grouped softmax over every earlier block at its true position: equal to the pass over the whole sequence."""
+    def _read_in_place(self, q: Tensor, position: Tensor, memory: Memory, limit: int | None) -> Tensor:
+        """Grouped softmax over earlier blocks at their true positions: over all of them, equal to the pass over the
+        whole sequence, or over the ``limit`` whose landmarks a query scores highest.
+        """
         config, length = self.config, self.config.block
         scale = q.shape[-1] ** -0.5
         q = rotate(q, position, config.rope_theta)
@@ -184,13 +190,16 @@ class LandmarkAttention(nn.Module):
         scores = (torch.matmul(q, k.transpose(-1, -2)) * scale).unflatten(-1, (complete, length))
         ahead = torch.arange(complete, device=q.device) >= (position // length)[:, None]
         gate = scores[..., -1].masked_fill(ahead, -torch.inf)
+        if limit is not None and limit < complete:
+            rest = gate.topk(complete - limit, dim=-1, largest=False).indices
+            gate = gate.scatter(-1, rest, -torch.inf)
         weight = torch.cat([gate, lse[..., None]], dim=-1).softmax(-1)
         share = scores[..., :-1].softmax(-1) * weight[..., :-1, None]
         v = memory.values[:, :, : complete * length].unflatten(2, (complete, length))[..., :-1, :]
-        past = torch.einsum("bhncl,bhcld->bhnd", share, v)
+        past = torch.matmul(share.flatten(-2), v.flatten(2, 3))
         return past + own * weight[..., -1:]
 
-    def _retrieve(self, q: Tensor, position: Tensor, memory: Memory) -> Tensor:
+    def _retrieve(self, q: Tensor, position: Tensor, memory: Memory, limit: int) -> Tensor:
         """Grouped softmax over a query's own block and the blocks whose landmarks it scores highest.
 
         With k blocks to retrieve and b blocks before a query, its own block begins at min(b, k + 1)·L. For the choice,
@@ -201,21 +210,21 @@ class LandmarkAttention(nn.Module):
         theta, scale = config.rope_theta, q.shape[-1] ** -0.5
         number = position // length
         blocks = memory.landmarks.shape[2]
-        limit = int(config.num_retrieved or 0)
         base = torch.arange(blocks + 1, device=q.device).clamp(max=limit + 1) * length
-        q = rotate(q, base[number] + position % length, theta)
-        own, lse = self._own_block(q, position, memory, base)
+        at = base[number] + position % length
+        own, lse = self._own_block(rotate(q, at, theta), position, memory, base)
         before = min(int(number[-1]), blocks)
         if before == 0 or limit == 0:
             return own
+        # Queries as seen from the k + 1 places r·L where a block may begin: keys then turn by their place in the block.
+        place = torch.arange(limit + 1, device=q.device)
+        seen = rotate(q[..., None, :].expand(*q.shape[:3], limit + 1, -1), at[:, None] - place * length, theta)
         # Where landmark j stands for a query with b blocks before it: at true distance if j ≥ b − k, else in front.
         j, b = torch.arange(before, device=q.device), number[:, None]
-        place = torch.where(j >= b - limit, j - (b - limit - 1).clamp(min=0), 0).clamp(max=limit)
-        landmark = memory.landmarks[:, :, :before]
-        scores = q.new_full((*q.shape[:3], before), -torch.inf)
-        for at in range(limit + 1):  # so many positions, whatever the length
-            rotated = rotate(landmark, torch.full((before,), at * length + length - 1, device=q.device), theta)
-            scores = torch.where(place == at, torch.matmul(q, rotated.transpose(-1, -2)) * scale, scores)
+        stands = torch.where(j >= b - limit, j - (b - limit - 1).clamp(min=0), 0).clamp(max=limit)
+        landmark = rotate(memory.landmarks[:, :, :before], stands.new_full((before,), length - 1), theta)
+        scores = torch.matmul(seen.flatten(2, 3), landmark.mT).unflatten(2, (-1, limit + 1)) * scale
+        scores = scores.gather(3, stands[:, None].expand(*scores.shape[:3], 1, before)).squeeze(3)
         # Landmarks of the first layer are equal where their positions are: within 1/1024 nat the later block is chosen,
         # not what rounding prefers.
         chance = scores.masked_fill(j >= b, -torch.inf).log_softmax(-1).nan_to_num(-torch.inf, neginf=-torch.inf)
@@ -231,11 +240,11 @@ class LandmarkAttention(nn.Module):
         order = torch.arange(count, device=q.device)
         # With at most k blocks before it, a query reads all of them where they are: block j at j·L (the official code
         # moves them one block too far, onto the query's own, in that case alone).
-        slot = torch.where(b <= limit, chosen, order + (recent & (b > limit)).long())
+        slot = torch.where(b <= limit, chosen, order + (recent & (b > limit)).long()).clamp(max=limit)
         keys, values = self._gather(memory, chosen, q)
-        at = slot[..., None] * length + torch.arange(length, device=q.device)
-        keys = rotate(keys, at, theta)
-        logits = torch.einsum("bhnd,bhncld->bhncl", q, keys) * scale
+        keys = rotate(keys, torch.arange(length, device=q.device), theta)
+        seen = seen.gather(3, slot[..., None].expand(*slot.shape, q.shape[-1]))
+        logits = torch.einsum("bhncd,bhncld->bhncl", seen, keys) * scale
         read = torch.einsum("bhncl,bhncld->bhncd", logits[..., :-1].softmax(-1), values[..., :-1, :])
         gate = logits[..., -1].masked_fill(~open_, -torch.inf)
         parts = [*read.unbind(-2), own]
@@ -367,6 +376,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "initializer_range": 0.06,
         "block": 16,
         "num_retrieved": 2,
+        "training_reads": "best",
     },
     "test_landmark": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "block": 5},
     "test_landmark_retrieval": {

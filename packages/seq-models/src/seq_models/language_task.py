@@ -54,7 +54,7 @@ class LanguageTask(TaskModel):
 
 
 class RetrievalHook(Hook):
-    """Landmark models learn from all blocks of short texts first, then from retrieved blocks of longer ones.
+    """Landmark models learn to read blocks of short texts where they are first, then retrieved blocks of longer texts.
 
     Args:
         begin: first step of the second part.
@@ -74,7 +74,7 @@ class RetrievalHook(Hook):
 
     def _prepare(self, runner: Any, step: int) -> None:
         if step >= self.begin:
-            runner.bare_model.net.config.train_retrieval = True
+            runner.bare_model.net.config.training_reads = "retrieved"
             runner.train_dataloader.dataset.length = self.length
 
 

@@ -92,6 +92,40 @@ class ByteText(Dataset[dict[str, Tensor]]):
         return {"input_ids": ids, "labels": ids.clone()}
 
 
+def counted_bits(order: int, text: np.ndarray, windows: np.ndarray, strength: float = 4.0) -> float:
+    """Bits per byte of windows under a table of counts: what a language model has to beat.
+
+    p(byte | last k bytes) = (count of these k + 1 bytes in the text + s·p(byte | last k − 1)) / (count of the k bytes
+    + s), from 1/256 without any context up to k = ``order``. As for the models, nothing stands before a window, and its
+    first byte does not count.
+
+    Args:
+        order: 0, 1 or 2.
+        text: bytes that are counted.
+        windows: (W, N) bytes that are scored.
+        strength: s, so many sightings weigh as much as the shorter context.
+
+    Raises:
+        ValueError: another order.
+    """
+    if order not in (0, 1, 2):
+        raise ValueError(f"counted_bits: order must be 0, 1 or 2 (the table has 256^(order + 1) cells), got {order}")
+    chance = np.full(windows[:, 1:].shape, 1 / 256)
+    for k in range(order + 1):
+        table = np.bincount(_codes(text[None], k)[0], minlength=256 ** (k + 1))
+        seen = table.reshape(-1, 256).sum(1)
+        code = _codes(windows, k)[:, 1 if k == 0 else 0 :]
+        after = chance[:, max(k - 1, 0) :]
+        after[:] = (table[code] + strength * after) / (seen[code >> 8] + strength)
+    return float(-np.log2(chance).mean())
+
+
+def _codes(text: np.ndarray, k: int) -> np.ndarray:
+    """Each k + 1 neighboring bytes of rows as one number, the last byte lowest."""
+    length = text.shape[1] - k
+    return sum(text[:, i : i + length].astype(np.int64) << 8 * (k - i) for i in range(k + 1))  # pyright: ignore[reportReturnType]
+
+
 class GeneratedTask(Dataset[dict[str, Tensor]], ABC):
     """Base of the generated tasks: ``size`` items, each from a generator of its own seeded by (seed, split, index)."""
 
