@@ -9,6 +9,7 @@ import torch
 from seq_models.data import AssociativeRecall, ByteText, Needle, Passkey, SelectiveCopy
 from seq_models.data.language import counted_bits, standard_library
 from seq_models.language_model import IGNORED
+from seq_models.language_task import ByteScore
 
 TASKS: list[Any] = [AssociativeRecall, SelectiveCopy, Passkey, Needle]
 
@@ -133,3 +134,18 @@ def test_own_text_is_split_in_order() -> None:
 def test_sizes_that_do_not_fit_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_byte_score_counts_the_training_text_for_the_bytes_it_is_shown() -> None:
+    text = b"abcabcabdabc" * 40
+    parts = {split: ByteText(split, length=8, text=text) for split in ("train", "test")}
+    score = ByteScore(text=text, order=1)
+    for item in parts["test"]:
+        score.process({"input_ids": [item["input_ids"]]}, [{"nats": 7 * np.log(2), "tokens": 7, "hits": 0}])
+    expected = counted_bits(1, parts["train"].windows.ravel(), parts["test"].windows)
+    for _ in range(2):  # bytes of one evaluation do not stay for the next
+        found = score.compute_metrics(score.results)
+        assert found["counted_bits"] == pytest.approx(expected)
+        assert found["bits_per_token"] == pytest.approx(1)
+        for item in parts["test"]:
+            score.process({"input_ids": [item["input_ids"]]}, [])

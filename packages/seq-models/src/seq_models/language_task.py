@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from mmengine.evaluator import BaseMetric
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from attn_core.engine import TaskModel
 
+from .data.language import ByteText, counted_bits
 from .language_model import IGNORED
 
 NATS_PER_BIT = 0.6931471805599453
@@ -96,3 +98,25 @@ class TokenScore(BaseMetric):
             "accuracy": hits / tokens,
             "solved": solved / len(results),
         }
+
+
+class ByteScore(TokenScore):
+    """`TokenScore` and ``counted_bits``: what a table of counts of the training text needs for the same bytes.
+
+    Args:
+        text: as of `seq_models.data.ByteText`, whose training part is counted. order: of the table, 0 to 2.
+    """
+
+    def __init__(self, text: bytes | str | None = None, order: int = 2) -> None:
+        super().__init__()
+        self.text, self.order = text, order
+        self.windows: list[np.ndarray] = []
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        super().process(data_batch, data_samples)
+        self.windows += [np.asarray(ids).astype(np.uint8) for ids in data_batch["input_ids"]]
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        windows, self.windows = np.stack(self.windows), []
+        trained = ByteText("train", length=windows.shape[1], text=self.text).windows.ravel()
+        return {**super().compute_metrics(results), "counted_bits": counted_bits(self.order, trained, windows)}

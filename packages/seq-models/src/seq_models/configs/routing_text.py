@@ -10,17 +10,17 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from seq_models.data import ByteText
-from seq_models.language_task import LanguageTask, TokenScore
+from seq_models.language_task import ByteScore, LanguageTask
 from seq_models.models import create_model
 
-steps = 1500
-warmup = 100
+steps = 600
+warmup = 60
 length = 256
 model = dict(type=LanguageTask, net=dict(type=create_model, name="routing_bytes"))
-train_dataloader = dict(dataset=dict(type=ByteText, split="train", length=length), batch_size=16)
+train_dataloader = dict(dataset=dict(type=ByteText, split="train", length=length), batch_size=8)
 val_dataloader = dict(dataset=dict(type=ByteText, split="val", length=length, limit=64), batch_size=32)
 test_dataloader = dict(dataset=dict(type=ByteText, split="test", length=length, limit=512), batch_size=32)
-val_evaluator = dict(type=TokenScore)
+val_evaluator = dict(type=ByteScore)
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
     clip_grad=dict(max_norm=1.0),
@@ -30,4 +30,4 @@ param_scheduler = [
     dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=warmup),
     dict(type=CosineAnnealingLR, by_epoch=False, begin=warmup, end=steps, T_max=steps - warmup, eta_min=2e-5),
 ]
-train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=500)
+train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=200)
