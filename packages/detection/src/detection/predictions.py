@@ -69,7 +69,7 @@ def predict(
             x0, y0, x1, y1 = (round(value, 2) for value in box)
             results.append({"image_id": number, "category_id": categories[label], "score": round(score, 5),
                             "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)]})  # fmt: skip
-        texts = [f"{classes[label]} {100 * score:.0f}" for label, score in zip(labels, scores.tolist(), strict=True)]
+        texts = [f"{classes[label]}: {100 * score:.0f} %" for label, score in zip(labels, scores.tolist(), strict=True)]
         F.to_pil_image(draw(pixels, boxes, labels, texts)).save(out / f"{name}.png")
         yield f"{path}: {len(texts)} objects" + (f" ({', '.join(texts[:5])})" if texts else "") + f" → {out}/{name}.png"
     (out / "images.json").write_text(json.dumps(images, indent=1) + "\n")
@@ -127,7 +127,7 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
             kinds = found["labels"].cpu()[kept].tolist()
             shares = found["scores"].cpu()[kept].tolist()
             truth = draw(pixels, boxes.cpu(), labels.tolist(), [classes[label] for label in labels.tolist()])
-            texts = [f"{classes[label]} {100 * share:.0f}" for label, share in zip(kinds, shares, strict=True)]
+            texts = [f"{classes[label]}: {100 * share:.0f} %" for label, share in zip(kinds, shares, strict=True)]
             pairs.append(torch.cat([truth, draw(pixels, found["boxes"].cpu()[kept], kinds, texts)], 2))
             if len(pairs) == 12:
                 break

@@ -75,7 +75,7 @@ def draw_sample(
     labels = found["labels"][keep].tolist()
     scores = found["scores"][keep].tolist()
     true = truth["boxes"].double().numpy() if truth is not None else np.zeros((0, 7))
-    figure = Figure(figsize=(15, 5.6), layout="constrained", facecolor="#212529")
+    figure = Figure(figsize=(15, 5.3), layout="constrained", facecolor="#212529")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 4, width_ratios=(1, 1, 1, 1.25))
     height, width = image.shape[2:]
@@ -118,7 +118,8 @@ def _draw_ground(
         axis.plot(*corners[[0, 1, 2, 3, 0], :2].T, color=color, linewidth=1.6)
         front = (corners[0, :2] + corners[3, :2]) / 2
         axis.plot(*np.stack([box[:2], front]).T, color=color, linewidth=1.6)
-        axis.annotate(f"{score:.2f}", box[:2], fontsize=6, color="white")
+        above = (box[0], corners[:, 1].max() + reach / 100)
+        axis.annotate(f"{score:.2f}", above, ha="center", va="bottom", fontsize=7, color="white")
     axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     axis.tick_params(colors="white", labelsize=7)
     axis.set_xlabel("x, m (right)", color="white", fontsize=8)
