@@ -18,7 +18,7 @@ to survive ``torch.compile(fullgraph=True)``, ``torch.export``, ``torch.func.gra
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,9 +133,13 @@ def register(
     )
 
     def call(*args: Any) -> Any:
-        args = _distinct(args) if torch.compiler.is_compiling() else args
         listed = args[list_at] if has_list else ()
-        results = Forward.apply(name, tuple(args[list_at + has_list :]), *args[:list_at], *listed)
+        if not torch.compiler.is_compiling() and _is_plain((*args[:list_at], *listed)):
+            results = as_tuple(OPERATORS[name].forward(*args))
+        else:
+            args = _distinct(args) if torch.compiler.is_compiling() else args
+            listed = args[list_at] if has_list else ()
+            results = Forward.apply(name, tuple(args[list_at + has_list :]), *args[:list_at], *listed)
         return results[0] if outputs == 1 else results[:outputs]
 
     return call
@@ -156,6 +160,13 @@ def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable
     return getattr(torch.ops.attn_core, name).default
 
 
+def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether nobody derives or transforms this call: then a Function around it would cost time alone."""
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:  # pyright: ignore[reportAttributeAccessIssue]
+        return False
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+
+
 def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Repeated tensors as views of themselves: torch.compile refuses a Function that gets one tensor twice."""
     seen: list[Tensor] = []
@@ -167,6 +178,21 @@ def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
             seen.append(argument)
         distinct.append(argument)
     return tuple(distinct)
+
+
+class _Positional(inspect.Signature):
+    """``Function.apply`` inspects and binds the arguments of ``forward`` in each call; ours are positional as they are."""
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        return _Bound(args, kwargs)
+
+
+class _Bound(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def apply_defaults(self) -> None:
+        """No argument has a default."""
 
 
 # Both Functions are module-level and find their operator by name: torch.compile cannot trace a Function that it
@@ -207,7 +233,11 @@ class Forward(torch.autograd.Function):
             else:
                 shape, dtype, device = ctx.empty_out
                 incoming[0] = torch.zeros(shape, dtype=dtype, device=device)
-        results = list(Backward.apply(ctx.name, ctx.scalars, needs, ctx.kept, *incoming, *kept, *tensors))
+        if not torch.compiler.is_compiling() and _is_plain((*incoming, *kept, *tensors)):
+            arguments = operator.arguments(ctx.scalars, tensors)
+            results = list(operator.backward(*incoming, *kept, *arguments, list(needs)))
+        else:
+            results = list(Backward.apply(ctx.name, ctx.scalars, needs, ctx.kept, *incoming, *kept, *tensors))
         flat: list[Tensor | None] = [None] * len(tensors)
         for slot, need in zip(slots, needs, strict=True):
             if need:
@@ -295,6 +325,10 @@ class Backward(torch.autograd.Function):
                 grad = grad.sum(1, keepdim=True)
             unfolded.append(grad)
         return tuple(unfolded), (0,) * len(unfolded)
+
+
+for _function in (Forward, Backward):
+    _function.forward.__signature__ = _Positional.from_callable(_function.forward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def as_tuple(results: Any) -> tuple[Tensor, ...]:
