@@ -181,7 +181,7 @@ def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _Positional(inspect.Signature):
-    """``Function.apply`` inspects and binds the arguments of ``forward`` in each call; ours are positional as they are."""
+    """``Function.apply`` inspects and binds the arguments of ``forward`` in each call; ours are positional already."""
 
     def bind(self, *args: Any, **kwargs: Any) -> Any:
         return _Bound(args, kwargs)

@@ -17,7 +17,7 @@ from detection.detection_task import DetectionTask
 from detection.evaluation.coco_map import CocoMap
 
 bvr = True
-epochs = 5
+epochs = 10
 warmup = 1
 model = dict(
     type=DetectionTask,

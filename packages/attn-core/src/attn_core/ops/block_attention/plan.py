@@ -62,7 +62,9 @@ def make_plan(
     queries, keys, listed = grouped(q_index, H), grouped(kv_index, Hk), grouped(table, H)
     q_holes, kv_holes = bool((q_index < 0).any()), bool((kv_index < 0).any()) or bool((table < 0).any())
     shares = per_head and Hk < H  # several groups add to one key
-    kv_covered = not (kv_holes or shares) and _is_permutation(listed, keys.shape[1]) and _is_permutation(keys, k.shape[2])
+    kv_covered = (
+        not (kv_holes or shares) and _is_permutation(listed, keys.shape[1]) and _is_permutation(keys, k.shape[2])
+    )
     return Plan(
         B * H if per_head else B,
         per_head,
@@ -165,10 +167,10 @@ def scatter(target: Tensor, at: Tensor, grad: Tensor, hole: Tensor | None, *, on
     """Add the gradient (c, heads, n, D) of gathered rows to the rows they came from; ``once``: no row has another."""
     grad = grad.to(target.dtype)
     if once:
-        return put(target, at, grad, hole)
-    if hole is not None:
-        grad = grad.masked_fill(hole[:, None, :, None], 0.0)
-    target.index_add_(0, at.flatten(), grad.reshape(-1, grad.shape[-1]))
+        put(target, at, grad, hole)
+    else:
+        grad = grad if hole is None else grad.masked_fill(hole[:, None, :, None], 0.0)
+        target.index_add_(0, at.flatten(), grad.reshape(-1, grad.shape[-1]))
 
 
 def gather(
