@@ -39,7 +39,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_script_is_installed_and_its_help_names_every_verb(script: str) -> None:
     program = Path(sys.executable).parent / script
-    done = subprocess.run([program, "--help"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [program, "--help"], capture_output=True, encoding="utf-8", check=False, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, done.stderr
     for verb in VERBS:
         assert verb in done.stdout
@@ -91,6 +93,6 @@ def test_list_names_what_info_describes(script: str, run: Run) -> None:
 
 @pytest.mark.parametrize("module", ["attn_core.bench", "attn_core.aot"])
 def test_programs_of_the_core_have_help(module: str) -> None:
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert module in done.stdout

@@ -120,7 +120,7 @@ def test_wheel_imports_where_only_its_requirements_are(member: str, wheels: dict
         if not {_normal(distribution) for distribution in distributions} & allowed
     ]
     code = f"{_BLOCK.format(blocked=blocked, path=sysconfig.get_path('purelib'))}\n{SMOKE[member]}"
-    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, encoding="utf-8", check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

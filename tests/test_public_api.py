@@ -45,7 +45,9 @@ def test_every_module_says_what_it_is(package: str) -> None:
 def _loaded_by(statement: str) -> set[str]:
     """Names of the modules that a fresh interpreter holds after ``statement``; a warning is an error."""
     code = f"import json, sys\n{statement}\nprint(json.dumps(list(sys.modules)))"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout))
 

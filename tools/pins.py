@@ -20,7 +20,7 @@ def resolved(*options: str) -> list[str]:
     """Requirements with ``==`` and markers, sorted by name, of everything that the workspace can install."""
     command = ["uv", "export", "--all-packages", "--all-extras", "--all-groups", "--no-emit-workspace"]
     command += ["--no-hashes", "--no-annotate", "--no-header", "--quiet", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     if done.returncode:
         raise SystemExit(f"pins: uv export failed:\n{done.stderr.strip()}")
     lines = {line.strip() for line in done.stdout.splitlines() if line.strip()}

@@ -74,7 +74,9 @@ def test_an_unknown_backend_is_named(q: torch.Tensor) -> None:
 def test_the_environment_variable_is_read_at_import(value: str) -> None:
     code = "import torch, attn_core as a; q = torch.zeros(1, 1, 2, 2); print(a.explain('attention', q, q, q))"
     environment = {**os.environ, "ATTN_CORE_BACKEND": value}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=False
+    )
     if value == "reference":
         assert "'reference': 'chosen by ATTN_CORE_BACKEND'" in done.stdout
     else:

@@ -58,7 +58,7 @@ def test_import_only_adds_names_to_timm_and_warns_of_nothing() -> None:
         "assert before < after and after - before == ours, after ^ before;"
         "assert all(timm.model_entrypoint(n) is entry[n] for n in before)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 

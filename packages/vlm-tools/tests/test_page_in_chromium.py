@@ -53,7 +53,7 @@ def test_words_and_sliders_draw_the_maps_they_stand_for(tmp_path: Path) -> None:
     page.write_text(write_page(Image.new("RGB", (30, 20)), "what is?", ["a", "<b>"], maps, boxes), encoding="utf-8")
     script.write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, str(Path(__file__).with_name("chromium.py")), str(page), str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=120)
     seen = json.loads(done.stdout)
     expected = [maps[0].sum((0, 1)), maps[1].sum((0, 1)), maps[1, 1].sum(0), maps[1, 1, 0], maps[0, :, 0].sum(0)]
     for drawn, heat in zip(seen["drawn"], expected, strict=True):

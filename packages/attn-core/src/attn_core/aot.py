@@ -144,8 +144,10 @@ def _nvidia_resources(cubin: bytes) -> tuple[int, int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-        code = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, encoding="utf-8", check=True
+        )
+        code = subprocess.run([tool, "-sass", file.name], capture_output=True, encoding="utf-8", check=True).stdout
     found = re.search(r"REG:(\d+)\s+STACK:(\d+)", usage.stdout)
     if found is None:
         raise RuntimeError(f"cuobjdump prints no resource usage: {usage.stdout!r}")

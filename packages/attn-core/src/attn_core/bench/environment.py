@@ -49,7 +49,7 @@ def _version(package: str) -> str | None:
 def _run(*command: str) -> str | None:
     if shutil.which(command[0]) is None:
         return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
