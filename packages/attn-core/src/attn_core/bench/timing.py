@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
 
 from attn_core.dispatch import has_triton
 from attn_core.testing import peak_memory
@@ -42,6 +41,8 @@ def times(
             seen = samples[name]
             if turn % 2 and min(seen) > SLOW_SECONDS:
                 continue
+            from torch.utils.benchmark import Timer  # warns of a missing CUDA runtime when it is imported
+
             timer = Timer("function()", globals={"function": function}, num_threads=threads)
             seen.extend(timer.blocked_autorange(min_run_time=seconds / rounds).times)
     return {name: _summary([1e3 * sample for sample in seen]) for name, seen in samples.items()}
