@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from attn_core import aot
-from attn_core.launch import Launch, Tile, record
+from attn_core.kernels import aot
+from attn_core.kernels.launch import Launch, Tile, record
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
@@ -51,7 +51,7 @@ def test_cases_reach_every_tile_of_the_tables(operator: str, column: int) -> Non
 
 def test_recording_starts_nothing_and_ends_with_its_block() -> None:
     assert launches("attention", "sm_90")
-    from attn_core import launch
+    from attn_core.kernels import launch
 
     assert launch._recorder is None
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from attn_core import attention, block_attention, linear, linear_attention, neighborhood_attention, window_index
 from attn_core.flops import FORMULAS, count_flops
-from attn_core.registration import OPERATORS
+from attn_core.kernels.registration import OPERATORS
 
 
 def test_every_operator_has_a_formula() -> None:

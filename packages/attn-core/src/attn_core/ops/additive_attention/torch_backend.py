@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from attn_core.kernels.registration import register
 from attn_core.ops.attention.reference import softmax_with_lse
-from attn_core.registration import register
 
 from . import reference
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attn_core.launch import (
+from attn_core.kernels.launch import (
     Tile,
     architecture,
     at_width,
@@ -22,7 +22,7 @@ from attn_core.launch import (
     product_options,
     unit_stride,
 )
-from attn_core.registration import register
+from attn_core.kernels.registration import register
 
 from . import reference
 from .torch_backend import fake_forward
@@ -67,7 +67,7 @@ def backward(
     key_mask: Tensor | None,
     needs: list[bool],
 ) -> list[Tensor]:
-    from attn_core.ops.attention.triton_tiles import delta_kernel
+    from attn_core.kernels.tiles import delta_kernel
 
     from .triton_kernels import key_kernel, query_kernel
 

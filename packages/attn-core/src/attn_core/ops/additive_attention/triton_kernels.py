@@ -9,7 +9,7 @@ tanh(z) = 1 − 2r, r = 1/(1 + e^{2z}), exact in float32 and saturating without 
 import triton
 import triton.language as tl
 
-from attn_core.ops.attention.triton_tiles import (
+from attn_core.kernels.tiles import (
     LOG2E,
     accumulate,
     finish,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attn_core.registration import token_major
+from attn_core.kernels.registration import token_major
 
 # Scores held at a time: 2²¹ float32 are 8 MiB, a last-level cache.
 CHUNK_SCORES = 2**21

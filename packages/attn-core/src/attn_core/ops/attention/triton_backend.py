@@ -12,8 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attn_core.launch import Tile, architecture, broadcast_strides, launch, power_of_two, product_options, unit_stride
-from attn_core.registration import empty_gradient, register, token_major
+from attn_core.kernels.launch import (
+    Tile,
+    architecture,
+    broadcast_strides,
+    launch,
+    power_of_two,
+    product_options,
+    unit_stride,
+)
+from attn_core.kernels.registration import empty_gradient, register, token_major
 
 from . import reference
 from .triton_config import Pass, choose_tile
@@ -70,8 +78,9 @@ def backward(
     causal: str,
     needs: list[bool],
 ) -> list[Tensor]:
+    from attn_core.kernels.tiles import delta_kernel
+
     from .triton_backward import bias_kernel, key_kernel, query_kernel
-    from .triton_tiles import delta_kernel
 
     need_q, need_k, need_v, *need_rest = needs
     need_bias = need_rest[0]

@@ -10,8 +10,9 @@ fixed, so two runs give equal bits.
 import triton
 import triton.language as tl
 
+from attn_core.kernels.tiles import accumulate, load_lse, load_rows, product, store_rows
+
 from .triton_forward import causal_end, row_bias, tile_logits
-from .triton_tiles import accumulate, load_lse, load_rows, product, store_rows
 
 
 @triton.jit

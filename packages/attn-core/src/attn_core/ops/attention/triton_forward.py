@@ -15,7 +15,7 @@ TX is the table of the last axis (W entries per query); TA holds one entry per g
 import triton
 import triton.language as tl
 
-from .triton_tiles import LOG2E, accumulate, finish, load_rows, product, softmax_step, store_rows
+from attn_core.kernels.tiles import LOG2E, accumulate, finish, load_rows, product, softmax_step, store_rows
 
 
 @triton.jit

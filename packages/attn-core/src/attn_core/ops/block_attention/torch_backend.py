@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from attn_core.kernels.registration import empty_gradient, register, token_major
 from attn_core.ops.attention import torch_backend as dense
 from attn_core.ops.attention.chunked import chunked_backward, chunked_forward, row_shift
 from attn_core.ops.attention.cpu_flash import empty_result
-from attn_core.registration import empty_gradient, register, token_major
 
 from . import reference
 from .masked import dense_backward, dense_forward, is_dense

@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.launch import Tile, architecture, broadcast_strides, launch, power_of_two, product_options, unit_stride
+from attn_core.kernels.launch import (
+    Tile,
+    architecture,
+    broadcast_strides,
+    launch,
+    power_of_two,
+    product_options,
+    unit_stride,
+)
+from attn_core.kernels.registration import empty_gradient, register, token_major
 from attn_core.ops.attention.reference import expand_axis_bias
-from attn_core.registration import empty_gradient, register, token_major
 
 from . import reference
 from .triton_config import Pass, choose_tile
@@ -101,7 +109,7 @@ def backward(
     per_row: bool,
     needs: list[bool],
 ) -> list[Tensor]:
-    from attn_core.ops.attention.triton_tiles import delta_kernel
+    from attn_core.kernels.tiles import delta_kernel
 
     problem = _Problem(
         q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, axis_bias, causal, self_logit, scale, per_row

@@ -10,7 +10,7 @@ a float32 buffer, and :func:`reduce_kernel` adds up the shares of each token. Ev
 import triton
 import triton.language as tl
 
-from attn_core.ops.attention.triton_tiles import accumulate, load_lse, product
+from attn_core.kernels.tiles import accumulate, load_lse, product
 
 from .triton_forward import coordinate, key_tokens, load_tokens, positions, slot_bias, store_tokens, tile_logits
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from attn_core.launch import OLDER, Tile, at_width, for_small_memory, power_of_two
+from attn_core.kernels.launch import OLDER, Tile, at_width, for_small_memory, power_of_two
 
 Pass = Literal["forward", "query", "key"]
 

@@ -13,7 +13,7 @@ Rows and keys are reached through their token numbers: two dependent loads, an i
 import triton
 import triton.language as tl
 
-from attn_core.ops.attention.triton_tiles import LOG2E, accumulate, finish, product, softmax_step
+from attn_core.kernels.tiles import LOG2E, accumulate, finish, product, softmax_step
 
 
 @triton.jit

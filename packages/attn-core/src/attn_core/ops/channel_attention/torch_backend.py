@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from attn_core.registration import empty_gradient, register, token_major
+from attn_core.kernels.registration import empty_gradient, register, token_major
 
 from . import reference
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from attn_core.launch import (
+from attn_core.kernels.launch import (
     Tile,
     architecture,
     at_width,
@@ -21,7 +21,7 @@ from attn_core.launch import (
     power_of_two,
     product_options,
 )
-from attn_core.registration import empty_gradient, register
+from attn_core.kernels.registration import empty_gradient, register
 
 from .torch_backend import fake_forward, reference_forward
 

@@ -9,7 +9,7 @@ Tokens and channels have strides of their own, so that (B, N, H, C) projections 
 import triton
 import triton.language as tl
 
-from attn_core.ops.attention.triton_tiles import accumulate, store_rows
+from attn_core.kernels.tiles import accumulate, store_rows
 
 
 @triton.jit

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attn_core.registration import register
+from attn_core.kernels.registration import register
 
 from . import reference
 

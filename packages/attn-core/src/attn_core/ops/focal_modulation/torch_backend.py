@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attn_core.registration import register
+from attn_core.kernels.registration import register
 
 from . import reference
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attn_core.launch import Tile, architecture, broadcast_strides, launch, power_of_two
-from attn_core.registration import register
+from attn_core.kernels.launch import Tile, architecture, broadcast_strides, launch, power_of_two
+from attn_core.kernels.registration import register
 
 from .torch_backend import correlate, fake_forward, reference_forward
 

@@ -8,8 +8,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from attn_core.kernels.registration import empty_gradient, register, token_major
 from attn_core.ops.attention.chunked import chunk_rows, softmax_with_lse
-from attn_core.registration import empty_gradient, register, token_major
 
 from . import reference
 

@@ -13,8 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.launch import Tile, architecture, broadcast_strides, launch, power_of_two, product_options, unit_stride
-from attn_core.registration import empty_gradient, register
+from attn_core.kernels.launch import (
+    Tile,
+    architecture,
+    broadcast_strides,
+    launch,
+    power_of_two,
+    product_options,
+    unit_stride,
+)
+from attn_core.kernels.registration import empty_gradient, register
 
 from . import torch_backend
 from .torch_backend import fake_forward, group_weights, reference_forward

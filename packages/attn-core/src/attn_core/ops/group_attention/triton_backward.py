@@ -11,7 +11,7 @@ heads that share the keys). Each owns what it writes, so two runs give equal bit
 import triton
 import triton.language as tl
 
-from attn_core.ops.attention.triton_tiles import accumulate, load_lse, load_rows, product, store_rows
+from attn_core.kernels.tiles import accumulate, load_lse, load_rows, product, store_rows
 
 from .triton_forward import group_logits, last_tile
 

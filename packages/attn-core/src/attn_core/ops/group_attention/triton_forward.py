@@ -14,7 +14,7 @@ groups fits the registers::
 import triton
 import triton.language as tl
 
-from attn_core.ops.attention.triton_tiles import (
+from attn_core.kernels.tiles import (
     LN2,
     LOG2E,
     accumulate,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attn_core.registration import empty_gradient, register, token_major
+from attn_core.kernels.registration import empty_gradient, register, token_major
 
 from . import reference
 from .normalization import normalized_gradient, with_ones

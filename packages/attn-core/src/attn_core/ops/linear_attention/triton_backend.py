@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
-from attn_core.registration import empty_gradient, register
+from attn_core.kernels.launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
+from attn_core.kernels.registration import empty_gradient, register
 
 from . import torch_backend
 from .normalization import normalized_gradient, with_ones

@@ -9,7 +9,7 @@ then need only what is in the chunk and the states that arrive at it. λ appears
 import triton
 import triton.language as tl
 
-from attn_core.ops.attention.triton_tiles import LOG2E
+from attn_core.kernels.tiles import LOG2E
 
 
 @triton.jit

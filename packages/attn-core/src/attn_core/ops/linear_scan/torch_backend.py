@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from attn_core.registration import register
+from attn_core.kernels.registration import register
 
 from . import reference
 from .recurrence import next_gates, scan

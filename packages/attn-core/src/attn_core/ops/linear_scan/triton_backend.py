@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from attn_core.launch import Tile, launch, power_of_two, unit_stride
-from attn_core.registration import register
+from attn_core.kernels.launch import Tile, launch, power_of_two, unit_stride
+from attn_core.kernels.registration import register
 
 from .torch_backend import canonical, canonical_reference, fake_forward, gradients_of
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attn_core.registration import register, token_major
+from attn_core.kernels.registration import register, token_major
 
 from . import reference
 

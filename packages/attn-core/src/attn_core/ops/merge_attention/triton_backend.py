@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from attn_core.launch import Tile, architecture, launch, power_of_two, unit_stride
-from attn_core.registration import register
+from attn_core.kernels.launch import Tile, architecture, launch, power_of_two, unit_stride
+from attn_core.kernels.registration import register
 
 from .torch_backend import fake_forward, reference_forward
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_core.kernels.registration import register, token_major
 from attn_core.ops.attention.chunked import chunked_backward, chunked_forward, row_shift
 from attn_core.ops.attention.cpu_flash import empty_result, flash_backward, flash_forward
-from attn_core.registration import register, token_major
 
 from . import reference
 from .windows import Axis, Pattern, extents, outer, per_axis, spans

@@ -12,8 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.launch import Tile, architecture, broadcast_strides, launch, power_of_two, product_options, unit_stride
-from attn_core.registration import empty_gradient, register
+from attn_core.kernels.launch import (
+    Tile,
+    architecture,
+    broadcast_strides,
+    launch,
+    power_of_two,
+    product_options,
+    unit_stride,
+)
+from attn_core.kernels.registration import empty_gradient, register
 
 from . import torch_backend
 from .torch_backend import fake_forward, reference_forward
@@ -64,7 +72,7 @@ def backward(
     border: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    from attn_core.ops.attention.triton_tiles import delta_kernel
+    from attn_core.kernels.tiles import delta_kernel
 
     from .triton_backward import key_kernel, query_kernel
 

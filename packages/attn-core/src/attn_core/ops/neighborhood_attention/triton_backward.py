@@ -9,7 +9,7 @@ and dV): it walks the box of queries that may see its box of keys.
 import triton
 import triton.language as tl
 
-from attn_core.ops.attention.triton_tiles import accumulate, load_lse, load_rows, product, store_rows
+from attn_core.kernels.tiles import accumulate, load_lse, load_rows, product, store_rows
 
 from .triton_forward import cells, logits, onlookers, relative, seen, tile_of, token, window
 

@@ -10,7 +10,7 @@ walked in steps of BN, so no step is wasted on the shape of the box, and each pa
 import triton
 import triton.language as tl
 
-from attn_core.ops.attention.triton_tiles import (
+from attn_core.kernels.tiles import (
     LOG2E,
     accumulate,
     finish,

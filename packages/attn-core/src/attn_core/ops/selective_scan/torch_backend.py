@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attn_core.kernels.registration import register
 from attn_core.ops.linear_scan.recurrence import next_gates, scan
-from attn_core.registration import register
 
 from . import reference
 

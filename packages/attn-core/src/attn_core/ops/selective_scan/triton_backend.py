@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.launch import Tile, launch, power_of_two, unit_stride
-from attn_core.registration import register
+from attn_core.kernels.launch import Tile, launch, power_of_two, unit_stride
+from attn_core.kernels.registration import register
 
 from .torch_backend import plain_reference
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .dispatch import interpreting
+from attn_core.dispatch import interpreting
 
 T = TypeVar("T")
 
