@@ -36,8 +36,8 @@ def _scripts() -> set[str]:
 def _options(script: str) -> dict[str, set[str]]:
     """Verb → long options of a console script."""
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name=script)
-    package = importlib.import_module(entry.module).PACKAGE
-    commands = typer.main.get_command(build_cli(package)).commands  # pyright: ignore[reportAttributeAccessIssue]
+    task = importlib.import_module(entry.module).CLI
+    commands = typer.main.get_command(build_cli(task)).commands  # pyright: ignore[reportAttributeAccessIssue]
     return {
         verb: {"--help", *(name for option in command.params for name in (*option.opts, *option.secondary_opts))}
         for verb, command in commands.items()

@@ -49,8 +49,8 @@ def add(run: Path) -> Path:
 
 def size_of(run: Path, package: str) -> dict[str, Any]:
     """Seed, parameters, and multiply-adds of one sample where the package can export the network (else None)."""
-    described: TaskPackage = importlib.import_module(f"{package.replace('-', '_')}.cli").PACKAGE
-    opened = open_run(described, run, device="cpu")
+    described: TaskPackage = importlib.import_module(f"{package.replace('-', '_')}.cli").CLI
+    opened = open_run(described.package, run, device="cpu")
     multiply_adds = None
     if described.export is not None:
         with suppress(ValueError):  # a network that cannot be exported

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from attn_core.engine.cli import run_cli
-from detection.cli import PACKAGE
+from detection.cli import CLI
 from detection.data.digits_coco import pictures
 
 SMALL = (
@@ -51,7 +51,7 @@ train_cfg = dict(by_epoch=True, max_epochs=1, val_interval=1)
 
 def command(*arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:
-        run_cli(PACKAGE, list(arguments))
+        run_cli(CLI, list(arguments))
     return int(caught.value.code or 0)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from attn_core.engine.cli import run_cli
-from medical_seg.cli import PACKAGE
+from medical_seg.cli import CLI
 
 Run = Callable[..., tuple[int, str, str]]
 OBLIQUE = np.array([[0.0, -1.9, 0.3, 10.0], [1.1, 0.2, 0.1, -20.0], [-0.1, 0.3, 3.9, 30.0], [0, 0, 0, 1]])
@@ -29,7 +29,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["medical-seg", *arguments])
         with pytest.raises(SystemExit) as stop:
-            run_cli(PACKAGE, arguments)
+            run_cli(CLI, arguments)
         printed = capsys.readouterr()
         return int(stop.value.code or 0), printed.out, printed.err
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from attn_core.engine.cli import run_cli
 from medical_seg import predictions
-from medical_seg.cli import PACKAGE
+from medical_seg.cli import CLI
 from medical_seg.data.volumes import read_volume
 from medical_seg.predictions import Budget, segment_volume
 from medical_seg.training import SegmentationTask
@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["medical-seg", *arguments])
         with pytest.raises(SystemExit) as stop:
-            run_cli(PACKAGE, arguments)
+            run_cli(CLI, arguments)
         printed = capsys.readouterr()
         return int(stop.value.code or 0), printed.out, printed.err
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from attn_core.engine.cli import run_cli
-from seq_models.cli import PACKAGE
+from seq_models.cli import CLI
 
 
 def command(*arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:
-        run_cli(PACKAGE, list(arguments))
+        run_cli(CLI, list(arguments))
     return int(caught.value.code or 0)
 
 

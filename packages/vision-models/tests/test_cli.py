@@ -14,14 +14,14 @@ from PIL import Image
 
 from attn_core.engine.cli import run_cli
 from vision_models import BiFormer, create_model
-from vision_models.cli import PACKAGE
+from vision_models.cli import CLI
 from vision_models.data import Digits
 from vision_models.explain.biformer import Routing, routings
 
 
 def command(*arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:
-        run_cli(PACKAGE, list(arguments))
+        run_cli(CLI, list(arguments))
     return int(caught.value.code or 0)
 
 

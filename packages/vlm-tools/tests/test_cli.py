@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from attn_core.engine.cli import run_cli
-from vlm_tools.cli import PACKAGE
+from vlm_tools.cli import CLI
 from vlm_tools.data import scene
 from vlm_tools.random_models import random_model
 from vlm_tools.session import open_session
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def command(*arguments: str) -> int:
     with pytest.raises(SystemExit) as caught:
-        run_cli(PACKAGE, list(arguments))
+        run_cli(CLI, list(arguments))
     return int(caught.value.code or 0)
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_task import PACKAGE
+from tiny_task import CLI
 
 from attn_core.engine.cli import run_cli
 
@@ -15,7 +15,7 @@ def cli(tmp_path, monkeypatch, capsys):
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stopped:
-            run_cli(PACKAGE, arguments)
+            run_cli(CLI, arguments)
         out, err = capsys.readouterr()
         return int(stopped.value.code or 0), out, err
 
@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with pytest.raises(SystemExit) as stopped:
-            run_cli(PACKAGE, ["train", "--set", "epochs=2"])
+            run_cli(CLI, ["train", "--set", "epochs=2"])
     assert stopped.value.code == 0
     return folder / "runs/points"
 

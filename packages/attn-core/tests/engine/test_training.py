@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny_task import PACKAGE, Points
+from tiny_task import PACKAGE, Points, draw_predictions
 
 from attn_core.engine import ConfigError, EngineError, NonFiniteLossError
 from attn_core.engine.checkpoint import list_checkpoints
@@ -20,7 +20,7 @@ def _folder(tmp_path, monkeypatch):
 
 
 def _train(*settings, **options):
-    return train(PACKAGE, TrainOptions(overrides=settings, **options), say=lambda line: None)
+    return train(PACKAGE, TrainOptions(overrides=settings, **options), say=lambda line: None, draw=draw_predictions)
 
 
 def test_a_nan_sample_stops_the_run_before_the_update_and_is_named(tmp_path):

@@ -10,6 +10,7 @@ from attn_core.engine.cli import run_cli
 
 from .benchmark import benchmark
 from .models import card, create_model, list_models
+from .package import PACKAGE
 from .plain_detr import PlainDETR
 from .predictions import draw_predictions, predict
 from .ring3d_picture import write_samples
@@ -56,10 +57,8 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     return ExportTarget(RawOutputs(net.eval()), (torch.rand(2, 3, side, side),), name)
 
 
-PACKAGE = TaskPackage(
-    name="detection",
-    module="detection",
-    default_recipe="plain_detr_digits",
+CLI = TaskPackage(
+    package=PACKAGE,
     summary="Attention detectors: Plain-DETR, DFA3D, BVR.",
     list_models=list_models,
     info=info,
@@ -73,4 +72,4 @@ PACKAGE = TaskPackage(
 
 def main() -> None:
     """Entry point of the command."""
-    run_cli(PACKAGE)
+    run_cli(CLI)

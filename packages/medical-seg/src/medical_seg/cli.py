@@ -13,6 +13,7 @@ from .convert_weights import convert_weights
 from .demo import demo
 from .evaluation import evaluate
 from .models import card, create_model, list_models
+from .package import PACKAGE
 from .planning import plan, train_settings
 from .predictions import draw_predictions, predict
 
@@ -48,10 +49,8 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     return ExportTarget(task.net, (torch.randn(2, channels, *window),), run.directory.name)
 
 
-PACKAGE = TaskPackage(
-    name="medical-seg",
-    module="medical_seg",
-    default_recipe="agunet_icbm152",
+CLI = TaskPackage(
+    package=PACKAGE,
     summary="Attention networks for medical image segmentation: from a folder of volumes or pictures to masks.",
     list_models=list_models,
     info=info,
@@ -66,4 +65,4 @@ PACKAGE = TaskPackage(
 
 def main() -> None:
     """Entry point of the command."""
-    run_cli(PACKAGE)
+    run_cli(CLI)

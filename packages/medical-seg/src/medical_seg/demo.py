@@ -8,15 +8,16 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from attn_core.engine import TaskPackage
 from attn_core.engine.run import TrainOptions, train
 
 from .data.icbm152 import CLASSES, SPACING, TEST_BEGIN, TRAIN_END, load_icbm152, three_means
+from .package import PACKAGE
+from .predictions import draw_predictions
 
 RECIPE = "agunet_icbm152"
 
 
-def demo_of(package: TaskPackage, out: Path, seed: int, steps: int | None, device: str) -> Iterator[str]:
+def demo_of(out: Path, seed: int, steps: int | None, device: str) -> Iterator[str]:
     """Train, test, print both rows, write demo.json."""
     image, label = load_icbm152()
     held_out = slice(TEST_BEGIN, None)
@@ -28,7 +29,7 @@ def demo_of(package: TaskPackage, out: Path, seed: int, steps: int | None, devic
     options = TrainOptions(
         recipe=RECIPE, out=out, seed=seed, device=device, overrides=() if steps is None else (f"steps={steps}",)
     )
-    result = train(package, options, say=lines.append)
+    result = train(PACKAGE, options, say=lines.append, draw=draw_predictions)
     yield from lines
     ours = [result.metrics[f"dice_{name}"] for name in CLASSES[1:]]
     yield f"{'':28}" + "".join(f"{name:>14}" for name in CLASSES[1:])
@@ -54,6 +55,4 @@ def demo(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
 ) -> Iterator[str]:
     """Train on an average brain without downloading anything: T1 → CSF, grey and white matter."""
-    from .cli import PACKAGE
-
-    return demo_of(PACKAGE, out, seed, steps, device)
+    return demo_of(out, seed, steps, device)

@@ -235,7 +235,7 @@ def _network(run: TrainedRun, also: Sequence[Path]) -> Network:
     """Windows → logits, averaged over runs, as nnU-Net joins its folds."""
     from attn_core.engine.run import open_run
 
-    from .cli import PACKAGE
+    from .package import PACKAGE
 
     models: list[Any] = [run.model]
     for path in also:

@@ -16,6 +16,7 @@ from .bench.causal import benchmark_causal
 from .geometry_pictures import draw_instance
 from .language_model import CausalLM
 from .models import card, create_model, list_models
+from .package import PACKAGE
 from .pointer_network import PointerNetwork
 from .predictions import draw_predictions, predict
 
@@ -123,10 +124,8 @@ def demo(
     yield f"wrote {out}"
 
 
-PACKAGE = TaskPackage(
-    name="seq-models",
-    module="seq_models",
-    default_recipe="pointer_hull5",
+CLI = TaskPackage(
+    package=PACKAGE,
     summary="Attention models for sequences.",
     list_models=list_models,
     info=info,
@@ -140,4 +139,4 @@ PACKAGE = TaskPackage(
 
 def main() -> None:
     """Entry point of the command."""
-    run_cli(PACKAGE)
+    run_cli(CLI)

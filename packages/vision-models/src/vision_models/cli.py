@@ -11,6 +11,7 @@ from attn_core.flops import count_flops
 
 from .bench.families import benchmark
 from .models import card, create_model, list_models, timm_name
+from .package import PACKAGE
 from .predictions import draw_predictions, predict
 
 
@@ -48,10 +49,8 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     return ExportTarget(net, (torch.randn(2, channels, *size),), run.directory.name)
 
 
-PACKAGE = TaskPackage(
-    name="vision-models",
-    module="vision_models",
-    default_recipe="biformer_digits",
+CLI = TaskPackage(
+    package=PACKAGE,
     summary="Attention backbones for vision.",
     list_models=list_models,
     info=info,
@@ -64,4 +63,4 @@ PACKAGE = TaskPackage(
 
 def main() -> None:
     """Entry point of the command."""
-    run_cli(PACKAGE)
+    run_cli(CLI)

@@ -15,6 +15,7 @@ from .data.words import DIGITS, Words
 from .demo import demo
 from .models import DIGITS as DIGITS_LLAVA
 from .models import card, create_model, list_models, summary
+from .package import PACKAGE
 from .predictions import draw_predictions, predict
 
 
@@ -69,10 +70,8 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     return ExportTarget(_Answer(net).eval(), (torch.rand(2, 1, SIZE, SIZE),), run.directory.name)
 
 
-PACKAGE = TaskPackage(
-    name="vlm-tools",
-    module="vlm_tools",
-    default_recipe="llava_digits",
+CLI = TaskPackage(
+    package=PACKAGE,
     summary="See and repair what a vision-language model looks at.",
     list_models=list_models,
     info=info,
@@ -94,4 +93,4 @@ PACKAGE = TaskPackage(
 
 def main() -> None:
     """Entry point of the command."""
-    run_cli(PACKAGE)
+    run_cli(CLI)

@@ -57,7 +57,8 @@ def demo(
     """Train the digits-world model if needed, test every method on held-out scenes, write a report."""
     from attn_core.engine.run import TrainOptions, open_run, train
 
-    from .cli import PACKAGE
+    from .package import PACKAGE
+    from .predictions import draw_predictions
 
     if not (run / "result.json").is_file():
         yield f"training the digits-world model in {run} (minutes)"
@@ -65,7 +66,7 @@ def demo(
         began = time.perf_counter()
         resume = (run / "config.py").is_file()
         options = TrainOptions(out=run, resume=resume, seed=None if resume else seed, device="cpu")
-        train(PACKAGE, options, say=lines.append)
+        train(PACKAGE, options, say=lines.append, draw=draw_predictions)
         yield f"trained in {time.perf_counter() - began:.0f} s"
     trained: Any = open_run(PACKAGE, run, device="cpu").model
     session = Session(trained.net.eval(), None)

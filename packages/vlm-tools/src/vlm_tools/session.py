@@ -125,7 +125,7 @@ def open_session(model: str | None, *, device: str = "auto") -> Session:
     from attn_core.engine.distributed import choose_device
     from attn_core.engine.run import open_run
 
-    from .cli import PACKAGE
+    from .package import PACKAGE
 
     if model is None or (Path(model) / "config.py").is_file():
         run = open_run(PACKAGE, model, device=device)

@@ -3,7 +3,7 @@
 from attn_core.engine.averaging import EMAHook
 from attn_core.engine.errors import CheckpointError, ConfigError, EngineError, NonFiniteLossError, RunInterrupted
 from attn_core.engine.metrics import Accuracy
-from attn_core.engine.package import BenchmarkRequest, ExportTarget, TaskPackage, TrainedRun
+from attn_core.engine.package import BenchmarkRequest, ExportTarget, PackageId, TaskPackage, TrainedRun
 from attn_core.engine.task import ClassificationTask, TaskModel
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "EngineError",
     "ExportTarget",
     "NonFiniteLossError",
+    "PackageId",
     "RunInterrupted",
     "TaskModel",
     "TaskPackage",

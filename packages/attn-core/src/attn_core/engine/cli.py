@@ -21,7 +21,7 @@ from attn_core.engine.config import recipe_names
 from attn_core.engine.distributed import LAUNCHERS, STRATEGIES, choose_device
 from attn_core.engine.errors import ConfigError, EngineError
 from attn_core.engine.export import export as write_export
-from attn_core.engine.package import BenchmarkRequest, ExportFormat, TaskPackage
+from attn_core.engine.package import BenchmarkRequest, ExportFormat, PackageId, TaskPackage
 from attn_core.engine.reporting import format_number
 from attn_core.engine.run import TrainOptions, evaluate, open_run, train
 from attn_core.registry import did_you_mean
@@ -30,11 +30,12 @@ _FORMATS: dict[ExportFormat, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
 
 
-def build_cli(package: TaskPackage) -> typer.Typer:
+def build_cli(task: TaskPackage) -> typer.Typer:
     """The typer application of a package: train, eval, predict, export, benchmark, list, info and its own verbs."""
+    package = task.package
     app = typer.Typer(
         name=package.name,
-        help=package.summary or None,
+        help=task.summary or None,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -68,7 +69,7 @@ def build_cli(package: TaskPackage) -> typer.Typer:
             recipe=recipe,
             out=out_dir,
             resume=resume,
-            overrides=(*(package.train_settings(**own) if package.train_settings else ()), *(settings or ())),
+            overrides=(*(task.train_settings(**own) if task.train_settings else ()), *(settings or ())),
             amp=amp,
             launcher=launcher,
             strategy=strategy,
@@ -77,14 +78,14 @@ def build_cli(package: TaskPackage) -> typer.Typer:
             tensorboard=tensorboard,
             wandb=wandb,
         )
-        result = train(package, options, say=lambda line: out.print(line, markup=False))
+        result = train(package, options, say=lambda line: out.print(line, markup=False), draw=task.draw_predictions)
         if not result.files:  # not process 0
             return
         for name, value in result.metrics.items():
             out.print(f"test {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
         out.print(f"took {result.seconds:.1f} s; wrote {', '.join(result.files)} to {result.directory}", markup=False)
 
-    app.command("train")(_with_options_of(package.train_settings, train_command))
+    app.command("train")(_with_options_of(task.train_settings, train_command))
 
     @app.command("eval")
     def eval_command(
@@ -105,7 +106,7 @@ def build_cli(package: TaskPackage) -> typer.Typer:
         **options: Any,
     ) -> None:
         """Apply a trained model to your own inputs."""
-        function = _need(package, "predict", package.predict)
+        function = _need(package.name, "predict", task.predict)
         for path in inputs:
             if not path.exists():
                 raise EngineError(f"predict: {path} does not exist")
@@ -114,7 +115,7 @@ def build_cli(package: TaskPackage) -> typer.Typer:
             for line in function(trained, inputs, out_dir, **options):
                 out.print(line, markup=False)
 
-    app.command("predict")(_with_options_of(package.predict, predict_command))
+    app.command("predict")(_with_options_of(task.predict, predict_command))
 
     @app.command("export")
     def export_command(
@@ -123,7 +124,7 @@ def build_cli(package: TaskPackage) -> typer.Typer:
         file: Annotated[Path | None, typer.Option("--out", help="File (default: exports/<name>).")] = None,
     ) -> None:
         """Write a model for other runtimes and compare the outputs."""
-        function = _need(package, "export", package.export)
+        function = _need(package.name, "export", task.export)
         _one_of("--format", kind, _FORMATS)
         is_run = target is None or Path(target).is_dir() or "/" in target
         what = function(open_run(package, target, device="cpu") if is_run else str(target))
@@ -140,20 +141,20 @@ def build_cli(package: TaskPackage) -> typer.Typer:
         **options: Any,
     ) -> None:
         """Measure speed and memory of models."""
-        function = _need(package, "benchmark", package.benchmark)
+        function = _need(package.name, "benchmark", task.benchmark)
         rows = list(function(BenchmarkRequest(models or [], batch_size, choose_device(device), file), **options))
         if file is not None:
             file.write_text(json.dumps([dict(row) for row in rows], indent=1, default=str) + "\n")
         out.print(_table(rows))
 
-    app.command("benchmark")(_with_options_of(package.benchmark, benchmark_command))
+    app.command("benchmark")(_with_options_of(task.benchmark, benchmark_command))
 
     @app.command("list")
     def list_command() -> None:
         """List recipes and models."""
         recipes = [{"recipe": name, "what": text} for name, text in recipe_names(package.module).items()]
         out.print(_table(recipes))
-        for name in package.list_models() if package.list_models else ():
+        for name in task.list_models() if task.list_models else ():
             out.print(name, markup=False)
 
     @app.command("info")
@@ -163,13 +164,13 @@ def build_cli(package: TaskPackage) -> typer.Typer:
         if name in recipes:
             out.print(f"{name}: {recipes[name]}", markup=False)
             return
-        models = set(package.list_models()) if package.list_models else set()
-        if package.info is None or (models and name not in models):
+        models = set(task.list_models()) if task.list_models else set()
+        if task.info is None or (models and name not in models):
             raise EngineError(f"info: unknown name {name!r}{did_you_mean(name, models | set(recipes))}")
-        for key, value in package.info(name).items():
+        for key, value in task.info(name).items():
             out.print(f"{key}: {value}", markup=False)
 
-    for verb, function in package.commands.items():
+    for verb, function in task.commands.items():
         app.command(verb)(_printing(function, out))
 
     return app
@@ -202,14 +203,15 @@ def _with_options_of(function: Callable[..., Any] | None, command: Callable[...,
     return combined
 
 
-def run_cli(package: TaskPackage, arguments: Sequence[str] | None = None) -> NoReturn:
+def run_cli(task: TaskPackage, arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of a package's command: run a verb; a user's error becomes one line on stderr and an exit code.
 
     Exit codes: 0 done, 1 data or run error, 2 wrong usage or recipe, 130 SIGINT, 143 SIGTERM.
     """
+    package = task.package
     _quiet(package)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = typer.main.get_command(build_cli(package))
+    command = typer.main.get_command(build_cli(task))
     verb = f" {arguments[0]}" if arguments and arguments[0] in getattr(command, "commands", {}) else ""
     code, message = 0, ""
     try:
@@ -246,7 +248,7 @@ class _Notes(logging.Handler):
         print(f"note: {record.getMessage()}", file=sys.stderr)
 
 
-def _quiet(package: TaskPackage) -> None:
+def _quiet(package: PackageId) -> None:
     """Show the user our own words only: warnings of libraries are for developers (python -W default shows them)."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
@@ -280,9 +282,9 @@ def _one_of(option: str, value: str, allowed: Iterable[str]) -> None:
         raise ConfigError(f"{option}: {value!r} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
 
 
-def _need(package: TaskPackage, verb: str, function: Any) -> Any:
+def _need(package: str, verb: str, function: Any) -> Any:
     if function is None:
-        raise EngineError(f"{verb}: {package.name} does not offer it")
+        raise EngineError(f"{verb}: {package} does not offer it")
     return function
 
 

@@ -10,6 +10,22 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
+class PackageId:
+    """What the engine must know of a task package to train its recipes and to find and open its runs.
+
+    Attributes:
+        name: The command, e.g. ``"vision-models"``.
+        module: The import name, e.g. ``"vision_models"``; recipes are the files of ``<module>/configs``, and
+            ``<module>`` is the registry scope in which recipes are built.
+        default_recipe: The recipe that ``train`` without an argument runs: embedded data, minutes on a CPU.
+    """
+
+    name: str
+    module: str
+    default_recipe: str
+
+
+@dataclass(frozen=True)
 class TrainedRun:
     """A finished or interrupted run, loaded for use.
 
@@ -45,6 +61,9 @@ class ExportTarget:
     name: str
 
 
+DrawPredictions = Callable[[nn.Module, Iterable[dict[str, Any]], Path], None]
+
+
 @dataclass(frozen=True)
 class BenchmarkRequest:
     """Options of ``benchmark``.
@@ -64,17 +83,14 @@ class BenchmarkRequest:
 
 @dataclass(frozen=True)
 class TaskPackage:
-    """Everything that distinguishes one task package's command line from another's.
+    """The verbs of a task package's command line.
 
-    Only ``name``, ``module`` and ``default_recipe`` are needed for ``train`` and ``eval``; a verb whose callable is
-    missing exits with one line that says so. Keyword-only parameters of ``predict``, ``benchmark`` and
-    ``train_settings`` become options of the verb: ``loud: Annotated[bool, typer.Option(help=...)] = False``.
+    ``train`` and ``eval`` need ``package`` alone; a verb whose callable is missing exits with one line that says so.
+    Keyword-only parameters of ``predict``, ``benchmark`` and ``train_settings`` become options of the verb:
+    ``loud: Annotated[bool, typer.Option(help=...)] = False``.
 
     Attributes:
-        name: The command, e.g. ``"vision-models"``.
-        module: The import name, e.g. ``"vision_models"``; recipes are the files of ``<module>/configs``, and
-            ``<module>`` is the registry scope in which recipes are built.
-        default_recipe: The recipe that ``train`` without an argument runs: embedded data, minutes on a CPU.
+        package: Which package this is.
         summary: One line for ``--help``.
         list_models: Names of the registered models.
         info: Name → rows of a table (parameters, paper, input size, ...). Raise ValueError for an unknown name.
@@ -91,16 +107,14 @@ class TaskPackage:
             docstring is the help; it gives the lines to print and raises ValueError or OSError with one clear line.
     """
 
-    name: str
-    module: str
-    default_recipe: str
+    package: PackageId
     summary: str = ""
     list_models: Callable[[], Iterable[str]] | None = None
     info: Callable[[str], Mapping[str, object]] | None = None
     predict: Callable[..., Iterable[str]] | None = None
     export: Callable[[TrainedRun | str], ExportTarget] | None = None
     benchmark: Callable[..., Iterable[Mapping[str, object]]] | None = None
-    draw_predictions: Callable[[nn.Module, Iterable[dict[str, Any]], Path], None] | None = None
+    draw_predictions: DrawPredictions | None = None
     train_settings: Callable[..., Iterable[str]] | None = None
     commands: Mapping[str, Callable[..., Iterable[str]]] = field(default_factory=dict)
 

@@ -21,7 +21,7 @@ from attn_core.engine.config import find_recipe, load_recipe, write_config
 from attn_core.engine.distributed import choose_device, same_everywhere, start_processes, stop_processes
 from attn_core.engine.errors import ConfigError, EngineError
 from attn_core.engine.hub import local_file
-from attn_core.engine.package import TaskPackage, TrainedRun
+from attn_core.engine.package import DrawPredictions, PackageId, TrainedRun
 from attn_core.engine.pictures import draw_curves
 from attn_core.engine.reporting import MetricsHook, ProgressHook
 from attn_core.engine.runner import Runner, silence_console
@@ -83,7 +83,7 @@ class TrainResult:
     files: list[str] = field(default_factory=list)
 
 
-def prepare(package: TaskPackage, options: TrainOptions) -> tuple[dict[str, Any], Path]:
+def prepare(package: PackageId, options: TrainOptions) -> tuple[dict[str, Any], Path]:
     """The complete recipe and the run directory, before anything is built.
 
     Raises:
@@ -113,13 +113,16 @@ def prepare(package: TaskPackage, options: TrainOptions) -> tuple[dict[str, Any]
     return config, directory
 
 
-def train(package: TaskPackage, options: TrainOptions, *, say: Any = print) -> TrainResult:
+def train(
+    package: PackageId, options: TrainOptions, *, say: Any = print, draw: DrawPredictions | None = None
+) -> TrainResult:
     """Train a recipe, test the best weights once, draw the pictures.
 
     Args:
         package: The task package.
         options: See `TrainOptions`.
         say: Called with lines for the user, on process 0 only.
+        draw: Writes ``predictions.png`` (see `TaskPackage.draw_predictions`).
     """
     device = choose_device(options.device)
     start_processes(options.launcher, device)
@@ -149,7 +152,7 @@ def train(package: TaskPackage, options: TrainOptions, *, say: Any = print) -> T
             result.metrics = {name: float(value) for name, value in runner.test().items()}
         result.seconds, result.processor_seconds = time.perf_counter() - began, time.process_time() - worked
         if main:
-            result.files = _finish(package, runner, config, result)
+            result.files = _finish(runner, config, result, draw)
         return result
     finally:
         for hook in runner.hooks:
@@ -162,7 +165,7 @@ def train(package: TaskPackage, options: TrainOptions, *, say: Any = print) -> T
             stop_processes()
 
 
-def evaluate(package: TaskPackage, run: Path, *, split: str = "test", device: str = "auto") -> dict[str, float]:
+def evaluate(package: PackageId, run: Path, *, split: str = "test", device: str = "auto") -> dict[str, float]:
     """Metrics of a run's best weights on one of its splits."""
     config = read_run_config(package, run)
     if f"{split}_dataloader" not in config:
@@ -179,7 +182,7 @@ def evaluate(package: TaskPackage, run: Path, *, split: str = "test", device: st
         runner.close()
 
 
-def open_run(package: TaskPackage, run: str | Path | None, *, device: str = "auto") -> TrainedRun:
+def open_run(package: PackageId, run: str | Path | None, *, device: str = "auto") -> TrainedRun:
     """The model of a run with its best weights.
 
     Args:
@@ -206,7 +209,7 @@ def open_run(package: TaskPackage, run: str | Path | None, *, device: str = "aut
     )
 
 
-def newest_run(package: TaskPackage) -> Path:
+def newest_run(package: PackageId) -> Path:
     """The run of this package under ``runs`` that was written to last.
 
     Raises:
@@ -219,7 +222,7 @@ def newest_run(package: TaskPackage) -> Path:
     return max(runs, key=lambda run: (run / "metrics.jsonl").stat().st_mtime if (run / "metrics.jsonl").exists() else 0)
 
 
-def read_run_config(package: TaskPackage, run: Path) -> dict[str, Any]:
+def read_run_config(package: PackageId, run: Path) -> dict[str, Any]:
     """The resolved recipe of a run.
 
     Raises:
@@ -233,7 +236,7 @@ def read_run_config(package: TaskPackage, run: Path) -> dict[str, Any]:
     return load_recipe(path, scope=package.module, literal=True)
 
 
-def _stored_run(package: TaskPackage, options: TrainOptions) -> tuple[str, Path, Path] | None:
+def _stored_run(package: PackageId, options: TrainOptions) -> tuple[str, Path, Path] | None:
     """Recipe name, config file and directory of the run to resume; None if a run is to be started."""
     directory = options.out
     if directory is None and options.resume:
@@ -279,7 +282,7 @@ def _discard(directory: Path) -> None:
         directory.rmdir()
 
 
-def _build(config: dict[str, Any], directory: Path, options: TrainOptions, package: TaskPackage) -> Runner:
+def _build(config: dict[str, Any], directory: Path, options: TrainOptions, package: PackageId) -> Runner:
     settings = {**config, "work_dir": str(directory), "resume": options.resume, "launcher": options.launcher}
     backends = []
     if options.tensorboard:
@@ -316,7 +319,7 @@ def _about(directory: Path) -> dict[str, Any]:
 
 
 def _write_about(
-    package: TaskPackage,
+    package: PackageId,
     options: TrainOptions,
     config: dict[str, Any],
     directory: Path,
@@ -350,7 +353,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _finish(package: TaskPackage, runner: Runner, config: dict[str, Any], result: TrainResult) -> list[str]:
+def _finish(runner: Runner, config: dict[str, Any], result: TrainResult, draw: DrawPredictions | None) -> list[str]:
     """Write ``result.json`` and the pictures; a picture that fails is reported, the run stands."""
     directory = result.directory
     best = next(iter(list_checkpoints(directory, best=True)), None)
@@ -363,11 +366,9 @@ def _finish(package: TaskPackage, runner: Runner, config: dict[str, Any], result
         draw_curves(directory / "metrics.jsonl", directory / "curves.png", chosen=chosen)
         written.append("curves.png")
     split = next((split for split in ("test", "val") if f"{split}_dataloader" in config), None)
-    if package.draw_predictions is not None and split is not None and runner.world_size == 1:
+    if draw is not None and split is not None and runner.world_size == 1:
         runner.bare_model.eval()
         with torch.inference_mode():
-            package.draw_predictions(
-                runner.bare_model, getattr(runner, f"{split}_dataloader"), directory / "predictions.png"
-            )
+            draw(runner.bare_model, getattr(runner, f"{split}_dataloader"), directory / "predictions.png")
         written.append("predictions.png")
     return written

@@ -1,6 +1,7 @@
 """A task package as small as possible: two classes of noisy points, a network with dropout, augmentation."""
 
 import random
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
+from attn_core.engine import ExportTarget, PackageId, TaskPackage, TrainedRun
 
 
 class Points:
@@ -88,17 +89,23 @@ def _greet(
         yield f"hello {who}"
 
 
-PACKAGE = TaskPackage(
-    name="tiny",
-    module="tiny_task",
-    default_recipe="points",
+PACKAGE = PackageId(name="tiny", module="tiny_task", default_recipe="points")
+
+
+def draw_predictions(model: nn.Module, loader, path: Path) -> None:
+    """Any file."""
+    path.write_bytes(b"picture")
+
+
+CLI = TaskPackage(
+    package=PACKAGE,
     summary="A task for tests.",
     list_models=lambda: ["net", "wide_net"],
     info=lambda name: {"name": name, "parameters": 1},
     export=_export,
     predict=_predict,
     benchmark=lambda request: [{"model": "net", "ms": 1.0}],
-    draw_predictions=lambda model, loader, path: path.write_bytes(b"picture"),
+    draw_predictions=draw_predictions,
     train_settings=_train_settings,
     commands={"greet": _greet},
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from attn_core.engine.cli import run_cli
-from tiny_task import PACKAGE, Net
+from tiny_task import CLI, Net
 
 
 def run(arguments: Sequence[str], folder: Path, environment: dict[str, str], output: Path) -> None:
@@ -30,7 +30,7 @@ def run(arguments: Sequence[str], folder: Path, environment: dict[str, str], out
         _signal_at_forward(*environment["SIGNAL_AT_FORWARD"].split(":"))
     if "KILL_AT_RENAME" in environment:
         _kill_at_rename(int(environment["KILL_AT_RENAME"]))
-    run_cli(PACKAGE, arguments)
+    run_cli(CLI, arguments)
 
 
 def _signal_at_forward(name: str, count: str) -> None:
