@@ -1,23 +1,13 @@
 """Name → builder, with the nearest name suggested on a miss."""
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
+from attn_core.catalog import did_you_mean
+
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Ending of an error message about an unknown name: ``"; did you mean 'davit_tiny'?"``, or the choices if few."""
-    names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    if 0 < len(names) <= 12:
-        return f"; choose from {', '.join(names)}"
-    return ""
 
 
 @dataclass(frozen=True)
