@@ -7,8 +7,8 @@ import torch
 from torchvision.ops import generalized_box_iou
 
 from detection.boxes import apply_deltas, cxcywh_to_xyxy, deltas_of, inverse_sigmoid, pairwise_giou, xyxy_to_cxcywh
-from detection.detection_task import to_original
 from detection.post_process import post_process_object_detection, suppress, top_scores
+from detection.tasks.detection import to_original
 
 
 def some_boxes(count: int) -> torch.Tensor:

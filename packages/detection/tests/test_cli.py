@@ -34,8 +34,8 @@ RECIPE = '''"""Plain-DETR on the pictures of a test."""
 from torch.optim import AdamW
 
 from detection.data import CocoDetection, collate_detection
-from detection.detection_task import DetectionTask
-from detection.evaluation.coco_map import CocoMap
+from detection.tasks.detection import DetectionTask
+from detection.metrics.coco_map import CocoMap
 from detection.models import create_model
 
 data_root = "data"
@@ -251,7 +251,7 @@ def test_recipes_are_complete_and_say_what_they_are(capsys: pytest.CaptureFixtur
 
 def test_benchmark_measures_each_formulation(monkeypatch: pytest.MonkeyPatch) -> None:
     from attn_core.engine import BenchmarkRequest
-    from detection import benchmark
+    from detection.bench import attention as benchmark
 
     monkeypatch.setattr(benchmark, "ROUNDS", 2)
     monkeypatch.setattr(benchmark, "QUERIES", 40)
@@ -264,7 +264,7 @@ def test_benchmark_measures_each_formulation(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_fallback_that_is_measured_computes_the_same() -> None:
     from attn_core import deformable_attention
-    from detection.benchmark import sampled
+    from detection.bench.attention import sampled
 
     torch.manual_seed(0)
     maps = ((6, 8), (3, 4))

@@ -1,5 +1,5 @@
 """``python -m detection`` is the command ``detection``, for ``torchrun -m``."""
 
-from .cli import main
+from detection.cli import main
 
 main()

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from .boxes import cxcywh_to_xyxy
+from detection.boxes import cxcywh_to_xyxy
 
 
 def post_process_object_detection(

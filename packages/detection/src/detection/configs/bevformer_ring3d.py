@@ -10,10 +10,10 @@ and 2: 0.260, 0.292, 0.194 (twin 0.205, 0.225, 0.230). ``lifting=dfa3d_gt`` read
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from detection.bevformer_dfa3d import BEVFormerDFA3D
-from detection.bevformer_task import BEVDetectionTask
 from detection.data.ring3d import Ring3D, collate_scenes
-from detection.evaluation.bev_map import BEVAveragePrecision
+from detection.metrics.bev_map import BEVAveragePrecision
+from detection.models.bevformer.detector import BEVFormerDFA3D
+from detection.tasks.bevformer import BEVDetectionTask
 
 lifting = "dfa3d"
 epochs = 8

@@ -10,10 +10,10 @@ Data: 800 pictures of digits, validated on 200, tested on 200. Time: 2,000 steps
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from detection.bvr_hosts import build_detector
 from detection.data import DigitsCoco, collate_detection
-from detection.detection_task import DetectionTask
-from detection.evaluation.coco_map import CocoMap
+from detection.metrics.coco_map import CocoMap
+from detection.models.bvr.hosts import build_detector
+from detection.tasks.detection import DetectionTask
 
 bvr = True
 epochs = 10

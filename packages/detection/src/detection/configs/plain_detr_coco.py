@@ -13,10 +13,10 @@ from mmengine.optim import LinearLR, MultiStepLR
 from torch.optim import AdamW
 
 from detection.data import CocoDetection, collate_detection
-from detection.detection_task import DetectionTask
-from detection.evaluation.coco_map import CocoMap
+from detection.metrics.coco_map import CocoMap
 from detection.models import pretrained
-from detection.param_groups import PlainDETRGroups
+from detection.models.plain_detr.param_groups import PlainDETRGroups
+from detection.tasks.detection import DetectionTask
 
 data_root = "data/coco"
 variant = "plain_detr_swin_v2_small_mim_reparam"

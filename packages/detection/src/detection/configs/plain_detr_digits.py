@@ -15,9 +15,9 @@ from torch.optim import AdamW
 
 from attn_core.engine import EMAHook
 from detection.data import DigitsCoco, collate_detection
-from detection.detection_task import DetectionTask
-from detection.evaluation.coco_map import CocoMap
-from detection.plain_detr import PlainDETR
+from detection.metrics.coco_map import CocoMap
+from detection.models.plain_detr.detector import PlainDETR
+from detection.tasks.detection import DetectionTask
 
 epochs = 16
 warmup = 1

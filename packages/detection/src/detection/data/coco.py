@@ -4,7 +4,7 @@ Repaired, with one line in the log: annotation ids that do not start at 1 or rep
 match of id 0), boxes that reach over the border (cut off), boxes without area (left out). Refused: json that is
 none, no pictures or categories, unknown ids, repeated picture ids, missing files. Category ids may have gaps.
 
-Format: Lin et al., Microsoft COCO, ECCV 2014; https://cocodataset.org/#format-data. Checked in: ``test_data.py``.
+Format: Lin et al., Microsoft COCO, ECCV 2014; https://cocodataset.org/#format-data. Checked in: ``data/test_coco.py``.
 """
 
 import json
@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .transforms import DetectionTransform
+from detection.data.transforms import DetectionTransform
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@
 checked by SHA-256. Splits share neither glyphs nor photographs. Every eighth picture is crowded: small, overlapping.
 
 Sources: E. Alpaydin, C. Kaynak, UCI 1998 (CC BY 4.0); photographs as listed in scikit-image's data (public domain or
-free licences). Checked in: ``test_data.py``.
+free licences). Checked in: ``data/test_coco.py``.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .transforms import DetectionTransform
+from detection.data.transforms import DetectionTransform
 
 SIDE = 128
 # Glyphs [low, high), pictures, first seed, photographs, SHA-256 of annotations, of pixels.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
-from .ring3d import CAMERAS
+from detection.data.ring3d import CAMERAS
 
 Array = NDArray[np.float64]
 

@@ -1,7 +1,7 @@
 """Training and evaluation transforms on torchvision's tv_tensors: pictures and their boxes together.
 
 Source of the scales: DETR's recipe, as in https://github.com/impiga/Plain-DETR, ``datasets/coco.py``. Checked in:
-``test_data.py``.
+``data/test_coco.py``.
 """
 
 from collections.abc import Sequence

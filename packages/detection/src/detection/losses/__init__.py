@@ -1,5 +1,5 @@
 """Losses of detectors."""
 
-from .set_criterion import HybridCriterion
+from detection.losses.set_criterion import HybridCriterion
 
 __all__ = ["HybridCriterion"]

@@ -1,7 +1,8 @@
 """Plain-DETR's set losses: focal, L1 and GIoU for each decoder layer, hybrid matching, the proposal stage.
 
 Source: https://github.com/impiga/Plain-DETR, ``models/detr.py`` (SetCriterion) and ``engine.py`` (train_hybrid); hybrid
-matching: Jia et al., CVPR 2023, arXiv 2207.13080. The same: every number. Checked in: ``test_plain_detr_losses.py``.
+matching: Jia et al., CVPR 2023, arXiv 2207.13080. The same: every number. Checked in:
+``losses/test_set_criterion.py``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,7 @@ class HybridCriterion:
         self.match_anchors = match_anchors
 
     def __call__(self, outputs: Mapping[str, Any], targets: Targets) -> dict[str, Float[Tensor, ""]]:
-        """Losses of the outputs of `detection.plain_detr.PlainDETR.outputs`.
+        """Losses of the outputs of `detection.models.plain_detr.detector.PlainDETR.outputs`.
 
         Args:
             targets: per picture ``labels`` (N,) and ``boxes`` (N, 4) cxcywh, in [0, 1] of the picture or in pixels, as

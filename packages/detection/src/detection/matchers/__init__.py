@@ -1,5 +1,5 @@
 """Assignments of predictions to objects."""
 
-from .hungarian import hungarian_match
+from detection.matchers.hungarian import hungarian_match
 
 __all__ = ["hungarian_match"]

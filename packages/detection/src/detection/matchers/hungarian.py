@@ -1,6 +1,6 @@
 """One-to-one assignment of queries to objects by the least total cost (DETR, arXiv 2005.12872).
 
-Costs as in https://github.com/impiga/Plain-DETR, ``models/matcher.py``. Checked in: ``test_plain_detr_losses.py``.
+Costs as in https://github.com/impiga/Plain-DETR, ``models/matcher.py``. Checked in: ``losses/test_set_criterion.py``.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,0 +1,1 @@
+"""What sits inside several networks: one file per idea."""

@@ -1,0 +1,1 @@
+"""BEVFormer with DFA3D lifting."""

@@ -1,0 +1,1 @@
+"""BVR (RelationNet++): the head, and the detectors that it enhances."""

@@ -1,0 +1,1 @@
+"""Plain-DETR, its Swin V2 backbone and its parameter groups."""

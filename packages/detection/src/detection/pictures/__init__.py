@@ -1,0 +1,1 @@
+"""What is drawn: boxes in pictures, boxes in space."""

@@ -1,0 +1,1 @@
+"""Losses and predictions of detectors, for the engine."""
