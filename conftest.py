@@ -11,6 +11,21 @@ if PARALLEL:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
+# They need dependency groups that a plain `uv run pytest` does not install.
+ASKED_FOR = ("parity", "browser")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out tests beside peers and in a browser unless ``-m`` speaks of them or one is named by its node id."""
+    wanted = config.getoption("markexpr")
+    named = any("::" in argument for argument in config.args)
+    left_out = [marker for marker in ASKED_FOR if marker not in wanted and not named]
+    kept = [item for item in items if not any(item.get_closest_marker(marker) for marker in left_out)]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -14,7 +14,6 @@ from medical_seg.predictions import largest_parts, parse_memory
 from medical_seg.sliding_window import gaussian, labels_from_planes, logits_by_planes, window_starts
 
 
-@pytest.mark.parity
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI calls itself with it
 def test_scores_are_monai_s() -> None:

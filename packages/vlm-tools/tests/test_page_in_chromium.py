@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -45,6 +46,7 @@ def colors(heat: Tensor) -> np.ndarray:
     return 255 * np.array(painted)
 
 
+@pytest.mark.browser
 def test_words_and_sliders_draw_the_maps_they_stand_for(tmp_path: Path) -> None:
     maps = torch.rand(2, 3, 2, 6, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[x / 3, y / 2, (x + 1) / 3, (y + 1) / 2] for y in range(2) for x in range(3)])

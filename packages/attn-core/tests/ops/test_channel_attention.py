@@ -38,7 +38,6 @@ def test_reference_equals_the_equation_by_loops(case: Case) -> None:
         assert relative_error(actual, by_loops(*args, **kwargs)) <= TOLERANCE[torch.float64]
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize("version", ["ChannelAttention", "ChannelAttentionV2"])
 def test_equals_timms_davit_module(version: str) -> None:
     davit = pytest.importorskip("timm.models.davit")

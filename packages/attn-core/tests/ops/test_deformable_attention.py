@@ -126,7 +126,6 @@ def test_locations_stay_exact_beside_bfloat16_values() -> None:
     assert abs(float(out) - 300.5) <= 1.5
 
 
-@pytest.mark.parity
 @pytest.mark.filterwarnings("ignore")  # of transformers, about its own dependencies
 def test_equals_transformers() -> None:
     peer = pytest.importorskip("transformers.models.deformable_detr.modeling_deformable_detr")

@@ -46,7 +46,6 @@ def test_reference_equals_the_equation_by_loops(case: Case) -> None:
         assert relative_error(actual, by_loops(*args, **kwargs)) <= TOLERANCE[torch.float64]
 
 
-@pytest.mark.parity
 @pytest.mark.parametrize("normalize", [False, True])
 def test_equals_timms_focalnet_module(normalize: bool) -> None:
     focalnet = pytest.importorskip("timm.models.focalnet")
