@@ -157,3 +157,47 @@ def test_a_verb_of_the_package_prints_its_lines_and_its_error(cli):
     assert cli("greet", "you", "--times", "0") == (1, "", "tiny greet: --times must be positive, got 0\n")
     assert "Say hello." in cli("greet", "--help")[1]
     assert "did you mean 'greet'?" in cli("gret", "you")[2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "line"),
+    [
+        ("KeyError", 70, "KeyError: 'first line\\nsecond line'"),
+        ("RuntimeError", 70, "RuntimeError: first line"),
+        ("RecursionError", 70, "RecursionError: first line"),
+        ("library", 1, "ValueError: cannot reshape array of size 3 into shape (2,2)"),
+    ],
+)
+def test_an_unexpected_exception_is_one_line_that_names_a_log_with_the_traceback(
+    cli, tmp_path, monkeypatch, kind, expected, line
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = cli("fail", kind)
+    (log,) = tmp_path.glob("tiny-fail-*.log")
+    assert (code, out) == (expected, "begun\n")
+    assert err == f"tiny fail: {line}; the traceback is in {log}\n"
+    assert "in _fail" in log.read_text()
+
+
+def test_an_unexpected_exception_is_one_line_where_no_log_can_be_written(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert cli("fail", "RuntimeError")[::2] == (70, "tiny fail: RuntimeError: first line\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "err"),
+    [
+        ("MemoryError", 1, "tiny fail: the machine has too little memory; use less\n"),
+        ("OSError", 1, "tiny fail: first line\n"),
+        ("module", 1, "tiny fail: this needs the package 'no_such_package', which is not installed\n"),
+    ],
+)
+def test_a_foreseen_exception_needs_no_log(cli, tmp_path, monkeypatch, kind, expected, err):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert cli("fail", kind)[::2] == (expected, err)
+    assert not list(tmp_path.glob("*.log"))
+
+
+def test_a_reader_that_goes_away_is_no_error(command):
+    code, text = command("fail", "BrokenPipeError")
+    assert (code, text) == (141, "begun\n")

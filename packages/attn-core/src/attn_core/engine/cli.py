@@ -1,11 +1,10 @@
 """The command line of every task package: the same verbs and flags, implemented once."""
 
-import difflib
 import functools
 import inspect
 import json
 import logging
-import re
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from attn_core.engine.config import recipe_names
 from attn_core.engine.distributed import LAUNCHERS, STRATEGIES, choose_device
 from attn_core.engine.errors import ConfigError, EngineError
 from attn_core.engine.export import export as write_export
+from attn_core.engine.failures import CLOSED_PIPE, describe
 from attn_core.engine.package import BenchmarkRequest, ExportFormat, PackageId, TaskPackage
 from attn_core.engine.reporting import format_number
 from attn_core.engine.run import TrainOptions, evaluate, open_run, train
@@ -204,40 +204,27 @@ def _with_options_of(function: Callable[..., Any] | None, command: Callable[...,
 
 
 def run_cli(task: TaskPackage, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of a package's command: run a verb; a user's error becomes one line on stderr and an exit code.
+    """Entry point of a package's command: run a verb; an error becomes one line on stderr and an exit code.
 
-    Exit codes: 0 done, 1 data or run error, 2 wrong usage or recipe, 130 SIGINT, 143 SIGTERM.
+    Exit codes: 0 done, 1 data or run error, 2 wrong usage or recipe, 70 unexpected (the line names a log file with the
+    traceback), 130 SIGINT, 143 SIGTERM.
     """
     package = task.package
     _quiet(package)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = typer.main.get_command(build_cli(task))
-    verb = f" {arguments[0]}" if arguments and arguments[0] in getattr(command, "commands", {}) else ""
-    code, message = 0, ""
+    code, message, verb = 0, "", ""
     try:
+        command = typer.main.get_command(build_cli(task))
+        verb = arguments[0] if arguments and arguments[0] in getattr(command, "commands", {}) else ""
         code = command.main(arguments, prog_name=package.name, standalone_mode=False) or 0
-    except typer.Exit as error:
-        code = error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        code, message = 130, "interrupted"
-    except EngineError as error:
-        code, message = error.exit_code, str(error)
-    except torch.OutOfMemoryError:
-        code, message = (
-            1,
-            "the GPU has too little memory; lower the batch size with --set train_dataloader.batch_size=...",
-        )
-    except (ValueError, OSError) as error:
-        logging.getLogger(__name__).debug("traceback", exc_info=True)
-        code, message = 1, _one_line(error)
-    except Exception as error:
-        # A usage error: the class is click's, which newer versions of typer carry inside themselves.
-        if not hasattr(error, "format_message"):
-            raise
-        code, message = 2, _usage(error)
+        sys.stdout.flush()
+    except BaseException as error:
+        code, message = describe(error, package, verb)
     if message:
-        message = message.removeprefix(f"{verb.strip()}: ")
-        print(f"{package.name}{verb}: {message}", file=sys.stderr)
+        name = f"{package.name} {verb}".strip()
+        print(f"{name}: {message.removeprefix(f'{verb}: ')}", file=sys.stderr)
+    if code == CLOSED_PIPE:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
     sys.exit(code)
 
 
@@ -256,25 +243,6 @@ def _quiet(package: PackageId) -> None:
         logger = logging.getLogger(name)
         if not any(isinstance(handler, _Notes) for handler in logger.handlers):
             logger.addHandler(_Notes(logging.WARNING))
-
-
-def _usage(error: Any) -> str:
-    text = str(error.format_message()).strip().rstrip(".")
-    text = text[:1].lower() + text[1:]
-    if options := re.search(r"(\S+) \(Possible options: (.*)\)$", text):
-        nearest = difflib.get_close_matches(options[1], options[2].split(", "), n=1, cutoff=0.0)
-        return f"{text[: options.end(1)]}; did you mean {nearest[0]}?"
-    return text.replace(". Did you mean ", "; did you mean ")
-
-
-def _one_line(error: Exception) -> str:
-    """The message; of an error that a loader worker has sent, the last line of its traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    if "Traceback" in str(error):
-        return lines[-1].partition(": ")[2] or lines[-1]
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return lines[0]
 
 
 def _one_of(option: str, value: str, allowed: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """A task package as small as possible: two classes of noisy points, a network with dropout, augmentation."""
 
+import importlib
 import random
 from pathlib import Path
 from typing import Annotated
@@ -92,6 +93,23 @@ def _greet(
 PACKAGE = PackageId(name="tiny", module="tiny_task", default_recipe="points")
 
 
+def _fail(kind: Annotated[str, typer.Argument(help="Name of an exception.")]):
+    """Raise an exception that nobody foresaw."""
+    yield "begun"
+    if kind == "library":
+        np.reshape(np.zeros(3), (2, 2))
+    if kind == "module":
+        importlib.import_module("no_such_package.part")
+    raise {
+        "KeyError": KeyError,
+        "RuntimeError": RuntimeError,
+        "MemoryError": MemoryError,
+        "BrokenPipeError": BrokenPipeError,
+        "RecursionError": RecursionError,
+        "OSError": OSError,
+    }[kind]("first line\nsecond line")
+
+
 def draw_predictions(model: nn.Module, loader, path: Path) -> None:
     """Any file."""
     path.write_bytes(b"picture")
@@ -107,5 +125,5 @@ CLI = TaskPackage(
     benchmark=lambda request: [{"model": "net", "ms": 1.0}],
     draw_predictions=draw_predictions,
     train_settings=_train_settings,
-    commands={"greet": _greet},
+    commands={"greet": _greet, "fail": _fail},
 )
