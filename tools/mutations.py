@@ -1,0 +1,353 @@
+"""Small mutations of a family's files, each of which that family's tests must notice.
+
+``python tools/mutations.py BiFormer`` drops residuals, activations, norms and scales, swaps axes and signs and changes
+an eps, one at a time, in the files that hold the family's entries and in the layers they import, and runs the tests
+named on its card on each mutant. Survivors are listed. ``--all`` takes every family and writes the list to
+``tools/results/mutations.json``; reasons written there beside a survivor are kept.
+
+The files are not touched: a mutant is a process of its own, in which an import hook serves the changed source.
+"""
+
+import argparse
+import ast
+import contextlib
+import copy
+import importlib.abc
+import importlib.util
+import io
+import json
+import os
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "tools/results/mutations.json"
+PACKAGES = ("detection", "medical_seg", "seq_models", "vision_models", "vlm_tools")
+LIMIT = 600  # seconds for the tests of one mutant
+ACTIVATIONS = re.compile(
+    r"(?i)^(gelu|relu|relu6|silu|swish|hardswish|sigmoid|softmax|tanh|elu|softplus|exp|normalize)$"
+)
+NORMS = re.compile(r"(?i)norm|^bn\d?$|^ln_?\w*$")
+SCALES = re.compile(r"(?i)scale|gamma|temperature|^ls\d?$|alpha|decay")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change: where, of what kind, and the text before and after."""
+
+    module: str
+    line: int
+    kind: str
+    before: str
+    after: str
+    source: str
+
+    def key(self) -> dict[str, object]:
+        return {"module": self.module, "kind": self.kind, "before": self.before, "after": self.after}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A published system: modules that make it up, and the test files on its cards."""
+
+    name: str
+    package: str
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+def candidates(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
+    """Kinds of mutation of one expression, each with what stands in its place."""
+    match node:
+        case ast.BinOp(op=ast.Add(), left=left, right=right) if isinstance(right, ast.Call | ast.BinOp):
+            yield "residual", right
+            yield "residual", left
+        case ast.BinOp(op=ast.Mult(), left=left, right=right):
+            for kept, dropped in ((left, right), (right, left)):
+                if SCALES.search(_name(dropped)) or isinstance(getattr(dropped, "op", None), ast.Pow):
+                    yield "scale", kept
+        case ast.BinOp(op=ast.Sub(), left=left, right=right):
+            yield "sign", ast.BinOp(left, ast.Add(), right)
+        case ast.BinOp(op=ast.Pow(), left=left, right=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=0.5))):
+            yield "scale", ast.BinOp(left, ast.Pow(), ast.UnaryOp(ast.USub(), ast.Constant(0.25)))
+        case ast.Call(func=ast.Attribute(value=value, attr=attr)) if ACTIVATIONS.match(attr) and _computed(value):
+            yield "activation", value
+        case ast.Call(func=func, args=[first, *_]) if ACTIVATIONS.match(_name(func)):
+            yield "activation", first
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="nn"), attr=attr)) if ACTIVATIONS.match(attr):
+            yield "activation", _identity()
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=attr), args=[first, *_]):
+            if NORMS.search(attr):
+                yield "norm", first
+            elif SCALES.search(attr) or attr.startswith("act"):
+                yield "activation", first
+        case ast.Call(func=ast.Attribute(attr="permute"), args=[_, _, _, *_] as args):
+            changed = copy.copy(node)
+            changed.args = [*args[:-2], args[-1], args[-2]]
+            yield "axes", changed
+        case ast.Call(func=ast.Attribute(value=value, attr="transpose" | "mT")):
+            yield "axes", value
+        case ast.keyword(arg="eps", value=ast.Constant(value=float(eps))):
+            yield "eps", ast.keyword("eps", ast.Constant(eps * 1e4))
+        case ast.keyword(arg="dim", value=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=1))):
+            yield "axes", ast.keyword("dim", ast.UnaryOp(ast.USub(), ast.Constant(2)))
+        case ast.keyword(arg="causal", value=value):
+            yield "mask", ast.keyword("causal", ast.Constant(None))
+
+
+def _computed(node: ast.AST) -> bool:
+    """Whether an expression is a tensor rather than a module such as ``F``: ``x.softmax(-1)``, not ``F.relu(x)``."""
+    return not isinstance(node, ast.Name) or node.id not in ("F", "nn", "torch", "math", "np")
+
+
+def _name(node: ast.AST) -> str:
+    match node:
+        case ast.Attribute(attr=attr):
+            return attr
+        case ast.Name(id=name):
+            return name
+        case ast.Call(func=func):
+            return _name(func)
+    return ""
+
+
+def _identity() -> ast.AST:
+    return ast.parse("nn.Identity()", mode="eval").body
+
+
+class _Replace(ast.NodeTransformer):
+    def __init__(self, target: ast.AST, by: ast.AST) -> None:
+        self.target, self.by = target, by
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return self.by if node is self.target else self.generic_visit(node)
+
+
+def mutations(module: str, source: str) -> list[Mutation]:
+    """Every mutation of the classes and functions of a file that compiles; code that runs nowhere is left out."""
+    found = []
+    for place in [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef | ast.FunctionDef)]:
+        skipped = {id(inner) for n in ast.walk(place) if _aside(n) for inner in ast.walk(n)}
+        for node in ast.walk(place):
+            if id(node) in skipped:
+                continue
+            for kind, by in candidates(node):
+                tree = ast.parse(source)
+                twin = _twin(tree, node)
+                changed = ast.fix_missing_locations(_Replace(twin, by).visit(tree))
+                before, after = ast.unparse(node), ast.unparse(by)
+                line = getattr(node, "lineno", place.lineno)
+                found.append(Mutation(module, line, kind, before, after, ast.unparse(changed)))
+    return found
+
+
+def _aside(node: ast.AST) -> bool:
+    """Annotations, error messages, printing, weights' names: no part of what a network computes."""
+    if isinstance(node, ast.Raise | ast.JoinedStr | ast.arg | ast.Assert):
+        return True
+    names = ("__repr__", "extra_repr", "group_matcher", "no_weight_decay", "load_official", "from_official")
+    return isinstance(node, ast.FunctionDef) and (node.name in names or "init_weights" in node.name)
+
+
+def _twin(tree: ast.AST, node: ast.AST) -> ast.AST:
+    """The node of a second parse of the same text that stands where ``node`` does."""
+    return next(other for other in ast.walk(tree) if _place(other) == _place(node))
+
+
+def _place(node: ast.AST) -> tuple[object, ...]:
+    corners = (getattr(node, name, None) for name in ("lineno", "col_offset", "end_lineno", "end_col_offset"))
+    return (type(node), *corners)
+
+
+def chosen(pool: Sequence[Mutation], count: int, seed: int) -> list[Mutation]:
+    """A seeded choice in which every kind and every file comes in turn."""
+    order = random.Random(seed)
+    groups: dict[tuple[str, str], list[Mutation]] = {}
+    for mutation in order.sample(pool, len(pool)):
+        groups.setdefault((mutation.kind, mutation.module), []).append(mutation)
+    picked: list[Mutation] = []
+    while len(picked) < count and any(groups.values()):
+        for group in groups.values():
+            if group and len(picked) < count:
+                picked.append(group.pop())
+    return picked
+
+
+class _Mutant(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Serves one module from changed source, under its own file's name."""
+
+    def __init__(self, module: str, file: str, source: str) -> None:
+        self.module, self.file, self.source = module, file, source
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        if name != self.module:
+            return None
+        spec = importlib.util.spec_from_loader(name, self, origin=self.file)
+        assert spec is not None
+        spec.has_location = True
+        return spec
+
+    def get_source(self, fullname: str) -> str:
+        return self.source
+
+
+def _in_a_process(mutation: Mutation | None, tests: Sequence[str]) -> tuple[int, str]:
+    """pytest's exit code on a mutant, in a forked process, and the last line it printed; -1 where time ran out."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            if mutation is not None:
+                sys.meta_path.insert(0, _Mutant(mutation.module, str(_file(mutation.module)), mutation.source))
+            import pytest
+
+            code = pytest.main(
+                [
+                    "-n0",
+                    "-x",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "-W",
+                    "ignore::pytest.PytestAssertRewriteWarning",
+                    "-m",
+                    "not slow and not compile",
+                    *tests,
+                ]
+            )
+            sys.stdout.flush()
+            os._exit(int(code))
+        start = time.monotonic()
+        while time.monotonic() - start < LIMIT:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                log.seek(0)
+                lines = [line for line in log.read().splitlines() if line.strip()]
+                code = os.waitstatus_to_exitcode(status)
+                return (code if code >= 0 else 1), (lines[-1] if lines else "")
+            time.sleep(0.05)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return -1, "time ran out"
+
+
+def _file(module: str) -> Path:
+    """Where a module of ours lies; found without importing what stands above it."""
+    path = next(ROOT.glob(f"packages/*/src/{module.partition('.')[0]}")).parent / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def families() -> dict[str, Family]:
+    """Every published system of the catalogues, read in a process of its own: this one must not import them."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.close(reader)
+        with os.fdopen(writer, "w") as out, contextlib.redirect_stdout(io.StringIO()):
+            json.dump(_read_catalogs(), out)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as text:
+        rows = json.load(text)
+    os.wait()
+    return {
+        name: Family(name, row["package"], tuple(row["modules"]), tuple(row["tests"])) for name, row in rows.items()
+    }
+
+
+def _read_catalogs() -> dict[str, dict[str, object]]:
+    import pkgutil
+
+    found: dict[str, dict[str, object]] = {}
+    for package in PACKAGES:
+        catalog = importlib.import_module(f"{package}.models").CATALOG
+        folder = importlib.import_module(catalog.folder)
+        for info in pkgutil.walk_packages(folder.__path__, f"{catalog.folder}."):
+            for entry in getattr(importlib.import_module(info.name), "ENTRIES", ()):
+                row = found.setdefault(
+                    entry.card.family, {"package": package.replace("_", "-"), "modules": [], "tests": []}
+                )
+                test = f"packages/{row['package']}/tests/{entry.card.test}"
+                for key, values in (("modules", _with_layers(info.name, package)), ("tests", [test])):
+                    row[key] = [*row[key], *(v for v in values if v not in row[key])]  # type: ignore[misc,operator]
+    return found
+
+
+def _with_layers(module: str, package: str) -> list[str]:
+    """A model's file and the files of the package's models and layers that it imports."""
+    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+    names = [module]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+            for name in (base, *(f"{base}.{alias.name}" for alias in node.names)):
+                inside = name.startswith((f"{package}.layers.", f"{package}.models.")) and name not in names
+                if inside and _file(name).name != "__init__.py" and _file(name).exists():
+                    names.append(name)
+    return names
+
+
+def examine(family: Family, count: int, seed: int) -> dict[str, object]:
+    """Mutate a family ``count`` times; prints a line a mutant."""
+    pool = []
+    for module in family.modules:
+        pool += mutations(module, _file(module).read_text(encoding="utf-8"))
+    code, line = _in_a_process(None, family.tests)
+    if code != 0:
+        raise SystemExit(f"mutations: the tests of {family.name} fail without a mutation: {line}")
+    survivors, picked = [], chosen(pool, count, seed)
+    for mutation in picked:
+        code, line = _in_a_process(mutation, family.tests)
+        verdict = "survived" if code == 0 else "killed"
+        where, change = f"{mutation.module}:{mutation.line}", f"{mutation.before} → {mutation.after}"
+        print(f"{family.name}: {verdict}: {where} {mutation.kind}: {change}", flush=True)
+        if code == 0:
+            survivors.append(mutation.key())
+    return {"mutations": len(picked), "killed": len(picked) - len(survivors), "survivors": survivors}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", help="names of published systems, as on their cards")
+    parser.add_argument("--all", action="store_true", help="every family; writes the list")
+    parser.add_argument("--count", type=int, default=12, help="mutations of each family")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)
+    for library in ("torch", "timm", "transformers", "torchvision", "pytest", "mmengine.registry"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(library)  # once, before mutants are forked
+    known = families()
+    names = sorted(known) if arguments.all else arguments.families
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"unknown family {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    unexplained = 0
+    for name in names:
+        row = examine(known[name], arguments.count, arguments.seed)
+        reasons = {json.dumps({k: v for k, v in s.items() if k != "reason"}, sort_keys=True): s.get("reason")
+                   for s in kept.get(name, {}).get("survivors", [])}  # fmt: skip
+        for survivor in row["survivors"]:  # type: ignore[attr-defined]
+            reason = reasons.get(json.dumps(survivor, sort_keys=True))
+            unexplained += reason is None
+            if reason:
+                survivor["reason"] = reason
+        kept[name] = row
+        RESULTS.write_text(
+            json.dumps(dict(sorted(kept.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        print(f"{name}: {row['killed']} of {row['mutations']} killed", flush=True)
+    return 1 if unexplained else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
