@@ -1,6 +1,6 @@
 """Benchmarks of every operator and package, and the page that shows them.
 
-``python tools/benchmarks.py run`` measures, writes ``tools/results/*.json`` and regenerates
+``python tools/benchmarks.py run`` measures, writes ``packages/*/results/bench/*.json`` and regenerates
 ``docs/reference/benchmarks.md`` with its pictures; ``page`` only regenerates; ``--check`` exits with 1 unless the page
 and the pictures are what the JSON files give.
 """
@@ -22,17 +22,22 @@ from attn_core.bench.plot import plot
 from attn_core.registry import did_you_mean
 
 ROOT = Path(__file__).resolve().parent.parent
-# Result name → the command of a package whose rows go there.
+CORE = "attn-core"
+# Result name → the command of a package whose rows go there; the first word is the package.
 PACKAGES = {
+    "detection": ["detection", "benchmark"],
+    "medical_seg": ["medical-seg", "benchmark"],
+    "seq_models": ["seq-models", "benchmark"],
     "vision_models": ["vision-models", "benchmark"],
     "vision_models_compiled": ["vision-models", "benchmark", "--compile"],
+    "vlm_tools": ["vlm-tools", "benchmark"],
 }
 # Columns of a package's rows that the line about the machine says already.
 MACHINE = {"torch", "device", "threads", "date"}
 
 HEAD = """# Benchmarks
 
-<!-- Written by tools/benchmarks.py from tools/results/*.json. Change those, not this page. -->
+<!-- Written by tools/benchmarks.py from packages/*/results/bench/*.json. Change those, not this page. -->
 
 Absolute times belong to one machine; ratios within one table were measured in one run, provider after provider in
 turns. **× ours** is a provider's median time divided by that of our fastest backend in the same pass. **error** is
@@ -48,18 +53,27 @@ class Places:
     """Where results, page and pictures are."""
 
     def __init__(self, root: Path) -> None:
-        self.results = root / "tools" / "results"
+        self.root = root
         self.page = root / "docs" / "reference" / "benchmarks.md"
         self.images = self.page.parent / "images"
+
+    def folder(self, package: str) -> Path:
+        """Where a package's measurements lie."""
+        return self.root / "packages" / package / "results" / "bench"
+
+    def results(self) -> list[Path]:
+        """The files of all packages: the core's first, each package's by name."""
+        files = self.root.glob("packages/*/results/bench/*.json")
+        return sorted(files, key=lambda file: (file.parts[-4] != CORE, file.parts[-4], file.name))
 
 
 def run(places: Places, names: list[str], device: str, options: list[str]) -> None:
     """Measure operators and packages, one program after the other."""
-    places.results.mkdir(parents=True, exist_ok=True)
     where = _slug(environment(device, 1)["gpu"]) if device.startswith("cuda") else "cpu"
     for name in names:
         print(f"== {name}", flush=True)
-        target = places.results / f"{name}_{where}.json"
+        target = places.folder(PACKAGES[name][0] if name in PACKAGES else CORE) / f"{name}_{where}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
         if name not in PACKAGES:
             program = [sys.executable, "-m", "attn_core.bench", "--op", name, "--device", device]
             subprocess.run([*program, "--json", target, *options], check=True)
@@ -79,7 +93,7 @@ def _slug(name: str) -> str:
 def page(places: Places) -> str:
     """The page as the result files give it."""
     sections = [HEAD]
-    files = sorted(places.results.glob("*.json"))
+    files = places.results()
     if not files:
         sections.append("No results are stored yet.\n")
     for file in files:
@@ -138,7 +152,7 @@ def _number(value: float) -> str:
 def pictures(places: Places) -> dict[Path, tuple[list[dict[str, Any]], str]]:
     """File → the rows it shows and their digest."""
     wanted = {}
-    for file in sorted(places.results.glob("*.json")):
+    for file in places.results():
         rows = [row for row in json.loads(file.read_text(encoding="utf-8"))["rows"] if row.get("length")]
         if rows:
             rows = [row for row in rows if row["dtype"] == rows[0]["dtype"]]
@@ -162,7 +176,7 @@ def check(places: Places) -> list[str]:
     problems = []
     written = places.page.read_text(encoding="utf-8") if places.page.exists() else ""
     if written != page(places):
-        problems.append(f"{places.page.name} is not what tools/results gives")
+        problems.append(f"{places.page.name} is not what the result files give")
     wanted = pictures(places)
     for file, (_, digest) in wanted.items():
         if not file.exists():

@@ -3,7 +3,7 @@
 ``python tools/mutations.py BiFormer`` drops residuals, activations, norms and scales, swaps axes and signs and changes
 an eps, one at a time, in the files that hold the family's entries and in the layers they import, and runs the tests
 named on its card on each mutant. Survivors are listed. ``--all`` takes every family and writes the list to
-``tools/results/mutations.json``; reasons written there beside a survivor are kept.
+``tests/mutations.json``; reasons written there beside a survivor are kept.
 
 The files are not touched: a mutant is a process of its own, in which an import hook serves the changed source.
 """
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "tools/results/mutations.json"
+RESULTS = ROOT / "tests/mutations.json"
 PACKAGES = ("detection", "medical_seg", "seq_models", "vision_models", "vlm_tools")
 LIMIT = 600  # seconds for the tests of one mutant
 ACTIVATIONS = re.compile(

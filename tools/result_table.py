@@ -1,9 +1,9 @@
 """Tables of what recipes reach beside what papers print, from committed results of runs.
 
 ``python tools/result_table.py add RUN…`` takes the result of finished runs (directories that ``train`` writes) into
-``packages/<package>/results/<recipe>.json``, one entry for each seed and each choice of ``--set``. Without arguments
-the tables between ``<!-- results -->`` and ``<!-- /results -->`` in the packages' READMEs are rewritten; ``--check``
-changes nothing and exits with 1 if one is out of date. The rows, with the papers' numbers, stand in
+``packages/<package>/results/runs/<recipe>.json``, one entry for each seed and each choice of ``--set``. Without
+arguments the tables between ``<!-- results -->`` and ``<!-- /results -->`` in the packages' READMEs are rewritten;
+``--check`` changes nothing and exits with 1 if one is out of date. The rows, with the papers' numbers, stand in
 ``packages/<package>/results/published.json``.
 """
 
@@ -40,8 +40,8 @@ def add(run: Path) -> Path:
     settings = sorted({value for name, value in pairwise(words) if name == "--set"})
     kept = {key: about[key] for key in ("started", "python", "machine", "device", "versions", "data_info")}
     entry = {"settings": settings, **size_of(run, about["package"]), **kept, **result}
-    file = ROOT / "packages" / about["package"] / "results" / f"{about['recipe']}.json"
-    file.parent.mkdir(exist_ok=True)
+    file = ROOT / "packages" / about["package"] / "results" / "runs" / f"{about['recipe']}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     entries = [other for other in _entries(file) if _key(other) != _key(entry)]
     file.write_text(json.dumps(sorted([*entries, entry], key=_key), indent=1) + "\n", encoding="utf-8")
     return file
@@ -70,7 +70,8 @@ def result_table(folder: Path) -> str:
     ]
     for row in published:
         settings = sorted(row.get("settings", []))
-        entries = [entry for entry in _entries(folder / f"{row['recipe']}.json") if entry["settings"] == settings]
+        file = folder / "runs" / f"{row['recipe']}.json"
+        entries = [entry for entry in _entries(file) if entry["settings"] == settings]
         words = [row["recipe"], *(f"--set {setting}" for setting in settings)]
         cells = [f"`{' '.join(words)}`", row["what"], "–", "–", _shown(row, row["paper"]), "not run", "–"]
         if entries:
