@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,26 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from attn_core.engine.cli import run_cli
-from medical_seg.cli import CLI
-
 Run = Callable[..., tuple[int, str, str]]
 OBLIQUE = np.array([[0.0, -1.9, 0.3, 10.0], [1.1, 0.2, 0.1, -20.0], [-0.1, 0.3, 3.9, 30.0], [0, 0, 0, 1]])
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """(exit code, stdout, stderr) of a call in a scratch folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["medical-seg", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            run_cli(CLI, arguments)
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 def write_folder(path: Path, cases: int = 5) -> Path:

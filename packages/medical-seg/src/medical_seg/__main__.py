@@ -1,5 +1,5 @@
 """``python -m medical_seg`` is the command ``medical-seg``, for ``torchrun -m``."""
 
-from .cli import main
+from medical_seg.cli import main
 
 main()

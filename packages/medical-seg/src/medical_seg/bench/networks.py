@@ -13,14 +13,13 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from attn_core.catalog import did_you_mean
 from attn_core.engine import BenchmarkRequest
-from attn_core.registry import did_you_mean
 from attn_core.testing import peak_memory
-from medical_seg.dual_attention import PositionAttention
+from medical_seg.bench.plain import PlainPositionAttention, with_plain_attention
+from medical_seg.layers.dual_attention import PositionAttention
 from medical_seg.models import create_model
-from medical_seg.multi_scale_attention import GuidedOutput, guided_loss
-
-from .plain import PlainPositionAttention, with_plain_attention
+from medical_seg.models.multi_scale_attention import GuidedOutput, guided_loss
 
 FILTERS = (16, 32, 64)
 # Side of the cube or picture, samples.

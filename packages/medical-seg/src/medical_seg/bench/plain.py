@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from medical_seg.dual_attention import ChannelAttention, PositionAttention
+from medical_seg.layers.dual_attention import ChannelAttention, PositionAttention
 
 
 class PlainPositionAttention(nn.Module):

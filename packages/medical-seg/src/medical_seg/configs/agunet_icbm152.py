@@ -11,8 +11,9 @@ from mmengine.optim import LinearLR
 from torch.optim import AdamW
 
 from medical_seg.data.icbm152 import Icbm152
-from medical_seg.losses import DiceCE
-from medical_seg.training import Dice, SegmentationTask
+from medical_seg.losses.dice_ce import DiceCE
+from medical_seg.metrics.dice import Dice
+from medical_seg.tasks.segmentation import SegmentationTask
 
 steps = 1000
 window = 32

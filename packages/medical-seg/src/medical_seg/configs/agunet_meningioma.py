@@ -15,7 +15,8 @@ from monai.transforms import RandAffined, RandFlipd
 from torch.optim import Adam
 
 from medical_seg.data.patches import FolderCases
-from medical_seg.training import Dice, SegmentationTask
+from medical_seg.metrics.dice import Dice
+from medical_seg.tasks.segmentation import SegmentationTask
 
 data = ""
 fold = 0

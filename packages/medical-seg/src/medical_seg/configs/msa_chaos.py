@@ -16,7 +16,8 @@ from torch.nn import CrossEntropyLoss
 from torch.optim import Adam
 
 from medical_seg.data.patches import FolderCases
-from medical_seg.training import Dice, SegmentationTask
+from medical_seg.metrics.dice import Dice
+from medical_seg.tasks.segmentation import SegmentationTask
 
 data = ""
 fold = 0

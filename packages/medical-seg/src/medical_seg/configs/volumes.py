@@ -24,7 +24,8 @@ from monai.transforms import (
 from torch.optim import SGD
 
 from medical_seg.data.patches import FolderCases
-from medical_seg.training import Dice, SegmentationTask
+from medical_seg.metrics.dice import Dice
+from medical_seg.tasks.segmentation import SegmentationTask
 
 data = ""
 fold = 0

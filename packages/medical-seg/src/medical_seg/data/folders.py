@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .volumes import PICTURES, SUFFIXES, Volume, read_volume, require_same_grid, suffix
+from medical_seg.data.volumes import PICTURES, SUFFIXES, Volume, read_volume, require_same_grid, suffix
 
 FOLDS = 5
 

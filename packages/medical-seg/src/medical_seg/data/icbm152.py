@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .volumes import Volume
+from medical_seg.data.volumes import Volume
 
 CLASSES = ("background", "CSF", "grey matter", "white matter")
 SPACING = 2.0

@@ -12,8 +12,8 @@ from monai.transforms import Compose  # pyright: ignore[reportPrivateImportUsage
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .folders import open_folder, read_case, read_folds
-from .volumes import Scaling, Volume, measure_scaling, sample_image, sample_label, target_grid
+from medical_seg.data.folders import open_folder, read_case, read_folds
+from medical_seg.data.volumes import Scaling, Volume, measure_scaling, sample_image, sample_label, target_grid
 
 Loaded = tuple[Volume, np.ndarray, list[Scaling], np.ndarray]
 

@@ -1,0 +1,74 @@
+"""``convert-weights``: official checkpoints to safetensors files that ``model.weights`` takes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from medical_seg.models import create_model
+from medical_seg.models.multi_scale_attention import from_official
+
+ARCHITECTURES = ("agunet", "daunet", "msa")
+
+
+def convert_weights(
+    source: Annotated[Path, typer.Argument(help="Keras .h5 of AGUNet or DAUNet, or a state dict of MSA.")],
+    target: Annotated[Path, typer.Argument(help="The .safetensors file to write.")],
+    arch: Annotated[str, typer.Option(help="agunet, daunet or msa.")],
+    seed: Annotated[int, typer.Option(help="Of DAUNet's projections that no official file holds.")] = 0,
+) -> Iterator[str]:
+    """Convert official weights; train or fine-tune from them with --set model.weights=FILE."""
+    from safetensors.torch import save_file
+
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"--arch must be one of {', '.join(ARCHITECTURES)}, got {arch!r}")
+    if not source.is_file():
+        raise ValueError(f"{source}: there is no such file")
+    if arch == "msa":
+        network, options = _read_msa(source), {}
+    else:
+        from medical_seg.models.keras_weights import build_from_keras
+
+        network: Any = build_from_keras(source, arch, seed=seed)  # pyright: ignore
+        options = {
+            "filters": network.filters,
+            "deep_supervision": network.deep_supervision,
+            "input_pyramid": network.input_pyramid,
+        }
+        if arch == "daunet":
+            options |= {"attention_guiding": network.attention_guiding, "guide": "holes"}
+    about = {"arch": arch, "in_channels": str(network.in_channels), "out_channels": str(network.out_channels)}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: value.contiguous() for name, value in network.state_dict().items()},
+        target,
+        metadata=about | {name: repr(value) for name, value in options.items()},
+    )
+    given = " ".join(f"--option '{name}={value!r}'" for name, value in options.items())
+    yield f"wrote {target}: {arch}, {network.in_channels} channels, {network.out_channels} classes"
+    yield f"use it: medical-seg train volumes -d FOLDER -m {arch} {given} --set model.weights={target}".replace(
+        "  ", " "
+    )
+
+
+def _read_msa(source: Path) -> Any:
+    try:
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{source}: not a state dict that torch.load(weights_only=True) reads") from error
+    if not isinstance(state, dict) or "predict1.weight" not in state:
+        raise ValueError(f"{source}: no state dict of the official network (predict1.weight is missing)")
+    network = create_model(
+        "msa",
+        in_channels=state["resnext.layer0.0.weight"].shape[1],
+        out_channels=state["predict1.weight"].shape[0],
+    )
+    try:
+        network.load_state_dict(from_official(state))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{source}: does not fit the official network ({str(error).splitlines()[1].strip()})"
+        ) from error
+    return network

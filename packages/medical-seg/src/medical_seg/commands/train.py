@@ -1,0 +1,87 @@
+"""Options of ``train`` for a folder of one's own."""
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medical_seg.data.folders import open_folder
+from medical_seg.data.planning import make_plan
+from medical_seg.models import is_planar, window_divisor
+
+
+def train_settings(
+    *,
+    data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder; needs the recipe volumes.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="agunet (default), daunet, msa, monai:UNet, smp:Unet …")
+    ] = None,
+    fold: Annotated[str, typer.Option("--fold", "-f", help="0 to 4, or all.")] = "0",
+    window: Annotated[str | None, typer.Option(help="Z,Y,X in voxels (default: planned).")] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Resize each case to one window, as AGUNet's authors do.")
+    ] = False,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Constructor argument of the network (repeatable).")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Of smp: networks, e.g. resnet34 or biformer_tiny.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
+) -> list[str]:
+    """Settings of the recipe ``volumes`` for a folder, which is checked before anything runs."""
+    if data is None:
+        if model is not None or fold != "0" or window or whole or option or encoder or epochs:
+            raise ValueError(
+                "train: --model, --fold, --window, --whole, --option, --encoder and --epochs need --data FOLDER"
+            )
+        return []
+    if not (fold.isdigit() or fold == "all"):
+        raise ValueError(f"--fold: expected 0 to 4 or all, got {fold!r}")
+    options = _options(option or [])
+    if encoder is not None:
+        options["encoder_name"] = encoder
+    model = model or "agunet"
+    folder = open_folder(data)
+    sizes = None if window is None else [int(size) if size.strip().isdigit() else 0 for size in window.split(",")]
+    if whole and sizes is None:
+        raise ValueError("train: --whole needs --window Z,Y,X, the grid that every case is resized to")
+    plan = make_plan(
+        folder,
+        lambda planar: window_divisor(model, options, planar=planar),
+        sizes,
+        planar=is_planar(model),
+        whole=whole,
+    )
+    settings: dict[str, Any] = {
+        "data": str(data),
+        "fold": int(fold) if fold.isdigit() else fold,
+        "network": model,
+        "options": options,
+        "in_channels": len(folder.channels),
+        "classes": list(folder.classes if folder.regions else folder.classes[1:]),
+        "out_channels": len(folder.classes),
+        "window": plan.window,
+        "spacing": plan.spacing,
+        "scaling": list(plan.scaling),
+        "ignore": folder.ignore,
+        "thick": plan.thick,
+        "regions": folder.regions,
+        "order": folder.order,
+    }
+    if epochs is not None:
+        settings["epochs"] = epochs
+    return [f"{key}={value!r}" if not isinstance(value, str) else f"{key}={value}" for key, value in settings.items()]
+
+
+def _options(given: Sequence[str]) -> dict[str, Any]:
+    options = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--option: expected NAME=VALUE such as filters=(16,32,64), got {text!r}")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name] = value
+    return options

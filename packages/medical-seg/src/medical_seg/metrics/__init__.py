@@ -1,0 +1,1 @@
+"""Dice in training, and the scores of ``evaluate``."""

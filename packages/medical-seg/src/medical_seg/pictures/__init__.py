@@ -1,0 +1,1 @@
+"""Pictures of volumes with their labels."""

@@ -1,0 +1,103 @@
+"""Folders, geometry and windows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from sklearn.model_selection import KFold
+
+from medical_seg.data.folders import five_folds, group_cases, open_folder, problems, read_folds
+
+AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
+
+
+def write(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    about = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "x": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(about))
+    for index in range(2):
+        image = np.random.default_rng(index).normal(size=(4, 5, 6)).astype(np.float32)
+        write(tmp_path / f"imagesTr/c{index}_0000.nii.gz", image)
+        write(tmp_path / f"labelsTr/c{index}.nii.gz", (image > 0).astype(np.uint8))
+    return tmp_path
+
+
+LABEL = np.ones((4, 5, 6), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "affine", "message"),
+    [
+        ("labelsTr/c1.nii.gz", np.ones((4, 5, 7), np.uint8), AFFINE, r"c1.nii.gz: grid 7×5×4 differs from 6×5×4"),
+        ("labelsTr/c1.nii.gz", LABEL, AFFINE + np.diag([0, 0.1, 0, 0]), "affine differs from that of"),
+        ("labelsTr/c1.nii.gz", LABEL * 1.5, AFFINE, "c1.nii.gz: labels are not integers, found 1.5"),
+        ("labelsTr/c1.nii.gz", LABEL * 2, AFFINE, "c1.nii.gz: label 2 is no class; there are 0, 1"),
+        ("labelsTr/c1.nii.gz", LABEL * 0, AFFINE, "c1.nii.gz: the mask is empty"),
+        ("imagesTr/c1_0000.nii.gz", LABEL * np.nan, AFFINE, "c1_0000.nii.gz: holds NaN or infinity"),
+    ],
+)
+def test_a_broken_case_is_named(folder: Path, file: str, array: Any, affine: Any, message: str) -> None:
+    assert list(problems(open_folder(folder))) == []
+    write(folder / file, array, affine)
+    (problem,) = problems(open_folder(folder))
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(problem)
+
+
+def test_a_folder_that_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "labelsTr/c1.nii.gz").rename(folder / "c1.nii.gz")
+    with pytest.raises(ValueError, match=r"labelsTr/c1.nii.gz: missing"):
+        open_folder(folder)
+    with pytest.raises(ValueError, match=r"a/c_0000.nii: duplicate of c_0000.nii.gz"):
+        group_cases([Path("a/c_0000.nii.gz"), Path("a/c_0000.nii")], 1)
+    with pytest.raises(ValueError, match=r"holds neither dataset\.json"):
+        open_folder(folder / "imagesTr")
+    about = json.loads((folder / "dataset.json").read_text())
+    for change, message in [
+        ({"labels": {"background": 0, "x": 2}}, "labels must be background: 0 and then 1, 2"),
+        ({"labels": {"background": 0, "x": [1, 2]}}, r"regions_class_order must name .* of the 1 regions .* got \[\]"),
+        ({"labels": {"background": 0, "x": "1"}}, "labels must be numbers or lists of numbers, got '1'"),
+        ({"labels": {"background": 0, "x": 1, "ignore": 5}}, "ignore must be the highest label, 2, got 5"),
+        ({"file_ending": ".jpeg2000"}, "file_ending '.jpeg2000' is not one of"),
+    ]:
+        (folder / "dataset.json").write_text(json.dumps(about | change))
+        with pytest.raises(ValueError, match=message):
+            open_folder(folder)
+    (folder / "dataset.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        open_folder(folder)
+    (folder / "dataset.json").write_text("{}")
+    with pytest.raises(ValueError, match="'channel_names' is missing"):
+        open_folder(folder)
+
+
+def test_folds_are_scikit_learn_s() -> None:
+    names = [f"case_{i:02d}" for i in range(20)]
+    expected = KFold(5, shuffle=True, random_state=12345).split(names)
+    for ours, (train, val) in zip(five_folds(names[::-1]), expected, strict=True):
+        assert ours == {"train": [names[i] for i in train], "val": [names[i] for i in val]}
+    with pytest.raises(ValueError, match="4 cases do not fill 5 folds"):
+        five_folds(names[:4])
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ("[1]", "expected a list of"),
+        ('[{"train": ["c0"], "val": ["c9"]}]', "fold 0 names the unknown case 'c9'"),
+        ('[{"train": ["c0"], "val": ["c0"]}]', "has 'c0' in train and in val"),
+    ],
+)
+def test_a_wrong_split_file_is_named(folder: Path, folds: str, message: str) -> None:
+    (folder / "splits_final.json").write_text(folds)
+    with pytest.raises(ValueError, match=message):
+        read_folds(open_folder(folder))

@@ -1,0 +1,360 @@
+"""AGUNet and DAUNet against the Keras layers, written out again in numpy, float64, channels last."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from medical_seg.layers.dual_attention import ChannelAttention, PositionAttention
+from medical_seg.models.agunet import AGUNet, AttentionUNet
+from medical_seg.models.daunet import DAUNet
+from medical_seg.models.keras_weights import build_from_keras, load_keras, to_keras
+
+FILTERS = (4, 8, 16)
+GRID = (4, 12, 8)
+
+
+class Keras:
+    """The official graph: takes each layer's arrays in order of creation."""
+
+    def __init__(self, layers: dict[str, list[list[np.ndarray]]], projections: list[np.ndarray]) -> None:
+        self.of: dict[str, Iterator[list[np.ndarray]]] = {kind: iter(rows) for kind, rows in layers.items()}
+        self.projections = projections
+
+    def conv(self, x: np.ndarray) -> np.ndarray:
+        kernel, bias = next(self.of["conv3d"])
+        return self._slide(x, kernel) + bias
+
+    @staticmethod
+    def _slide(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+        """padding="same", stride 1."""
+        reach = kernel.shape[0] // 2
+        padded = np.pad(x, [(0, 0), *[(reach, reach)] * 3, (0, 0)])
+        out = np.zeros((*x.shape[:-1], kernel.shape[-1]))
+        for d, h, w in np.ndindex(kernel.shape[:3]):
+            window = padded[:, d : d + x.shape[1], h : h + x.shape[2], w : w + x.shape[3]]
+            out += window @ kernel[d, h, w]
+        return out
+
+    def up(self, x: np.ndarray, stride: int = 2) -> np.ndarray:
+        """Voxel i writes to stride·i + tap; what passes n·stride is cut off."""
+        kernel, bias = next(self.of["conv3d_transpose"])
+        sizes = [stride * n for n in x.shape[1:4]]
+        out = np.zeros((len(x), *[n + 3 for n in sizes], kernel.shape[3]))
+        for d, h, w in np.ndindex(3, 3, 3):
+            out[:, d : d + sizes[0] : stride, h : h + sizes[1] : stride, w : w + sizes[2] : stride] += (
+                x @ kernel[d, h, w].T
+            )
+        return out[:, : sizes[0], : sizes[1], : sizes[2]] + bias
+
+    def norm(self, x: np.ndarray) -> np.ndarray:
+        scale, shift, mean, variance = next(self.of["batch_normalization"])
+        return (x - mean) / np.sqrt(variance + 1e-3) * scale + shift
+
+    def block(self, x: np.ndarray) -> np.ndarray:
+        for _ in range(2):
+            x = relu(self.norm(self.conv(x)))
+        return x
+
+    def gate(self, g: np.ndarray, e: np.ndarray) -> np.ndarray:
+        signal = self.norm(self.conv(g))
+        skip = self.norm(self.conv(e))
+        psi = self.norm(self.conv(relu(np.concatenate([signal, skip], -1))))
+        return e / (1 + np.exp(-psi))
+
+    def dual(self, x: np.ndarray) -> np.ndarray:
+        tokens = x.reshape(len(x), -1, x.shape[-1])
+        key, query, value = (tokens @ kernel for kernel in self.projections)
+        position = softmax(query @ key.transpose(0, 2, 1)) @ value
+        pam = x + next(self.of["pam"])[0] * position.reshape(x.shape)
+        pam = self.conv(relu(self.norm(self.conv(pam))))
+        mixed = tokens @ softmax(tokens.transpose(0, 2, 1) @ tokens)
+        cam = x + next(self.of["cam"])[0] * mixed.reshape(x.shape)
+        cam = self.conv(relu(self.norm(self.conv(cam))))
+        return self.norm(self.conv(pam + cam))
+
+    def run(
+        self, x: np.ndarray, filters: tuple[int, ...], *, dual: bool, pyramid: bool, deep: bool, guided: bool
+    ) -> Any:
+        small, skips = x, []
+        for level in range(len(filters) - 1):
+            if pyramid and level:
+                x = np.concatenate([relu(self.conv(small)), x], -1)
+            x = self.block(x)
+            skips.insert(0, x)
+            x, small = pooled(x, np.max), pooled(small, np.mean)
+        x = self.block(x)
+        if dual:
+            x = bottom = self.dual(x)
+        stages = []
+        for level, skip in enumerate(skips):
+            if dual:
+                x = self.up(x)
+                guide = [self.up(bottom, 2 ** (level + 1))] if guided else []
+                x = self.block(relu(self.norm(np.concatenate([*guide, skip, x], -1))))
+            else:
+                g = relu(self.norm(self.up(x)))
+                x = self.block(np.concatenate([g, self.gate(g, skip)], -1))
+            stages.append(x)
+        if not deep:
+            return [softmax(self.conv(x))]
+        return [softmax(self.conv(stage)) for stage in stages][::-1]
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def pooled(x: np.ndarray, reduce: Any) -> np.ndarray:
+    b, d, h, w, c = x.shape
+    return reduce(x.reshape(b, d // 2, 2, h // 2, 2, w // 2, 2, c), axis=(2, 4, 6))
+
+
+def randomized(model: AttentionUNet) -> AttentionUNet:
+    """Every weight and statistic is drawn: zeros and ones would hide mistakes."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif name.endswith(("bias", "running_mean", "gamma")) or tensor.ndim == 1:
+                tensor.copy_(torch.randn(tensor.shape) * 0.3 + 0.2)
+    return model
+
+
+OPTIONS = [
+    (dual, pyramid, deep, guided) for dual, pyramid, deep, guided in np.ndindex(2, 2, 2, 2) if dual or not guided
+]
+
+
+@pytest.mark.parametrize(("dual", "pyramid", "deep", "guided"), OPTIONS)
+def test_outputs_equal_the_keras_layers(dual: int, pyramid: int, deep: int, guided: int) -> None:
+    options: dict[str, Any] = {"deep_supervision": bool(deep), "input_pyramid": bool(pyramid)}
+    if dual:
+        options |= {"attention_guiding": bool(guided), "guide": "holes"}
+    torch.manual_seed(0)
+    model = randomized((DAUNet if dual else AGUNet)(3, 2, 3, FILTERS, **options)).double()
+    projections = []
+    if dual:
+        attend: Any = next(m for m in model.modules() if isinstance(m, PositionAttention))
+        for conv in (attend.key_conv, attend.query_conv, attend.value_conv):
+            projections.append(conv.weight.detach()[:, :, 0, 0, 0].numpy().T)
+    x = torch.randn(2, 2, *GRID, dtype=torch.float64)
+    expected = Keras(to_keras(model), projections).run(
+        x.permute(0, 2, 3, 4, 1).numpy(),
+        FILTERS,
+        dual=bool(dual),
+        pyramid=bool(pyramid),
+        deep=bool(deep),
+        guided=bool(guided),
+    )
+    model.eval()
+    with torch.no_grad():
+        assert np.abs(channels_last(model(x)) - expected[0]).max() < 1e-12
+        stages = model.decode(*model.encode(x))
+        maps = [head(stage) for head, stage in zip(model.heads, stages[-len(model.heads) :], strict=True)][::-1]
+        for ours, theirs in zip(maps, expected, strict=True):
+            assert np.abs(channels_last(ours) - theirs).max() < 1e-12
+        single = model.float()(x.float())
+    assert np.abs(channels_last(single) - expected[0]).max() < 2e-5
+
+
+def channels_last(logits: torch.Tensor) -> np.ndarray:
+    return logits.softmax(1).permute(0, 2, 3, 4, 1).double().numpy()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "expected"),
+    [
+        (AGUNet, {}, 16_405_742),
+        (AGUNet, {"deep_supervision": True}, 16_406_580),
+        (AGUNet, {"input_pyramid": True}, 18_656_878),
+        (AGUNet, {"input_pyramid": True, "deep_supervision": True}, 18_657_716),
+        (DAUNet, {}, 23_467_908 + 81_920),
+        (DAUNet, {"attention_guiding": True, "guide": "holes"}, 28_701_588 + 81_920),
+        (
+            DAUNet,
+            {"input_pyramid": True, "deep_supervision": True, "attention_guiding": True, "guide": "holes"},
+            30_953_562 + 81_920,
+        ),
+    ],
+)
+def test_parameters_are_the_official_ones_and_the_untracked_projections(
+    model: Any, options: dict[str, Any], expected: int
+) -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in model(**options).parameters()) == expected
+
+
+def write_h5(path: Path, layers: dict[str, list[list[np.ndarray]]], first: int) -> None:
+    """As Keras: numbered per class from wherever it had arrived, listed in another order, sometimes nested."""
+    names = {"conv3d": ["kernel", "bias"], "conv3d_transpose": ["kernel", "bias"], "pam": ["gamma"], "cam": ["gamma"]}
+    names["batch_normalization"] = ["gamma", "beta", "moving_mean", "moving_variance"]
+    with h5py.File(path, "w") as file:
+        root = file.create_group("model_weights")
+        listed = []
+        for kind, rows in layers.items():
+            for index, arrays in enumerate(rows):
+                layer = kind if first + index == 0 else f"{kind}_{first + index}"
+                group = root.create_group(layer)
+                weights = [f"{layer}/{name}:0" for name in names[kind]]
+                group.attrs["weight_names"] = [name.encode() for name in weights]
+                for name, array in zip(weights, arrays, strict=True):
+                    group[name] = array
+                listed.append(layer.encode())
+        root.create_group("input_1").attrs["weight_names"] = []
+        root.attrs["layer_names"] = [b"input_1", *listed[::-1]]
+
+
+@pytest.mark.parametrize("first", [0, 7])
+@pytest.mark.parametrize(
+    ("arch", "options"),
+    [
+        ("agunet", {}),
+        ("agunet", {"input_pyramid": True, "deep_supervision": True}),
+        ("daunet", {"input_pyramid": True}),
+        ("daunet", {"attention_guiding": True, "guide": "holes", "deep_supervision": True}),
+    ],
+)
+def test_a_keras_file_gives_the_network_that_wrote_it(arch: Any, options: Any, first: int, tmp_path: Path) -> None:
+    model = randomized({"agunet": AGUNet, "daunet": DAUNet}[arch](3, 2, 3, FILTERS, **options)).eval()
+    write_h5(tmp_path / "model.h5", to_keras(model), first)
+    loaded = build_from_keras(tmp_path / "model.h5", arch, seed=1).eval()
+    assert loaded.filters == FILTERS
+    ours, theirs = model.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if "query" not in name and "key_conv" not in name and "value" not in name and "num_batches" not in name:
+            assert torch.equal(value, theirs[name]), name
+
+
+def test_projections_that_no_file_holds_are_drawn_from_the_seed_and_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_h5(tmp_path / "m.h5", to_keras(DAUNet(3, 1, 2, FILTERS)), 0)
+    a, b, c = (build_from_keras(tmp_path / "m.h5", "daunet", seed=seed).state_dict() for seed in (3, 3, 4))
+    assert "drawn with seed 3" in caplog.text
+    name = "attend.position.0.query_conv.weight"
+    assert torch.equal(a[name], b[name])
+    assert not torch.equal(a[name], c[name])
+
+
+def test_keras_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "x.h5"
+    file.write_text("no")
+    with pytest.raises(ValueError, match=r"x\.h5: not an HDF5 file"):
+        build_from_keras(file, "agunet")
+    with h5py.File(file, "w"):
+        pass
+    with pytest.raises(ValueError, match="no Keras weights"):
+        build_from_keras(file, "agunet")
+    layers = to_keras(AGUNet(3, 1, 2, FILTERS))
+    write_h5(file, layers, 0)
+    with pytest.raises(ValueError, match="fits no daunet"):
+        build_from_keras(file, "daunet")
+    with pytest.raises(ValueError, match="--arch must be agunet or daunet, got 'unet'"):
+        build_from_keras(file, "unet")  # pyright: ignore
+    with pytest.raises(ValueError, match="array 0 of conv3d number 0 has shape"):
+        load_keras(AGUNet(3, 2, 2, FILTERS), layers)
+    with pytest.raises(ValueError, match="layers of class conv3d, the network has"):
+        load_keras(AGUNet(3, 1, 2, FILTERS), layers | {"conv3d": layers["conv3d"][:1]})
+    write_h5(file, {"conv3d": [], "conv3d_transpose": []}, 0)
+    with pytest.raises(ValueError, match="holds no 3-D U-Net"):
+        build_from_keras(file, "agunet")
+    with h5py.File(file, "w") as empty:
+        empty.attrs["layer_names"] = [b"dense_1"]
+        group = empty.create_group("dense_1")
+        group.attrs["weight_names"] = [b"w"]
+        group["w"] = np.zeros(1)
+    with pytest.raises(ValueError, match="'dense_1' is of no class"):
+        build_from_keras(file, "agunet")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(
+    ("model", "option"),
+    [(AGUNet, "attention_gates"), (DAUNet, "dual_attention"), (AGUNet, "input_pyramid"), (DAUNet, "attention_guiding")],
+)
+def test_every_option_can_be_switched_by_itself(model: Any, option: str, dims: int) -> None:
+    x = torch.randn(1, 1, *(8, 12, 16)[:dims])
+    counts = set()
+    for value in (False, True):
+        net = model(dims, 1, 2, FILTERS, **{option: value})
+        assert net(x).shape == (1, 2, *x.shape[2:])
+        counts.add(sum(p.numel() for p in net.parameters()))
+    assert len(counts) == 2
+
+
+def test_deep_supervision_answers_at_every_scale_in_training_only() -> None:
+    net = AGUNet(2, 1, 2, FILTERS, deep_supervision=True, stem=2)
+    x = torch.randn(1, 1, 16, 24)
+    assert [tuple(m.shape[2:]) for m in net(x)] == [(16, 24), (8, 12)]
+    assert net.eval()(x).shape == (1, 2, 16, 24)
+
+
+def test_dropout_acts_in_training() -> None:
+    torch.manual_seed(0)
+    net = AGUNet(2, 1, 2, (16, 32), dropout=0.2)
+    x = torch.randn(1, 1, 8, 8)
+    assert not torch.equal(net(x), net(x))
+
+
+@pytest.mark.parametrize("guide", ["linear", "holes"])
+def test_linear_guiding_reaches_every_voxel_and_the_official_one_does_not(guide: Any) -> None:
+    net = DAUNet(3, 1, 2, FILTERS, attention_guiding=True, guide=guide)
+    stage: Any = net.decoder[1]
+    x = torch.ones(1, FILTERS[-1], 2, 2, 2)
+    reached = (stage.guide(x) - stage.guide(0 * x)).abs().sum(1).gt(0).float().mean()
+    assert float(reached) == (1.0 if guide == "linear" else 0.75**3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AGUNet(4), r"AGUNet: spatial_dims must be 2 or 3, got spatial_dims=4"),
+        (lambda: AGUNet(3, 0), r"in_channels and out_channels must be at least 1, got 0 and 2"),
+        (lambda: DAUNet(3, 1, 2, (4,)), r"DAUNet: filters must name at least two levels, got filters=\(4,\)"),
+        (lambda: AGUNet(stem=0), r"AGUNet: stem must be at least 1, got stem=0"),
+        (lambda: DAUNet(guide="nearest"), r"guide must be 'linear' or 'holes', got guide='nearest'"),
+        (lambda: DAUNet(3, 1, 2, (4, 6)), r"channels/reduction=6/8 channels are empty"),
+        (lambda: ChannelAttention("x"), r"ChannelAttention: rule must be 'danet' or 'daunet', got rule='x'"),
+        (lambda: AGUNet(3, 1, 2, FILTERS)(torch.zeros(1, 1, 8, 8)), r"AGUNet: expected \(B C X Y Z\), got shape"),
+        (lambda: AGUNet(2, 1, 2, FILTERS)(torch.zeros(1, 3, 8, 8)), r"the network reads 1 channels, got 3"),
+        (
+            lambda: AGUNet(2, 1, 2, FILTERS)(torch.zeros(1, 1, 9, 8)),
+            r"AGUNet: grid 9×8 is not divisible by 4; pad to 12×8",
+        ),
+    ],
+)
+def test_wrong_sizes_are_named(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close_to_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = randomized(DAUNet(3, 1, 2, FILTERS)).eval()
+    x = torch.randn(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        expected = net(x).softmax(1)
+        ours = net.to(dtype)(x.to(dtype)).softmax(1)
+    assert float((ours.float() - expected).abs().max()) < (6e-2 if dtype == torch.bfloat16 else 1e-2)
+
+
+@pytest.mark.compile
+@pytest.mark.slow
+def test_compiles_to_one_graph() -> None:
+    net = AGUNet(2, 1, 2, (4, 8)).eval()
+    x = torch.randn(1, 1, 8, 8)
+    compiled: Any = torch.compile(net, fullgraph=True)
+    with torch.no_grad():
+        assert torch.allclose(compiled(x), net(x), atol=1e-5)
