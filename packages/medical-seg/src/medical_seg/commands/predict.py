@@ -87,7 +87,7 @@ def predict(
         line = f"{case.name}: {what} → {path}"
         if overlay:
             picture = out / f"{case.name}_overlay.png"
-            draw_planes(volume, [("prediction", mask)], x(info["classes"]), picture)
+            draw_planes(volume, [("prediction", mask)], model.label_names(info["classes"]), picture)
             line += f", {picture.name}"
         yield line
 
