@@ -1,13 +1,70 @@
 """Argument checks of the operators, with one message format: ``operator: argument must …, got argument=value``."""
 
-from collections.abc import Sequence
-from typing import NoReturn
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 DATA_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int32, torch.int64)
+# Signatures that one function remembers; a process that meets more begins again.
+MAX_REMEMBERED = 4096
+
+
+def remembered(function: Callable[P, T]) -> Callable[P, T]:
+    """Call ``function`` once for each signature of its arguments, and give that result again.
+
+    For checks and plans that depend on shapes, dtypes and devices of tensors and on values of Python scalars alone,
+    never on what stands in a tensor or on its strides. Arguments come by position. An error is not remembered. Traced
+    calls, tensor subclasses and arguments of other types are not remembered either.
+    """
+    results: dict[tuple[Any, ...], T] = {}
+
+    @functools.wraps(function)
+    def recall(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
+        key = signature(args)
+        if key is None:
+            return function(*args, **kwargs)
+        try:
+            return results[key]
+        except KeyError:
+            pass
+        result = function(*args, **kwargs)
+        if len(results) >= MAX_REMEMBERED:
+            results.clear()
+        results[key] = result
+        return result
+
+    return recall
+
+
+def signature(arguments: Sequence[Any]) -> tuple[Any, ...] | None:
+    """What :func:`remembered` compares; None if an argument cannot be compared."""
+    key: list[Any] = []
+    for value in arguments:
+        kind = type(value)
+        if kind is Tensor or kind is nn.Parameter:
+            key.append((value.shape, value.dtype, value.device))
+        elif kind in _SCALARS:
+            key.append((kind, value))  # with the type: True, 1 and 1.0 are equal keys
+        elif kind is tuple or kind is list:
+            inner = signature(value)
+            if inner is None:
+                return None
+            key.append((kind, inner))
+        else:
+            return None
+    return tuple(key)
+
+
+_SCALARS = frozenset((type(None), bool, int, float, str))
 
 
 def fail(operator: str, argument: str, rule: str, value: object) -> NoReturn:

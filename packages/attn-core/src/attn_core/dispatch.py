@@ -18,6 +18,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from .kernels import torch_internals
+
 logger = logging.getLogger(__name__)
 
 Backend = Literal["reference", "torch", "triton"]
@@ -56,9 +58,13 @@ def use_backend(backend: Backend) -> Iterator[None]:
         _override = previous
 
 
+# Looked up once: the search through the path takes longer than a small call of an operator.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
 def has_triton() -> bool:
     """Whether the ``triton`` package can be imported (it has no wheels for macOS and Windows)."""
-    return importlib.util.find_spec("triton") is not None
+    return _HAS_TRITON
 
 
 def interpreting() -> bool:
@@ -81,7 +87,11 @@ def triton_obstacle(q: Tensor) -> str | None:
     return None
 
 
-def select(operator: str, backend: str | None, q: Tensor, obstacle: Callable[[], str | None]) -> Backend:
+def _none() -> None:
+    """The obstacle of an operator whose kernel takes everything."""
+
+
+def select(operator: str, backend: str | None, q: Tensor, obstacle: Callable[[], str | None] = _none) -> Backend:
     """The backend of ``operator`` for tensors like ``q``.
 
     Args:
@@ -111,6 +121,8 @@ def select(operator: str, backend: str | None, q: Tensor, obstacle: Callable[[],
 
 def under_autocast(*tensors: Any) -> tuple[Any, ...]:
     """Data tensors in autocast's dtype where autocast is on; float64 stays, as in torch's own operators."""
+    if not torch.compiler.is_compiling() and not torch_internals.is_autocast_on():
+        return tensors
     first = next(tensor for tensor in tensors if tensor is not None)
     kind = first.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
@@ -148,7 +160,8 @@ def explain(operator: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> di
         ),
         (None, "automatically"),
     )
-    triton_reason = triton_obstacle(q) or package.triton_obstacle(**bound.arguments)
+    obstacle: Callable[..., str | None] = getattr(package, "triton_obstacle", lambda **_: None)
+    triton_reason = triton_obstacle(q) or obstacle(**bound.arguments)
     chosen = requested or ("triton" if q.device.type == "cuda" and triton_reason is None else "torch")
     report = {
         "reference": "never chosen automatically",

@@ -23,6 +23,7 @@ from attn_core.testing import TOLERANCE
 from .case import BenchCase, UnavailableError
 from .environment import environment
 from .measure import Row, drawn, measure, wrong
+from .overhead import overhead
 from .plot import plot
 from .regression import regressions
 
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m attn_core.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--op", required=True, choices=operators())
+    parser.add_argument("--op", required=True, choices=[*operators(), "all"], help="an operator; all: with --overhead")
+    parser.add_argument("--overhead", action="store_true", help="cost of a call of 16 tokens beside torch's own")
     parser.add_argument(
         "--case", action="append", metavar="NAME", help="only this case, or cases that start so (repeatable)"
     )
@@ -57,6 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the length sweep (needs matplotlib)")
     parser.add_argument("--list", action="store_true", help="list cases and providers, run nothing")
     arguments = parser.parse_args(argv)
+    if arguments.overhead:
+        return _overheads(operators() if arguments.op == "all" else [arguments.op], arguments.json, arguments.quick)
+    if arguments.op == "all":
+        parser.error("--op all is for --overhead; choose one operator")
     if arguments.threads < 1 or arguments.seconds <= 0:
         parser.error("--threads and --seconds must be positive")
     if arguments.plot and importlib.util.find_spec("matplotlib") is None:
@@ -104,6 +110,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"slower than in {arguments.base}: {text}", file=sys.stderr)
     print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s, {len(failed)} less exact than allowed")
     return 1 if failed or slower else 0
+
+
+def _overheads(names: list[str], file: Path | None, quick: bool) -> int:
+    """Print and write what a call costs; 1 if one costs more than its limit."""
+    found = [overhead(name, **({"rounds": 1, "seconds": 0.001} if quick else {})) for name in names]
+    for one in found:
+        print(f"  {one.operator:<24} {one.own_us:7.1f} µs  {one.ratio:5.1f} × {one.base}, at most {one.limit:.0f}")
+    if file:
+        rows = [
+            {"operator": o.operator, "µs": round(o.own_us, 1), "ratio": round(o.ratio, 1), "to": o.base} for o in found
+        ]
+        write_results(file, {"env": environment("cpu", 1), "rows": rows})
+    return int(not quick and any(one.ratio > one.limit for one in found))
 
 
 def _stored(path: Path, parser: argparse.ArgumentParser) -> list[Row]:

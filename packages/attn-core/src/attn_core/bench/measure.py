@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.testing import TOLERANCE, relative_error
+from attn_core.testing import TOLERANCE
 
 from .case import OWN, BenchCase, Call, Inputs, UnavailableError
-from .timing import peak_bytes, times
+from .timing import ROUNDS, in_turns, probe
 
 PASSES = ("forward", "forward+backward")
 Row = dict[str, Any]
@@ -46,8 +46,8 @@ def measure(
             try:
                 leaves = _leaves(inputs, gradient=kind != "forward")
                 call = _pass(provider.prepare(leaves), leaves, weight, kind)
-                row["err_vs_f64"] = _significant(_error(call(), expected[kind]))
-                row["mem_mb"] = _significant(peak_bytes(call, device) / 2**20)
+                memory, error = probe(call, device, memory=True, expected=expected[kind])
+                row.update(mem_mb=_significant(memory), err_vs_f64=_significant(error))
             except (UnavailableError, NotImplementedError) as reason:
                 row["note"] = _one_line(reason)
                 continue
@@ -57,16 +57,16 @@ def measure(
                 row["note"] = _one_line(reason)
                 continue
             calls[name] = call
-        measured = times(calls, device, seconds, threads, quick=quick)
+        measured = in_turns(calls, device=device, rounds=1 if quick else ROUNDS, seconds=seconds, threads=threads)
         flops = case.flops * (1 if kind == "forward" else case.backward_factor)
         traffic = _traffic(inputs, expected["forward"][0].numel()) * (1 if kind == "forward" else 3)
         for name, timed in measured.items():
             rows[name].update(
-                ms=_significant(timed.median),
+                ms=_significant(timed.ms),
                 p20=_significant(timed.p20),
                 p80=_significant(timed.p80),
-                tflops=_significant(flops / timed.median / 1e9),
-                gbs=_significant(traffic / timed.median / 1e6),
+                tflops=_significant(flops / timed.ms / 1e9),
+                gbs=_significant(traffic / timed.ms / 1e6),
             )
         yield from rows.values()
     if not quick and any(provider.compiles for provider in case.providers.values()):
@@ -141,10 +141,6 @@ def _expected(case: BenchCase, inputs: Inputs) -> tuple[Tensor, dict[str, list[T
     return weight, {"forward": [out.detach()], "forward+backward": list(grads)}
 
 
-def _error(actual: list[Tensor], expected: list[Tensor]) -> float:
-    return max(relative_error(a, e) for a, e in zip(actual, expected, strict=True))
-
-
 def _traffic(inputs: Inputs, out_elements: int) -> int:
     """Bytes that any implementation reads and writes once."""
     values = [item for value in inputs.values() for item in (value if isinstance(value, tuple) else (value,))]
@@ -166,8 +162,10 @@ def _row(operator: str, case: BenchCase, dtype: torch.dtype, kind: str, provider
     }
 
 
-def _significant(number: float) -> float:
+def _significant(number: float | None) -> float | None:
     """Four significant digits: more would claim a precision that no timing has."""
+    if number is None:
+        return None
     return float(f"{number:.4g}") if math.isfinite(number) else number
 
 

@@ -2,9 +2,14 @@
 # torch types Function.backward and vmap as (ctx, *args) and vjp's result as a union over has_aux.
 """Registration of a fused operator with torch, done once for every operator and backend.
 
-A backend module has two plain functions, ``forward`` and ``backward``, which see tensors and Python scalars and know
-nothing of autograd. :func:`register` turns the pair into a differentiable callable by the one pattern that was measured
-to survive ``torch.compile(fullgraph=True)``, ``torch.export``, ``torch.func.grad``, ``vmap`` and double backward:
+An operator's :class:`Definition` holds what its backends share: the named tuple of its arguments, its equation
+(``reference``), the shapes of its results (``fake``). A backend adds ``forward(a)`` and ``backward(grads, kept, a,
+needs)``, which see that tuple of tensors and Python scalars and know nothing of autograd; :meth:`Definition.register`
+turns the pair into a differentiable callable.
+
+A plain eager call, which nobody derives, transforms or watches, goes straight to ``forward``. All others take the one
+pattern that was measured to survive ``torch.compile(fullgraph=True)``, ``torch.export``, ``torch.func.grad``, ``vmap``
+and double backward:
 
 * both functions become library operators (``torch.ops.attn_core.<name>_forward`` and ``…_backward``) with fake
   implementations, so tracing never looks inside them;
@@ -18,13 +23,18 @@ to survive ``torch.compile(fullgraph=True)``, ``torch.export``, ``torch.func.gra
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 
+from . import torch_internals
+
 # One kernel for every device: a composite key would let autograd record what happens inside.
 DEVICE_KEYS = ("CPU", "CUDA", "MPS", "XPU")
+
+A = TypeVar("A", bound=tuple[Any, ...])  # an operator's Arguments
+Grads = tuple[Tensor | None, ...]
 
 _library = torch.library.Library("attn_core", "FRAGMENT")
 
@@ -35,23 +45,76 @@ def token_major(q: Tensor, batch: int, heads: int, tokens: int, width: int) -> T
 
 
 @dataclass(frozen=True)
-class Operator:
-    """A registered pair of library operators and what ties them together."""
+class Definition(Generic[A]):
+    """What the backends of an operator share.
 
+    Attributes:
+        arguments: named tuple of the arguments; its annotations give the schema. Single tensors come first and may be
+            None, then at most one list of tensors, then Python scalars. Every tensor, results too, has a leading batch
+            dimension of size B or 1, where B is that of the first tensor: parameters get a dimension of 1, and under
+            ``vmap`` meet one value per batch entry.
+        fake: shapes, dtypes and strides of ``forward``'s results, uninitialized.
+        reference: outputs by the equation, differentiable by autograd; used for double backward.
+        differentiable: names of the arguments with a gradient, the list's last if it has one.
+        token_major_gradients: those of them whose gradient is laid out (B, N, H, D) in memory; others are contiguous.
+        residuals: the last results, which are kept for backward and not returned to the caller.
+        keeps_outputs: False where backward needs the residuals only; the outputs are then not passed to it.
+    """
+
+    name: str
+    arguments: type[A]
+    fake: Callable[[A], Any]
+    reference: Callable[[A], Any]
+    differentiable: tuple[str, ...]
+    token_major_gradients: tuple[str, ...] = ()
+    residuals: int = 0
+    keeps_outputs: bool = True
+
+    def register(
+        self,
+        backend: str,
+        forward: Callable[[A], Any],
+        backward: Callable[[Grads, tuple[Tensor, ...], A, Sequence[bool]], Sequence[Tensor | None]],
+        fake: Callable[[A], Any] | None = None,
+        exported: Callable[[A], Any] | None = None,
+    ) -> Callable[[A], Any]:
+        """Make one differentiable callable of a backend's pair of functions.
+
+        Args:
+            forward: arguments → results, one tensor or a tuple, none of them an argument or a view of one.
+            backward: gradients of the outputs, kept results, arguments, needs → gradients of the ``differentiable``
+                arguments, in that order (of each tensor of the list; None for an absent tensor). The first output's
+                gradient is always a tensor; another's is None where that output was not used. A gradient whose flag
+                in ``needs`` is False may be None. Sums over broadcast dimensions and casts are done here.
+            fake: where this backend's results are not those of the definition.
+            exported: what a graph made by ``torch.export`` holds instead.
+        """
+        return _register(f"{self.name}_{backend}", self, forward, backward, fake or self.fake, exported)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One backend of an operator, registered: Python functions, library operators, and what ties them together."""
+
+    definition: Definition[Any]
+    run_forward: Callable[[Any], tuple[Tensor, ...]]
+    run_backward: Callable[..., list[Tensor]]
     forward: Callable[..., Any]
     backward: Callable[..., list[Tensor]]
-    reference: Callable[..., Any]
     outputs: int  # results that the caller sees; those behind them are kept for backward
-    keeps_outputs: bool
     list_at: int  # position of the list of tensors, or of the first scalar: single tensors come before it
     has_list: bool
     differentiable: tuple[int, ...]  # positions of single tensors with a gradient
     list_differentiable: bool
 
-    def arguments(self, scalars: tuple[Any, ...], tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
-        """The library operators' arguments from flat tensors (the list's last) and scalars."""
+    def arguments(self, scalars: tuple[Any, ...], tensors: Sequence[Tensor | None]) -> Any:
+        """The operator's arguments from flat tensors (the list's last) and scalars."""
         listed = (list(tensors[self.list_at :]),) if self.has_list else ()
-        return (*tensors[: self.list_at], *listed, *scalars)
+        return self.definition.arguments(*tensors[: self.list_at], *listed, *scalars)
+
+    def tensors(self, a: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+        """The flat tensors among the arguments."""
+        return (*a[: self.list_at], *a[self.list_at]) if self.has_list else a[: self.list_at]
 
     def slots(self, count: int) -> list[int]:
         """Positions, among ``count`` flat tensors, of those with a gradient."""
@@ -61,88 +124,106 @@ class Operator:
         return [slot for slot, need in zip(self.slots(count), needs, strict=True) if need]
 
     def kept(self, results: Sequence[Tensor]) -> Sequence[Tensor]:
-        return results if self.keeps_outputs else results[self.outputs :]
+        return results if self.definition.keeps_outputs else results[self.outputs :]
+
+    def is_token_major(self, slot: int) -> bool:
+        names = self.definition.arguments._fields
+        return slot < self.list_at and names[slot] in self.definition.token_major_gradients
 
 
 OPERATORS: dict[str, Operator] = {}
 
 
-def register(
+def _register(
     name: str,
-    *,
-    forward: Callable[..., Any],
-    backward: Callable[..., list[Tensor]],
-    fake_forward: Callable[..., Any],
-    reference: Callable[..., Any],
-    differentiable: Sequence[str],
-    token_major_gradients: Sequence[str] = (),
-    residuals: int = 0,
-    keeps_outputs: bool = True,
-) -> Callable[..., Any]:
-    """Make one differentiable callable from a forward and a backward function.
-
-    Args:
-        forward: ``forward(*tensors, [list of tensors,] *scalars) -> results``, one tensor or a tuple. Single tensors
-            come first and may be None, then at most one list of tensors, then Python scalars; the annotations give the
-            schema. Every tensor, results too, has a leading batch dimension of size B or 1, where B is that of the
-            first tensor: parameters get a dimension of 1, and under ``vmap`` meet one value per batch entry.
-        backward: ``backward(*gradients of the outputs, *kept results, *forward's arguments, needs) -> gradients``. The
-            first output's gradient is always a tensor; another's is None where that output was not used. ``needs`` has
-            one flag for each of ``differentiable`` (a flag for each tensor of the list; an absent tensor's flag is
-            False); only needed gradients are returned, in that order.
-        fake_forward: shapes, dtypes and strides of ``forward``'s results.
-        reference: same arguments and outputs as ``forward``, differentiable by autograd; used for double backward.
-        differentiable: names of the arguments with a gradient, the list's last if it has one.
-        token_major_gradients: those of them whose gradient is laid out (B, N, H, D) in memory; others are contiguous.
-        residuals: the last results, which are kept for backward and not returned to the caller.
-        keeps_outputs: False where backward needs the residuals only; the outputs are then not passed to it.
-    """
-    signature = inspect.signature(forward)
-    parameters = list(signature.parameters)
-    kinds = [parameter.annotation for parameter in signature.parameters.values()]
+    definition: Definition[A],
+    forward: Callable[[A], Any],
+    backward: Callable[..., Sequence[Tensor | None]],
+    fake: Callable[[A], Any],
+    exported: Callable[[A], Any] | None,
+) -> Callable[[A], Any]:
+    arguments, names = definition.arguments, definition.arguments._fields
+    kinds = [get_type_hints(arguments)[argument] for argument in names]
     list_at = next((i for i, kind in enumerate(kinds) if kind not in (Tensor, Tensor | None)), len(kinds))
     has_list = list_at < len(kinds) and kinds[list_at] in (Sequence[Tensor], list[Tensor])
-    single = [argument for argument in differentiable if parameters.index(argument) < list_at]
+    single = [argument for argument in definition.differentiable if names.index(argument) < list_at]
 
-    schema = torch.library.infer_schema(forward, mutates_args=())
+    schema = torch.library.infer_schema(_prototype(names, kinds, forward), mutates_args=())
     inner, returned = schema[1:].split(") -> ")
     results = returned.count("Tensor")
-    outputs = results - residuals
-    kept = results if keeps_outputs else residuals
+    outputs = results - definition.residuals
+    kept = results if definition.keeps_outputs else definition.residuals
     leading = [f"Tensor{'?' if i else ''} grad_{i}" for i in range(outputs)] + [f"Tensor kept_{i}" for i in range(kept)]
+
+    def run_backward(grads: Grads, saved: tuple[Tensor, ...], a: A, needs: Sequence[bool]) -> list[Tensor]:
+        gradients = backward(grads, saved, a, needs)
+        flat = operator.tensors(a)
+        found = []
+        for slot, gradient, need in zip(operator.slots(len(flat)), gradients, needs, strict=True):
+            tensor = flat[slot]
+            if need and tensor is not None and gradient is not None:
+                found.append(_fitted(gradient, tensor, operator.is_token_major(slot)))
+        return found
 
     def fake_backward(*args: Any) -> list[Tensor]:
         *_, needs = args
-        arguments = args[outputs + kept : -1]
-        flat = [*arguments[:list_at], *(arguments[list_at] if has_list else ())]
-        slots = OPERATORS[name].needed(len(flat), needs)
-        return [empty_gradient(flat[i], i < list_at and parameters[i] in token_major_gradients) for i in slots]
+        flat = operator.tensors(args[outputs + kept : -1])
+        slots = operator.needed(len(flat), needs)
+        return [empty_gradient(tensor, operator.is_token_major(i)) for i in slots if (tensor := flat[i]) is not None]
 
-    OPERATORS[name] = Operator(
-        forward=_define(f"{name}_forward", schema, forward, fake_forward),
-        backward=_define(
-            f"{name}_backward", f"({', '.join(leading)}, {inner}, bool[] needs) -> Tensor[]", backward, fake_backward
+    operator = OPERATORS[name] = Operator(
+        definition=definition,
+        run_forward=lambda a: as_tuple(forward(a)),
+        run_backward=run_backward,
+        forward=_define(
+            f"{name}_forward", schema, lambda *args: forward(arguments(*args)), lambda *args: fake(arguments(*args))
         ),
-        reference=reference,
+        backward=_define(
+            f"{name}_backward",
+            f"({', '.join(leading)}, {inner}, bool[] needs) -> Tensor[]",
+            lambda *args: run_backward(
+                args[:outputs], args[outputs : outputs + kept], arguments(*args[outputs + kept : -1]), args[-1]
+            ),
+            fake_backward,
+        ),
         outputs=outputs,
-        keeps_outputs=keeps_outputs,
         list_at=list_at,
         has_list=has_list,
-        differentiable=tuple(parameters.index(argument) for argument in single),
-        list_differentiable=len(single) < len(differentiable),
+        differentiable=tuple(names.index(argument) for argument in single),
+        list_differentiable=len(single) < len(definition.differentiable),
     )
 
-    def call(*args: Any) -> Any:
-        listed = args[list_at] if has_list else ()
-        if not torch.compiler.is_compiling() and _is_plain((*args[:list_at], *listed)):
-            results = as_tuple(OPERATORS[name].forward(*args))
+    def call(a: A) -> Any:
+        if torch.compiler.is_compiling():
+            if exported is not None and torch.compiler.is_exporting():
+                return exported(a)
+            a = arguments(*_distinct(a))
         else:
-            args = _distinct(args) if torch.compiler.is_compiling() else args
-            listed = args[list_at] if has_list else ()
-            results = Forward.apply(name, tuple(args[list_at + has_list :]), *args[:list_at], *listed)
+            if is_plain(operator.tensors(a)):
+                results = _undisturbed(forward, a)
+                if outputs == results_of_forward:
+                    return results
+                return results[0] if outputs == 1 else results[:outputs]
+        results = Forward.apply(name, tuple(a[list_at + has_list :]), *operator.tensors(a))
         return results[0] if outputs == 1 else results[:outputs]
 
+    results_of_forward = results
     return call
+
+
+def _prototype(names: Sequence[str], kinds: Sequence[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of that signature, for torch to infer a schema from."""
+
+    def prototype() -> None: ...
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+        for name, kind in zip(names, kinds, strict=True)
+    ]
+    prototype.__signature__ = inspect.Signature(  # pyright: ignore[reportFunctionMemberAccess]
+        parameters, return_annotation=inspect.signature(forward).return_annotation
+    )
+    return prototype
 
 
 def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,7 +232,7 @@ def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable
     def run(*args: Any) -> Any:
         # The library operator itself has no gradient: autograd sees the Function around it alone. Autocast has chosen
         # the dtype of the data already, and would round what is float32 on purpose.
-        with torch.no_grad(), torch._C._DisableAutocast():  # pyright: ignore[reportAttributeAccessIssue]
+        with torch.no_grad(), torch_internals.without_autocast():
             return function(*args)
 
     for key in DEVICE_KEYS:
@@ -160,11 +241,32 @@ def _define(name: str, schema: str, function: Callable[..., Any], fake: Callable
     return getattr(torch.ops.attn_core, name).default
 
 
-def _is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether nobody derives or transforms this call: then a Function around it would cost time alone."""
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:  # pyright: ignore[reportAttributeAccessIssue]
+def is_plain(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether nobody derives, transforms or watches this call: then it goes straight to the backend's Python."""
+    if torch_internals.is_watched():
         return False
-    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors))
+    derivable = torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and (not torch_internals.is_ordinary(tensor) or (derivable and tensor.requires_grad)):
+            return False
+    return True
+
+
+def _undisturbed(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)`` without autocast, which has chosen the dtype of the data already."""
+    if torch_internals.is_autocast_on():
+        with torch_internals.without_autocast():
+            return function(*args)
+    return function(*args)
+
+
+def _fitted(gradient: Tensor, tensor: Tensor, token_major_memory: bool) -> Tensor:
+    """The gradient in its tensor's shape and dtype: summed over what was broadcast."""
+    if gradient.shape != tensor.shape:
+        gradient = gradient.sum_to_size(tensor.shape)
+    if gradient.dtype != tensor.dtype:
+        gradient = gradient.to(tensor.dtype)
+    return gradient if token_major_memory else gradient.contiguous()
 
 
 def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -203,7 +305,10 @@ class Forward(torch.autograd.Function):
     @staticmethod
     def forward(name: str, scalars: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         operator = OPERATORS[name]
-        return as_tuple(operator.forward(*operator.arguments(scalars, tensors)))
+        a = operator.arguments(scalars, tensors)
+        if not torch.compiler.is_compiling() and is_plain(tensors):
+            return _undisturbed(operator.run_forward, a)
+        return as_tuple(operator.forward(*a))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -214,7 +319,9 @@ class Forward(torch.autograd.Function):
             ctx.mark_non_differentiable(*output[operator.outputs :])
         kept = operator.kept(output)
         ctx.kept = len(kept)
-        ctx.empty_out = None if operator.keeps_outputs else (output[0].shape, output[0].dtype, output[0].device)
+        ctx.empty_out = (
+            None if operator.definition.keeps_outputs else (output[0].shape, output[0].dtype, output[0].device)
+        )
         ctx.save_for_backward(*kept, *tensors)
 
     @staticmethod
@@ -233,9 +340,9 @@ class Forward(torch.autograd.Function):
             else:
                 shape, dtype, device = ctx.empty_out
                 incoming[0] = torch.zeros(shape, dtype=dtype, device=device)
-        if not torch.compiler.is_compiling() and _is_plain((*incoming, *kept, *tensors)):
-            arguments = operator.arguments(ctx.scalars, tensors)
-            results = list(operator.backward(*incoming, *kept, *arguments, list(needs)))
+        if not torch.compiler.is_compiling() and is_plain((*incoming, *kept, *tensors)):
+            a = operator.arguments(ctx.scalars, tensors)
+            results = _undisturbed(operator.run_backward, tuple(incoming), kept, a, needs)
         else:
             results = list(Backward.apply(ctx.name, ctx.scalars, needs, ctx.kept, *incoming, *kept, *tensors))
         flat: list[Tensor | None] = [None] * len(tensors)
@@ -285,7 +392,7 @@ class Backward(torch.autograd.Function):
             flat = list(tensors)
             for slot, value in zip(slots, inputs, strict=True):
                 flat[slot] = value
-            results = as_tuple(operator.reference(*operator.arguments(ctx.scalars, flat)))
+            results = as_tuple(operator.definition.reference(operator.arguments(ctx.scalars, flat)))
             return tuple(results[i] for i in used)
 
         def gradients(incoming: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -360,3 +467,43 @@ def _fold(tensor: Tensor | None, dim: int | None, count: int, batch: int, *, exp
     else:
         tensor = tensor.movedim(dim, 0)
     return tensor.expand(count, batch, *tensor.shape[2:]).flatten(0, 1)
+
+
+def register(
+    name: str,
+    *,
+    forward: Callable[..., Any],
+    backward: Callable[..., list[Tensor]],
+    fake_forward: Callable[..., Any],
+    reference: Callable[..., Any],
+    differentiable: Sequence[str],
+    token_major_gradients: Sequence[str] = (),
+    residuals: int = 0,
+    keeps_outputs: bool = True,
+) -> Callable[..., Any]:
+    """The older form: functions that take their arguments one by one; goes with the last of them."""
+    signature = inspect.signature(forward)
+    fields = [(parameter, kind.annotation) for parameter, kind in signature.parameters.items()]
+    arguments: Any = NamedTuple("Arguments", fields)
+    operator, _, backend = name.rpartition("_")
+
+    def aligned(grads: Grads, kept: tuple[Tensor, ...], a: Any, needs: Sequence[bool]) -> list[Tensor | None]:
+        found = iter(backward(*grads, *kept, *a, list(needs)))
+        return [next(found) if need else None for need in needs]
+
+    def spread(a: Any) -> Any:
+        return forward(*a)
+
+    spread.__annotations__["return"] = signature.return_annotation
+    definition = Definition(
+        operator,
+        arguments,
+        fake=lambda a: fake_forward(*a),
+        reference=lambda a: reference(*a),
+        differentiable=tuple(differentiable),
+        token_major_gradients=tuple(token_major_gradients),
+        residuals=residuals,
+        keeps_outputs=keeps_outputs,
+    )
+    call = definition.register(backend, spread, aligned)
+    return lambda *args: call(arguments(*args))

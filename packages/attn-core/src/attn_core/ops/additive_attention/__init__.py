@@ -7,10 +7,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_broadcastable, check_dtype, check_rank, check_same, check_size
+from attn_core.checks import (
+    DATA_DTYPES,
+    check_broadcastable,
+    check_dtype,
+    check_rank,
+    check_same,
+    check_size,
+    remembered,
+)
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 
 OPERATOR = "additive_attention"
 MAX_TRITON_WIDTH = 256
@@ -52,15 +61,15 @@ def additive_attention(
     q, k, w, value = under_autocast(q, k, w, value)
     _check(q, k, w, value, key_mask)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, value=value)))
-    return run(q, k, w, value, key_mask=key_mask)
+    return run(Arguments(q, k, w[None], value, key_mask))
 
 
-def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.additive_attention
-    return reference.additive_attention if backend == "reference" else torch_backend.additive_attention
+    return reference if backend == "reference" else torch_backend.additive_attention
 
 
 def triton_obstacle(*, q: Tensor, value: Tensor | None, **_: Any) -> str | None:
@@ -71,6 +80,7 @@ def triton_obstacle(*, q: Tensor, value: Tensor | None, **_: Any) -> str | None:
     return None
 
 
+@remembered
 def _check(q: Tensor, k: Tensor, w: Tensor, value: Tensor | None, key_mask: Tensor | None) -> None:
     check_rank(OPERATOR, "q", q, "B N D")
     check_rank(OPERATOR, "k", k, "B M D")

@@ -2,7 +2,7 @@
 
 tanh(z) = 1 − 2r with r = 1/(1 + e^{2z}), torch's sigmoid of −2z: several times faster on CPUs than its tanh, exact to
 the last bits of a float32 sum. So s_ij = Σ_d w_d − 2 Σ_d w_d r, and tanh' = 4r(1 − r). The backward pass computes r
-again.
+again. Memory beyond the results: q, k and their gradients in float32, two tiles, and with ``value`` a chunk of scores.
 """
 
 import math
@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from attn_core.kernels.registration import register
+from attn_core.kernels.registration import Grads
 from attn_core.ops.attention.reference import softmax_with_lse
 
-from . import reference
+from .reference import ADDITIVE_ATTENTION, Arguments, fake, reference
 
 # Elements of a tile: 2¹⁷ float32 are 512 KiB. The backward pass holds two tiles.
 TILE = 2**17
@@ -22,21 +22,10 @@ TILE = 2**17
 CHUNK_SCORES = 2**18
 
 
-def additive_attention(
-    q: Tensor, k: Tensor, w: Tensor, value: Tensor | None = None, *, key_mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Extra memory: q, k and their gradients in float32, two tiles, and with ``value`` one chunk of scores.
-
-    An exported graph holds the reference instead.
-    """
-    if torch.compiler.is_exporting():
-        return reference.additive_attention(q, k, w, value, key_mask=key_mask)
-    return _call(q, k, w[None], value, key_mask)
-
-
-def forward(q: Tensor, k: Tensor, w: Tensor, value: Tensor | None, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    out, lse = fake_forward(q, k, w, value, key_mask)
-    tiles = _Tiles(q, k, w, key_mask, lse.dtype)
+def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    q, value = a.q, a.value
+    out, lse = fake(a)
+    tiles = _Tiles(a, lse.dtype)
     if tiles.small:
         for images in tiles.groups():
             s = tiles.scores_of_group(images, tiles.sigmoid_of_group(images))
@@ -54,23 +43,14 @@ def forward(q: Tensor, k: Tensor, w: Tensor, value: Tensor | None, key_mask: Ten
     return out, lse
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    w: Tensor,
-    value: Tensor | None,
-    key_mask: Tensor | None,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """ds_ij = p_ij (do_i·v_j − do_i·o_i + dlse_i), or dscore_ij + p_ij dlse_i; dz = 4 ds_ij w r(1 − r)."""
+    (grad_out, grad_lse), (out, lse), (q, k, w, value, _) = grads, kept, a
+    assert grad_out is not None
     batch, dtype = q.shape[0], lse.dtype
     dq, dk, dw = (lse.new_zeros(batch, *t.shape[1:]) for t in (q, k, w))
     dvalue = None if value is None else lse.new_zeros(batch, *value.shape[1:])
-    tiles = _Tiles(q, k, w, key_mask, dtype)
+    tiles = _Tiles(a, dtype)
     # Scores of a row without keys are −inf: any finite number gives p = exp(s − lse) = 0.
     finite = lse.masked_fill(lse == -math.inf, 0.0)
     if tiles.small:
@@ -124,15 +104,14 @@ def backward(
                 dvalue[b].addmm_(weights.t(), d_out)
     dq.mul_(4 * w.to(dtype)[:, None])
     dk.mul_(4 * w.to(dtype)[:, None])
-    pairs = zip((dq, dk, dw, dvalue), (q, k, w, value), needs, strict=True)
-    # w has one row for the whole batch; under vmap k and value may have one entry too.
-    return [g.sum_to_size(t.shape).to(t.dtype) for g, t, need in pairs if need and g is not None and t is not None]
+    return [dq, dk, dw, dvalue]
 
 
 class _Tiles:
     """Walks the queries × keys rectangle and computes what both passes need of a tile."""
 
-    def __init__(self, q: Tensor, k: Tensor, w: Tensor, key_mask: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, a: Arguments, dtype: torch.dtype) -> None:
+        q, k, w, _, key_mask = a
         self.queries, self.keys, self.width = q.shape[1], k.shape[1], q.shape[2]
         self.q, self.k = (x.to(dtype).mul(-2.0).expand(q.shape[0], -1, -1) for x in (q, k))
         self.w = w.to(dtype).expand(q.shape[0], -1)
@@ -200,20 +179,4 @@ def _within(part: slice, rows: slice) -> slice:
     return slice(part.start - rows.start, part.stop - rows.start)
 
 
-def fake_forward(
-    q: Tensor, k: Tensor, w: Tensor, value: Tensor | None, key_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    batch, queries, _ = q.shape
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    width = k.shape[1] if value is None else value.shape[2]
-    return q.new_empty(batch, queries, width), q.new_empty(batch, queries, dtype=dtype)
-
-
-_call = register(
-    "additive_attention_torch",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference.per_batch,
-    differentiable=("q", "k", "w", "value"),
-)
+additive_attention = ADDITIVE_ATTENTION.register("torch", forward, backward, exported=reference)

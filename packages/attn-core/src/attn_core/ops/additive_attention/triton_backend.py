@@ -5,7 +5,7 @@ Memory beyond the results: q's and k's gradients in float32, one row of w's grad
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,10 +22,9 @@ from attn_core.kernels.launch import (
     product_options,
     unit_stride,
 )
-from attn_core.kernels.registration import register
+from attn_core.kernels.registration import Grads
 
-from . import reference
-from .torch_backend import fake_forward
+from .reference import ADDITIVE_ATTENTION, Arguments, fake
 
 Pass = Literal["forward", "query", "key"]
 
@@ -42,39 +41,31 @@ TILES_FLOAT32: dict[Pass, dict[int, Tile]] = {
 }
 
 
-def forward(q: Tensor, k: Tensor, w: Tensor, value: Tensor | None, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     from .triton_kernels import forward_kernel
 
-    out, lse = fake_forward(q, k, w, value, key_mask)
+    q, k = a.q, a.k
+    out, lse = fake(a)
     if k.shape[1] == 0:
         return out.zero_(), lse.fill_(-math.inf)
-    problem = _Problem(q, k, w, value, key_mask)
+    problem = _Problem(a)
     tile = problem.tile("forward")
     programs = q.shape[0] * math.ceil(q.shape[1] / tile.rows)
     launch(forward_kernel, programs, q.device, tile, *problem.arguments, out, lse, **problem.constants(tile))
     return out, lse
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    w: Tensor,
-    value: Tensor | None,
-    key_mask: Tensor | None,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     from attn_core.kernels.tiles import delta_kernel
 
     from .triton_kernels import key_kernel, query_kernel
 
+    (grad_out, grad_lse), (out, lse), (q, k, w, value, _) = grads, kept, a
+    assert grad_out is not None
     batch, queries, _ = q.shape
     keys = k.shape[1]
     needs_q, needs_k, needs_w, needs_value = needs
-    problem = _Problem(q, k, w, value, key_mask)
+    problem = _Problem(a)
     delta = None if value is None and grad_lse is None else torch.empty_like(lse)
     if value is not None and delta is not None:
         grad_out = unit_stride(grad_out)
@@ -118,15 +109,14 @@ def backward(
             *(*problem.arguments, *incoming, dk, dvalue),
             **problem.constants(tile),
         )
-    # w has one row for the whole batch; under vmap k and value may have one entry too.
-    pairs = zip((dq, dk, dw, dvalue), (q, k, w, value), strict=True)
-    return [g.sum_to_size(t.shape).to(t.dtype) for g, t in pairs if g is not None and t is not None]
+    return [dq, dk, dw, dvalue]
 
 
 class _Problem:
     """Arguments that every kernel takes, in the kernels' order."""
 
-    def __init__(self, q: Tensor, k: Tensor, w: Tensor, value: Tensor | None, key_mask: Tensor | None) -> None:
+    def __init__(self, a: Arguments) -> None:
+        q, k, w, value, key_mask = a
         self.q = q
         self.value = None if value is None else unit_stride(value)
         self.width = 1 if value is None else value.shape[2]
@@ -153,21 +143,7 @@ class _Problem:
         return {**sizes, **product_options(self.q.dtype)}
 
 
-_additive_attention = register(
-    "additive_attention_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference.per_batch,
-    differentiable=("q", "k", "w", "value"),
-)
-
-
-def additive_attention(
-    q: Tensor, k: Tensor, w: Tensor, value: Tensor | None = None, *, key_mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """See :func:`attn_core.additive_attention`."""
-    return _additive_attention(q, k, w[None], value, key_mask)
+additive_attention = ADDITIVE_ATTENTION.register("triton", forward, backward)
 
 
 def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -190,6 +166,7 @@ def _aot_run(dtype: torch.dtype, width: int | None, masked: bool) -> None:
 
     value = None if width is None else meta(2, 1024, width)
     mask = torch.empty(2, 1024, dtype=torch.bool, device="meta") if masked else None
-    problem = (meta(2, 1000, 512), meta(2, 1024, 512), meta(1, 512), value, mask)
-    out, lse = forward(*problem)
-    backward(torch.empty_like(out), torch.empty_like(lse), out, lse, *problem, [True] * 3 + [value is not None])
+    a = Arguments(meta(2, 1000, 512), meta(2, 1024, 512), meta(1, 512), value, mask)
+    out, lse = forward(a)
+    needs = [True] * 3 + [value is not None]
+    backward((torch.empty_like(out), torch.empty_like(lse)), (out, lse), a, needs)

@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size
+from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, remembered
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 
 OPERATOR = "channel_attention"
 MAX_TRITON_WIDTH = 256
@@ -54,23 +55,17 @@ def channel_attention(
     eq. 3, junfu1115/DANet.
     """
     a, b, x = under_autocast(a, b, x)
-    check_dtype(OPERATOR, "a", a, DATA_DTYPES)
-    for name, tensor in (("a", a), ("b", b), ("x", x)):
-        check_rank(OPERATOR, name, tensor, "B H N C")
-    check_same(OPERATOR, a, {"b": b, "x": x}, first_name="a")
-    for name, tensor in (("b", b), ("x", x)):
-        for dim, reason in enumerate(("the batch of a", "the heads of a", "the tokens of a", "the channels of a")):
-            check_size(OPERATOR, name, tensor, dim, a.shape[dim], reason)
+    _check(a, b, x)
     run = _implementation(select(OPERATOR, backend, a, lambda: triton_obstacle(a=a)))
-    return run(a, b, x, scale=scale, negate_max=negate_max, transpose=transpose)
+    return run(Arguments(a, b, x, scale, negate_max, transpose))
 
 
-def _implementation(backend: Backend) -> Callable[..., Tensor]:
+def _implementation(backend: Backend) -> Callable[[Arguments], Tensor]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.channel_attention
-    return reference.channel_attention if backend == "reference" else torch_backend.channel_attention
+    return reference if backend == "reference" else torch_backend.channel_attention
 
 
 def triton_obstacle(*, a: Tensor, **_: Any) -> str | None:
@@ -78,3 +73,14 @@ def triton_obstacle(*, a: Tensor, **_: Any) -> str | None:
     if not 1 <= a.shape[3] <= limit:
         return f"the kernel holds 1 to {limit} channels in {str(a.dtype).removeprefix('torch.')}, got {a.shape[3]}"
     return None
+
+
+@remembered
+def _check(a: Tensor, b: Tensor, x: Tensor) -> None:
+    check_dtype(OPERATOR, "a", a, DATA_DTYPES)
+    for name, tensor in (("a", a), ("b", b), ("x", x)):
+        check_rank(OPERATOR, name, tensor, "B H N C")
+    check_same(OPERATOR, a, {"b": b, "x": x}, first_name="a")
+    for name, tensor in (("b", b), ("x", x)):
+        for dim, reason in enumerate(("the batch of a", "the heads of a", "the tokens of a", "the channels of a")):
+            check_size(OPERATOR, name, tensor, dim, a.shape[dim], reason)

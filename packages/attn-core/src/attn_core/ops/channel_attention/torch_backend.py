@@ -1,32 +1,24 @@
-"""Channel attention in plain torch: matrix products of one image at a time, read through the heads' strides."""
+"""Channel attention in plain torch: matrix products of one image at a time, read through the heads' strides.
+
+Memory beyond the result: the weights (B, H, C, C) in float32; with 16-bit inputs also one image's operands in float32.
+"""
 
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from attn_core.kernels.registration import empty_gradient, register, token_major
+from attn_core.kernels.registration import Grads, empty_gradient
 
-from . import reference
+from .reference import CHANNEL_ATTENTION, Arguments, fake, reference
 
 # Elements up to which an image is too little work for a call of its own (measured on two AVX-512 cores).
 SMALL_IMAGE = 2**17
 
 
-def channel_attention(
-    a: Tensor, b: Tensor, x: Tensor, *, scale: float = 1.0, negate_max: bool = False, transpose: bool = False
-) -> Tensor:
-    """Extra memory: the weights (B, H, C, C) in float32; with 16-bit inputs also one image's operands in float32.
-
-    An exported graph holds the reference instead.
-    """
-    if torch.compiler.is_exporting():
-        return reference.channel_attention(a, b, x, scale=scale, negate_max=negate_max, transpose=transpose)
-    return _call(a, b, x, scale, negate_max, transpose)
-
-
-def forward(a: Tensor, b: Tensor, x: Tensor, scale: float, negate_max: bool, transpose: bool) -> tuple[Tensor, Tensor]:
-    y, A = fake_forward(a, b, x, scale, negate_max, transpose)
+def forward(problem: Arguments) -> tuple[Tensor, Tensor]:
+    a, b, x, scale, negate_max, transpose = problem
+    y, A = fake(problem)
     for images in _spans(a):
         a_i, b_i, x_i = (_heads(t, images, A.dtype, a.shape[0]) for t in (a, b, x))
         # The maximum that negate_max adds to a row cancels in its softmax.
@@ -37,24 +29,16 @@ def forward(a: Tensor, b: Tensor, x: Tensor, scale: float, negate_max: bool, tra
     return y, A
 
 
-def backward(
-    grad_y: Tensor,
-    A: Tensor,
-    a: Tensor,
-    b: Tensor,
-    x: Tensor,
-    scale: float,
-    negate_max: bool,
-    transpose: bool,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], problem: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """dA = dyᵀx; dE = A∘(dA − Σ_d dA∘A); da = scale·b dEᵀ; db = scale·a dE; dx = dy A."""
+    (grad_y,), (A,), (a, b, x, scale, negate_max, transpose) = grads, kept, problem
+    assert grad_y is not None
     batch = A.shape[0]
-    grads = [
+    found = [
         empty_gradient(t.expand(batch, *t.shape[1:]), True) if need else None
         for t, need in zip((a, b, x), needs, strict=True)
     ]
-    da, db, dx = grads
+    da, db, dx = found
     for images in _spans(A):
         a_i, b_i, x_i, dy = (_heads(t, images, A.dtype, batch) for t in (a, b, x, grad_y))
         A_i = A[images].flatten(0, 1)
@@ -68,12 +52,7 @@ def backward(
             _store(da[images], b_i, dE.mT)
         if db is not None:
             _store(db[images], a_i, dE)
-    # Under vmap an operand may have one image for all.
-    return [
-        g if t.shape[0] == batch else g.sum(0, keepdim=True)
-        for g, t in zip(grads, (a, b, x), strict=True)
-        if g is not None
-    ]
+    return found
 
 
 def _spans(t: Tensor) -> Iterator[slice]:
@@ -103,26 +82,4 @@ def _store(target: Tensor, left: Tensor, right: Tensor) -> None:
         torch.bmm(left, right, out=target[0])
 
 
-def fake_forward(
-    a: Tensor, b: Tensor, x: Tensor, scale: float, negate_max: bool, transpose: bool
-) -> tuple[Tensor, Tensor]:
-    batch, heads, tokens, width = a.shape
-    dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
-    return token_major(a, batch, heads, tokens, width), a.new_empty(batch, heads, width, width, dtype=dtype)
-
-
-def reference_forward(a: Tensor, b: Tensor, x: Tensor, scale: float, negate_max: bool, transpose: bool) -> Tensor:
-    return reference.channel_attention(a, b, x, scale=scale, negate_max=negate_max, transpose=transpose)
-
-
-_call = register(
-    "channel_attention_torch",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("a", "b", "x"),
-    token_major_gradients=("a", "b", "x"),
-    residuals=1,
-    keeps_outputs=False,
-)
+channel_attention = CHANNEL_ATTENTION.register("torch", forward, backward, exported=reference)

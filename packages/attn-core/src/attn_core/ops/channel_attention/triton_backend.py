@@ -5,7 +5,7 @@ Memory beyond the results: the weights (B, H, C, C) in float32, and their gradie
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,9 +21,9 @@ from attn_core.kernels.launch import (
     power_of_two,
     product_options,
 )
-from attn_core.kernels.registration import empty_gradient, register
+from attn_core.kernels.registration import Grads, empty_gradient
 
-from .torch_backend import fake_forward, reference_forward
+from .reference import CHANNEL_ATTENTION, Arguments, fake
 
 LOG2E = math.log2(math.e)
 
@@ -39,32 +39,25 @@ TILES_FLOAT32: dict[Literal["gram", "mix"], dict[int, Tile]] = {
 }
 
 
-def forward(a: Tensor, b: Tensor, x: Tensor, scale: float, negate_max: bool, transpose: bool) -> tuple[Tensor, Tensor]:
-    y, weights = fake_forward(a, b, x, scale, negate_max, transpose)
+def forward(problem: Arguments) -> tuple[Tensor, Tensor]:
+    a, b, x, scale, negate_max, transpose = problem
+    y, weights = fake(problem)
     # The maximum that negate_max adds to a row cancels in its softmax.
     _gram(a, b, None, weights, -scale if negate_max else scale)
     _mix(x, weights, y, 1.0, transpose=not transpose)
     return y, weights
 
 
-def backward(
-    grad_y: Tensor,
-    weights: Tensor,
-    a: Tensor,
-    b: Tensor,
-    x: Tensor,
-    scale: float,
-    negate_max: bool,
-    transpose: bool,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], problem: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """dA = dyᵀx; dE = A∘(dA − Σ_d dA∘A); da = scale·b dEᵀ; db = scale·a dE; dx = dy A."""
+    (grad_y,), (weights,), (a, b, x, scale, negate_max, transpose) = grads, kept, problem
+    assert grad_y is not None
     scale = -scale if negate_max else scale
-    grads = [
+    found = [
         empty_gradient(t.expand(len(weights), *t.shape[1:]), True) if need else None
         for t, need in zip((a, b, x), needs, strict=True)
     ]
-    da, db, dx = grads
+    da, db, dx = found
     if dx is not None:
         _mix(grad_y, weights, dx, 1.0, transpose=transpose)
     if da is not None or db is not None:
@@ -75,8 +68,7 @@ def backward(
             _mix(b, d_logits, da, scale, transpose=True)
         if db is not None:
             _mix(a, d_logits, db, scale, transpose=False)
-    # Under vmap an operand may have one image for all.
-    return [g.sum_to_size(t.shape) for g, t in zip(grads, (a, b, x), strict=True) if g is not None]
+    return found
 
 
 def _gram(left: Tensor, right: Tensor, weights: Tensor | None, out: Tensor, scale: float) -> None:
@@ -129,24 +121,7 @@ def _constants(t: Tensor, tile: Tile) -> dict[str, Any]:
     return {**sizes, **product_options(t.dtype)}
 
 
-_channel_attention = register(
-    "channel_attention_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("a", "b", "x"),
-    token_major_gradients=("a", "b", "x"),
-    residuals=1,
-    keeps_outputs=False,
-)
-
-
-def channel_attention(
-    a: Tensor, b: Tensor, x: Tensor, *, scale: float = 1.0, negate_max: bool = False, transpose: bool = False
-) -> Tensor:
-    """See :func:`attn_core.channel_attention`."""
-    return _channel_attention(a, b, x, scale, negate_max, transpose)
+channel_attention = CHANNEL_ATTENTION.register("triton", forward, backward)
 
 
 def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -169,6 +144,6 @@ def _aot_run(dtype: torch.dtype, width: int, tokens_innermost: bool) -> None:
             return torch.empty(2, 1, width, 3136, dtype=dtype, device="meta").mT
         return torch.empty(2, 3136, 3, width, dtype=dtype, device="meta").transpose(1, 2)
 
-    problem = (operand(), operand(), operand(), width**-0.5, False, tokens_innermost)
-    y, weights = forward(*problem)
-    backward(torch.empty_like(y), weights, *problem, [True] * 3)
+    problem = Arguments(operand(), operand(), operand(), width**-0.5, False, tokens_innermost)
+    y, weights = forward(problem)
+    backward((torch.empty_like(y),), (weights,), problem, [True] * 3)

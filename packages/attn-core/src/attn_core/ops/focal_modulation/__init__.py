@@ -6,10 +6,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, shape
+from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, remembered, shape
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 
 OPERATOR = "focal_modulation"
 
@@ -47,21 +48,24 @@ def focal_modulation(
     ctx, gates, *weights = under_autocast(ctx, gates, *weights)
     _check(ctx, gates, weights)
     run = _implementation(select(OPERATOR, backend, ctx, lambda: triton_obstacle(weights=weights)))
-    return run(ctx, gates, weights, normalize=normalize)
+    kernels = [weight[None] for weight in weights]
+    y = run(Arguments(ctx.permute(0, 2, 3, 1), gates.permute(0, 2, 3, 1), kernels, normalize))
+    return y.permute(0, 3, 1, 2)
 
 
-def _implementation(backend: Backend) -> Callable[..., Tensor]:
+def _implementation(backend: Backend) -> Callable[[Arguments], Tensor]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.focal_modulation
-    return reference.focal_modulation if backend == "reference" else torch_backend.focal_modulation
+    return reference if backend == "reference" else torch_backend.focal_modulation
 
 
 def triton_obstacle(*, weights: Sequence[Tensor], **_: Any) -> str | None:
     return None if weights else "the kernel needs at least one level, got no weights"
 
 
+@remembered
 def _check(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor]) -> None:
     check_rank(OPERATOR, "ctx", ctx, "B C Y X")
     check_rank(OPERATOR, "gates", gates, "B L Y X")

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attn_core.kernels.registration import register
+from attn_core.kernels.registration import Grads
 
-from . import reference
+from .reference import FOCAL_MODULATION, Arguments, fake, reference
 
 # Elements of the maps computed together: 2²⁰ float32 are 4 MiB, and the backward pass holds 2L + 3 such maps. A GPU
 # needs larger ones to be busy.
@@ -20,34 +20,33 @@ CHUNK = 2**20
 CHUNK_GPU = 2**25
 
 
-def focal_modulation(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], *, normalize: bool = False) -> Tensor:
+def focal_modulation(a: Arguments) -> Tensor:
     """Extra memory: maps of a few images in float32, three in the forward pass and 2L + 3 in the backward pass.
 
-    An exported graph holds the reference instead; a graph compiled for inference on a CPU the convolutions themselves,
-    so that the compiler writes one loop of what lies between them.
+    A graph compiled for inference on a CPU holds the convolutions themselves, so that the compiler writes one loop of
+    what lies between them.
     """
-    if torch.compiler.is_exporting():
-        return reference.focal_modulation(ctx, gates, weights, normalize=normalize)
-    exact = ctx.dtype in (torch.float32, torch.float64) and ctx.numel() > 0
-    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and ctx.device.type == "cpu" and exact:
-        return _plain(ctx, gates, weights, normalize)
-    # As (B, Y, X, C), so that results and gradients, which are contiguous, are channels-last.
-    y = _call(ctx.permute(0, 2, 3, 1), gates.permute(0, 2, 3, 1), [weight[None] for weight in weights], normalize)
-    return y.permute(0, 3, 1, 2)
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not torch.is_grad_enabled():
+        exact = a.ctx.dtype in (torch.float32, torch.float64) and a.ctx.numel() > 0
+        if exact and a.ctx.device.type == "cpu":
+            return _plain(a)
+    return _call(a)
 
 
-def _plain(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> Tensor:
-    z = ctx.contiguous(memory_format=torch.channels_last)
+def _plain(a: Arguments) -> Tensor:
+    z, gates = (t.permute(0, 3, 1, 2) for t in (a.ctx, a.gates))
+    z = z.contiguous(memory_format=torch.channels_last)
     y = torch.zeros_like(z)
-    for level, weight in enumerate(weights):
-        z = F.gelu(F.conv2d(z, weight, padding=weight.shape[-1] // 2, groups=z.shape[1]))
+    for level, weight in enumerate(a.weights):
+        z = F.gelu(_convolve(z, weight[0]))
         y = y + z * gates[:, level : level + 1]
-    y = y + F.gelu(z.mean((2, 3), keepdim=True)) * gates[:, len(weights) :]
-    return y / (len(weights) + 1) if normalize else y
+    y = y + F.gelu(z.mean((2, 3), keepdim=True)) * gates[:, len(a.weights) :]
+    return (y / (len(a.weights) + 1) if a.normalize else y).permute(0, 2, 3, 1)
 
 
-def forward(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> Tensor:
-    y = fake_forward(ctx, gates, weights, normalize)
+def forward(a: Arguments) -> Tensor:
+    ctx, gates, weights, normalize = a
+    y = fake(a)
     if y.numel() == 0:
         return y
     for images in _spans(ctx, weights):
@@ -66,10 +65,10 @@ def forward(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bo
     return y
 
 
-def backward(
-    grad_y: Tensor, ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool, needs: Sequence[bool]
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """du_l = (dz_l + dy g_l) gelu'(u_l); dz_{l−1} = W_lᵀ ∗ du_l; dg_l = Σ_c dy z_l; dW_l = Σ du_l z_{l−1}, shifted."""
+    (grad_y,), (ctx, gates, weights, normalize) = grads, a
+    assert grad_y is not None
     needs_ctx, needs_gates, *needs_weights = needs
     levels, (_, height, width, _) = len(weights), ctx.shape
     dctx, dgates = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (ctx, gates))
@@ -100,8 +99,7 @@ def backward(
                 # The transposed convolution, as a convolution with the kernel turned around: oneDNN's faster road.
                 dz = _convolve(du, kernels[level].flip(2, 3))
         dctx[images] = dz.permute(0, 2, 3, 1)
-    pairs = zip((dctx, dgates, *dweights), (ctx, gates, *weights), needs, strict=True)
-    return [grad.to(t.dtype) for grad, t, need in pairs if need]
+    return [dctx, dgates, *dweights]
 
 
 def _accumulation(t: Tensor) -> torch.dtype:
@@ -139,21 +137,4 @@ def correlate(du: Tensor, z: Tensor, kernel: Tensor, padding: int) -> Tensor:
     return gradient
 
 
-def fake_forward(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> Tensor:
-    return torch.empty_like(ctx, memory_format=torch.contiguous_format)
-
-
-def reference_forward(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> Tensor:
-    y = reference.per_image(ctx.permute(0, 3, 1, 2), gates.permute(0, 3, 1, 2), weights, normalize)
-    return y.permute(0, 2, 3, 1)
-
-
-_call = register(
-    "focal_modulation_torch",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("ctx", "gates", "weights"),
-    keeps_outputs=False,
-)
+_call = FOCAL_MODULATION.register("torch", forward, backward, exported=reference)

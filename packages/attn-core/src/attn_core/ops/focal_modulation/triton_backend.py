@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core.kernels.launch import Tile, architecture, broadcast_strides, launch, power_of_two
-from attn_core.kernels.registration import register
+from attn_core.kernels.registration import Grads
 
-from .torch_backend import correlate, fake_forward, reference_forward
+from .reference import FOCAL_MODULATION, Arguments, fake
+from .torch_backend import correlate
 
 
-def forward(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> Tensor:
-    y = fake_forward(ctx, gates, weights, normalize)
+def forward(a: Arguments) -> Tensor:
+    ctx, gates, weights, normalize = a
+    y = fake(a)
     if y.numel() == 0:
         return y
     z = ctx
@@ -32,13 +34,12 @@ def forward(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bo
     return y.div_(len(weights) + 1) if normalize else y
 
 
-def backward(
-    grad_y: Tensor, ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool, needs: Sequence[bool]
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    (grad_y,), (ctx, gates, weights, normalize) = grads, a
+    assert grad_y is not None
     needs_ctx, needs_gates, *needs_weights = needs
-    tensors = (ctx, gates, *weights)
     if ctx.numel() == 0:
-        return [torch.zeros_like(t).contiguous() for t, need in zip(tensors, needs, strict=True) if need]
+        return [torch.zeros_like(t) for t in (ctx, gates, *weights)]
     levels, scale = len(weights), 1 / (len(weights) + 1) if normalize else 1.0
     z, u = [ctx], []
     for weight in weights:
@@ -61,8 +62,7 @@ def backward(
         if needs_weights[level]:
             dweights[level] = _kernel_gradient(du, z[level], weights[level])
     dctx = _level_gradient(du, weights[0], d_mean, grad_y, None, None, scale) if needs_ctx else None
-    grads = (dctx, dgates, *dweights)
-    return [g.to(t.dtype) for g, t in zip(grads, tensors, strict=True) if g is not None]
+    return [dctx, dgates, *dweights]
 
 
 def _level(
@@ -141,22 +141,7 @@ def _programs(z: Tensor, tile: Tile) -> int:
     return batch * rows * math.ceil(cells / tile.rows) * math.ceil(channels / tile.columns)
 
 
-_focal_modulation = register(
-    "focal_modulation_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("ctx", "gates", "weights"),
-    keeps_outputs=False,
-)
-
-
-def focal_modulation(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], *, normalize: bool = False) -> Tensor:
-    """See :func:`attn_core.focal_modulation`."""
-    kernels = [weight[None] for weight in weights]
-    y = _focal_modulation(ctx.permute(0, 2, 3, 1), gates.permute(0, 2, 3, 1), kernels, normalize)
-    return y.permute(0, 3, 1, 2)
+focal_modulation = FOCAL_MODULATION.register("triton", forward, backward)
 
 
 def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -176,5 +161,6 @@ def _aot_run(dtype: torch.dtype, side: int, channels: int, sizes: tuple[int, ...
     projection = meta(2, side, side, 2 * channels + levels + 1)
     ctx, gates = projection[..., channels : 2 * channels], projection[..., 2 * channels :]
     weights = [meta(1, channels, 1, k, k) for k in sizes]
-    y = forward(ctx, gates, weights, False)
-    backward(torch.empty_like(y), ctx, gates, weights, False, [True] * (2 + levels))
+    a = Arguments(ctx, gates, weights, False)
+    y = forward(a)
+    backward((torch.empty_like(y),), (), a, [True] * (2 + levels))

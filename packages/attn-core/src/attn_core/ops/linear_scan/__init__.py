@@ -1,16 +1,17 @@
 """First-order linear recurrence along a sequence, from the left or from the right."""
 
+import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_same, fail, shape
+from attn_core.checks import DATA_DTYPES, check_dtype, check_same, fail, remembered, shape
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 
 OPERATOR = "linear_scan"
 
@@ -44,22 +45,34 @@ def linear_scan(
     """
     (b,) = under_autocast(b)
     _check(a, b, h0)
-    run = _implementation(select(OPERATOR, backend, b, triton_obstacle))
-    return run(a, b, h0, reverse=reverse)
+    x = _canonical(a, b, h0, reverse)
+    return _implementation(select(OPERATOR, backend, b))(x).view(b.shape)
 
 
-def _implementation(backend: Backend) -> Callable[..., Tensor]:
+def _implementation(backend: Backend) -> Callable[[Arguments], Tensor]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.linear_scan
-    return reference.linear_scan if backend == "reference" else torch_backend.linear_scan
+    return reference if backend == "reference" else torch_backend.linear_scan
 
 
-def triton_obstacle(**_: Any) -> str | None:
-    return None
+def _canonical(a: Tensor, b: Tensor, h0: Tensor | None, reverse: bool) -> Arguments:
+    """One number of ``a`` for each of P groups of F features."""
+    shape = b.shape[2:]
+    own = a.shape[2:]
+    while own and own[-1] == 1:
+        own = own[:-1]
+    if own != shape[: len(own)]:  # ones before the end: a is repeated in memory
+        own = shape[: len(own)]
+        a = a.reshape(*a.shape[:2], *a.shape[2 : 2 + len(own)]).expand(*a.shape[:2], *own)
+    groups, features = math.prod(own), math.prod(shape[len(own) :])
+    batch, steps = b.shape[:2]
+    flat = None if h0 is None else h0.reshape(batch, groups, features)
+    return Arguments(b.reshape(batch, steps, groups, features), a.reshape(a.shape[0], steps, groups), flat, reverse)
 
 
+@remembered
 def _check(a: Tensor, b: Tensor, h0: Tensor | None) -> None:
     if b.ndim < 2:
         raise ValueError(f"{OPERATOR}: b must have at least 2 dimensions (B T …), got shape {shape(b)}")

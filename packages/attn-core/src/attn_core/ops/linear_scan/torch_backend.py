@@ -1,57 +1,48 @@
 """First-order recurrences with a hand-written gradient; kept for backward are the gates and the states."""
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from attn_core.kernels.registration import register
+from attn_core.kernels.registration import Grads
 
-from . import reference
 from .recurrence import next_gates, scan
+from .reference import LINEAR_SCAN, Arguments, accumulation, reference
 
 
-def forward(b: Tensor, a: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
-    """b (B, T, P, F), a (B, T, P), h0 (B, P, F); memory: the states, in 16 bits once more in float32."""
-    dtype = accumulation(b)
-    start = None if h0 is None else h0.to(dtype)
-    return scan(a.to(dtype).unsqueeze(-1), b.to(dtype), start, reverse).to(b.dtype)
+def forward(x: Arguments) -> Tensor:
+    """Memory: the states, in 16 bits once more in float32."""
+    dtype = accumulation(x.b)
+    start = None if x.h0 is None else x.h0.to(dtype)
+    return scan(x.a.to(dtype).unsqueeze(-1), x.b.to(dtype), start, x.reverse).to(x.b.dtype)
 
 
-def backward(
-    grad: Tensor, h: Tensor, b: Tensor, a: Tensor, h0: Tensor | None, reverse: bool, needs: list[bool]
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """g_t = dh_t + a_{t+1} g_{t+1};  db = g;  da_t = Σ g_t h_{t−1};  dh0 = a_1 g_1."""
-    dtype = accumulation(b)
-    g = scan(next_gates(a.to(dtype).unsqueeze(-1), reverse), grad.to(dtype), None, not reverse)
-    return gradients_of(g, h, b, a, h0, reverse, needs)
+    (grad,), (h,) = grads, kept
+    assert grad is not None
+    dtype = accumulation(x.b)
+    g = scan(next_gates(x.a.to(dtype).unsqueeze(-1), x.reverse), grad.to(dtype), None, not x.reverse)
+    return gradients_of(g, h, x, needs)
 
 
-def gradients_of(
-    g: Tensor, h: Tensor, b: Tensor, a: Tensor, h0: Tensor | None, reverse: bool, needs: list[bool]
-) -> list[Tensor]:
+def gradients_of(g: Tensor, h: Tensor, x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of the arguments from those of the states."""
-    dtype = g.dtype
-    need_b, need_a, need_h0 = needs
-    gates = a.to(dtype).unsqueeze(-1)
-    steps = b.shape[1]
-    first = steps - 1 if reverse else 0
-    later, earlier = (slice(0, -1), slice(1, None)) if reverse else (slice(1, None), slice(0, -1))
-    gradients = []
-    if need_b:
-        gradients.append(g.to(b.dtype))
+    _, need_a, need_h0 = needs
+    steps = g.shape[1]
+    first = steps - 1 if x.reverse else 0
+    later, earlier = (slice(0, -1), slice(1, None)) if x.reverse else (slice(1, None), slice(0, -1))
+    da = dh0 = None
     if need_a:
-        da = torch.zeros(g.shape[:-1], dtype=dtype, device=a.device)
+        da = torch.zeros(g.shape[:-1], dtype=g.dtype, device=g.device)
         if steps:
-            da[:, later] = inner(g[:, later], h[:, earlier].to(dtype))
-            if h0 is not None:
-                da[:, first] = inner(g[:, first], h0.to(dtype))
-        gradients.append(da.sum_to_size(a.shape).to(a.dtype))
-    if need_h0:
-        assert h0 is not None
-        dh0 = gates[:, first] * g[:, first] if steps else torch.zeros_like(h0)
-        gradients.append(dh0.to(h0.dtype))
-    return gradients
+            da[:, later] = inner(g[:, later], h[:, earlier].to(g.dtype))
+            if x.h0 is not None:
+                da[:, first] = inner(g[:, first], x.h0.to(g.dtype))
+    if need_h0 and x.h0 is not None:
+        dh0 = x.a[:, first, :, None].to(g.dtype) * g[:, first] if steps else torch.zeros_like(x.h0)
+    return [g, da, dh0]
 
 
 def inner(x: Tensor, y: Tensor) -> Tensor:
@@ -59,47 +50,4 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).squeeze(-1) if x.shape[-1] == 1 else torch.einsum("...f,...f->...", x, y)
 
 
-def accumulation(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def fake_forward(b: Tensor, a: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
-    return b.new_empty(b.shape)
-
-
-def canonical_reference(b: Tensor, a: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
-    """The reference with the library operator's arguments."""
-    return reference.linear_scan(a, b, h0, reverse=reverse)
-
-
-_linear_scan = register(
-    "linear_scan_torch",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=canonical_reference,
-    differentiable=("b", "a", "h0"),
-)
-
-
-def canonical(a: Tensor, b: Tensor, h0: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """b as (B, T, P, F), a as (B, T, P), h0 as (B, P, F): a is one number for each of P groups of F features."""
-    shape = b.shape[2:]
-    own = a.shape[2:]
-    while own and own[-1] == 1:
-        own = own[:-1]
-    if own != shape[: len(own)]:  # ones before the end: a is repeated in memory
-        own = shape[: len(own)]
-        a = a.reshape(*a.shape[:2], *a.shape[2 : 2 + len(own)]).expand(*a.shape[:2], *own)
-    groups, features = math.prod(own), math.prod(shape[len(own) :])
-    batch, steps = b.shape[:2]
-    flat = None if h0 is None else h0.reshape(batch, groups, features)
-    return b.reshape(batch, steps, groups, features), a.reshape(a.shape[0], steps, groups), flat
-
-
-def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, reverse: bool = False) -> Tensor:
-    """See :func:`attn_core.linear_scan`."""
-    if torch.compiler.is_exporting():
-        return reference.linear_scan(a, b, h0, reverse=reverse)
-    terms, gates, start = canonical(a, b, h0)
-    return _linear_scan(terms, gates, start, reverse).view(b.shape)
+linear_scan = LINEAR_SCAN.register("torch", forward, backward, exported=reference)

@@ -2,30 +2,32 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from attn_core.kernels.launch import Tile, launch, power_of_two, unit_stride
-from attn_core.kernels.registration import register
+from attn_core.kernels.registration import Grads
 
-from .torch_backend import canonical, canonical_reference, fake_forward, gradients_of
+from .reference import LINEAR_SCAN, Arguments, fake
+from .torch_backend import gradients_of
 
 STEPS, FEATURES = 32, 64
 
 
-def forward(b: Tensor, a: Tensor, h0: Tensor | None, reverse: bool) -> Tensor:
-    """b (B, T, P, F), a (B, T, P), h0 (B, P, F); memory: the states."""
-    return _scan(a, b, h0, fake_forward(b, a, h0, reverse), reverse)
+def forward(x: Arguments) -> Tensor:
+    """Memory: the states."""
+    return _scan(x.a, x.b, x.h0, fake(x), x.reverse)
 
 
-def backward(
-    grad: Tensor, h: Tensor, b: Tensor, a: Tensor, h0: Tensor | None, reverse: bool, needs: list[bool]
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """g_t = dh_t + a_{t+1} g_{t+1} by the kernel; memory: g in float32."""
-    g = _scan(a, grad, None, torch.empty(b.shape, dtype=torch.float32, device=b.device), not reverse, previous=True)
-    return gradients_of(g, h, b, a, h0, reverse, needs)
+    (grad,), (h,) = grads, kept
+    assert grad is not None
+    g = torch.empty(x.b.shape, dtype=torch.float32, device=x.b.device)
+    _scan(x.a, grad, None, g, not x.reverse, previous=True)
+    return gradients_of(g, h, x, needs)
 
 
 def _scan(a: Tensor, b: Tensor, start: Tensor | None, out: Tensor, reverse: bool, *, previous: bool = False) -> Tensor:
@@ -45,17 +47,9 @@ def _scan(a: Tensor, b: Tensor, start: Tensor | None, out: Tensor, reverse: bool
         batch * blocks,
         b.device,
         Tile(STEPS, columns, 4, 1),
-        a,
-        b,
-        None if start is None else start.contiguous(),
-        out,
-        0 if a.shape[0] == 1 else a.stride(0),
-        a.stride(1),
-        *b.stride()[:2],
-        steps,
-        groups,
-        features,
-        math.ceil(steps / STEPS),
+        *(a, b, None if start is None else start.contiguous(), out),
+        *(0 if a.shape[0] == 1 else a.stride(0), a.stride(1), *b.stride()[:2]),
+        *(steps, groups, features, math.ceil(steps / STEPS)),
         BM=STEPS,
         BN=columns,
         OWN=own,
@@ -65,20 +59,7 @@ def _scan(a: Tensor, b: Tensor, start: Tensor | None, out: Tensor, reverse: bool
     return out
 
 
-_linear_scan = register(
-    "linear_scan_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=canonical_reference,
-    differentiable=("b", "a", "h0"),
-)
-
-
-def linear_scan(a: Tensor, b: Tensor, h0: Tensor | None = None, *, reverse: bool = False) -> Tensor:
-    """See :func:`attn_core.linear_scan`."""
-    terms, gates, start = canonical(a, b, h0)
-    return _linear_scan(terms, gates, start, reverse).view(b.shape)
+linear_scan = LINEAR_SCAN.register("triton", forward, backward)
 
 
 def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -93,6 +74,6 @@ def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
 def _aot_run(dtype: torch.dtype, groups: int, features: int) -> None:
     b = torch.empty(2, 1024, groups, features, dtype=dtype, device="meta")
     a = torch.empty(2, 1024, groups, device="meta")
-    h0 = torch.empty(2, groups, features, device="meta")
-    h = forward(b, a, h0, False)
-    backward(torch.empty_like(h), h, b, a, h0, False, [True, True, True])
+    x = Arguments(b, a, torch.empty(2, groups, features, device="meta"), False)
+    h = forward(x)
+    backward((torch.empty_like(h),), (h,), x, (True, True, True))

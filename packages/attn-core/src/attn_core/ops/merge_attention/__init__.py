@@ -1,16 +1,16 @@
 """Attention over a set of keys from its results over parts of the set."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size
+from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, remembered
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 
 OPERATOR = "merge_attention"
 
@@ -44,8 +44,8 @@ def merge_attention(
     parts = under_autocast(*(outs[s] for s in range(len(outs))))
     sums = [lses[s] for s in range(len(lses))]
     _check(parts, sums)
-    run = _implementation(select(OPERATOR, backend, parts[0], triton_obstacle))
-    return run(parts, sums)
+    run = _implementation(select(OPERATOR, backend, parts[0]))
+    return run(Arguments([*parts, *sums], len(parts)))
 
 
 def _check_parts(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Tensor) -> None:
@@ -56,18 +56,15 @@ def _check_parts(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Tenso
         )
 
 
-def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
-    if backend == "triton":
+def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.merge_attention
-    return reference.merge_attention if backend == "reference" else torch_backend.merge_attention
+    return reference if backend == "reference" else torch_backend.merge_attention
 
 
-def triton_obstacle(**_: Any) -> str | None:
-    return None
-
-
+@remembered
 def _check(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> None:
     first = outs[0]
     check_rank(OPERATOR, "outs[0]", first, "B H N Dv")

@@ -11,23 +11,19 @@ import torch
 from torch import Tensor
 
 from attn_core.kernels.launch import Tile, architecture, launch, power_of_two, unit_stride
-from attn_core.kernels.registration import register
+from attn_core.kernels.registration import Grads
 
-from .torch_backend import fake_forward, reference_forward
+from .reference import MERGE_ATTENTION, Arguments, fake
 
 # Parts that one kernel reads; each is a pair of arguments.
 GROUP = 8
 
 
-def merge_attention(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
-    """See :func:`attn_core.merge_attention`."""
-    return _call([*outs, *lses], len(outs))
-
-
-def forward(tensors: Sequence[Tensor], parts: int) -> tuple[Tensor, Tensor]:
+def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     from .triton_kernels import merge_kernel
 
-    out, lse = fake_forward(tensors, parts)
+    tensors, parts = a
+    out, lse = fake(a)
     batch, heads, tokens, width = out.shape
     tensors = [t.expand(batch, *t.shape[1:]) for t in tensors]  # under vmap a part may have one image for all
     outs, lses = _alike([unit_stride(t) for t in tensors[:parts]]), _alike(tensors[parts:])
@@ -59,26 +55,18 @@ def forward(tensors: Sequence[Tensor], parts: int) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    tensors: Sequence[Tensor],
-    parts: int,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """w_s = exp(lse_s − lse): do_s = w_s·do;  dlse_s = w_s (do·(o_s − o) + dlse)."""
     from .triton_kernels import part_gradient_kernel
 
+    (grad_out, grad_lse), (out, lse), (tensors, parts) = grads, kept, a
+    assert grad_out is not None
     grad_out, out = unit_stride(grad_out), unit_stride(out)
     tile, rows = _tile(out), lse.numel()
-    d_outs: list[Tensor] = []
-    d_lses: list[Tensor] = []
+    gradients: list[Tensor | None] = [None] * len(needs)
     for s, (part, own) in enumerate(zip(tensors[:parts], tensors[parts:], strict=True)):
         if not (needs[s] or needs[parts + s]):
             continue
-        shapes = part.shape, own.shape
         part, own = (t.expand(len(out), *t.shape[1:]) for t in (unit_stride(part), own))
         d_part = torch.empty_like(part, memory_format=torch.contiguous_format) if needs[s] else None
         d_lse = torch.empty_like(lse) if needs[parts + s] else None
@@ -95,9 +83,8 @@ def backward(
             BM=tile.rows,
             BN=tile.columns,
         )
-        d_outs += [d_part.sum_to_size(shapes[0])] if d_part is not None else []
-        d_lses += [d_lse.sum_to_size(shapes[1])] if d_lse is not None else []
-    return d_outs + d_lses
+        gradients[s], gradients[parts + s] = d_part, d_lse
+    return gradients
 
 
 def _alike(parts: Sequence[Tensor]) -> list[Tensor]:
@@ -114,14 +101,7 @@ def _tile(out: Tensor) -> Tile:
     return Tile(16, min(128, power_of_two(out.shape[3], 16)), 4, 1)
 
 
-_call = register(
-    "merge_attention_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("tensors",),
-)
+merge_attention = MERGE_ATTENTION.register("triton", forward, backward)
 
 
 def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -136,5 +116,6 @@ def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
 def _aot_run(dtype: torch.dtype, width: int, parts: int) -> None:
     outs = [torch.empty(2, 777, 4, width, dtype=dtype, device="meta").transpose(1, 2) for _ in range(parts)]
     lses = [torch.empty(2, 4, 777, device="meta") for _ in range(parts)]
-    out, lse = forward([*outs, *lses], parts)
-    backward(torch.empty_like(out), torch.empty_like(lse), out, lse, [*outs, *lses], parts, [True] * 2 * parts)
+    a = Arguments([*outs, *lses], parts)
+    out, lse = forward(a)
+    backward((torch.empty_like(out), torch.empty_like(lse)), (out, lse), a, [True] * 2 * parts)

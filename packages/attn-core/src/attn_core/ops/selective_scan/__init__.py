@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size
+from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, remembered
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 
 OPERATOR = "selective_scan"
 MAX_TRITON_WIDTH = 128
@@ -58,27 +59,16 @@ def selective_scan(
     u, B, C, z = under_autocast(u, B, C, z)
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     run = _implementation(select(OPERATOR, backend, u, lambda: triton_obstacle(A=A)))
-    return run(
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias,
-        delta_softplus=delta_softplus,
-        initial_state=initial_state,
-        reverse=reverse,
-    )
+    skip, bias = (None if t is None else t[None] for t in (D, delta_bias))
+    return run(Arguments(u, delta, A[None], B, C, skip, z, bias, initial_state, delta_softplus, reverse))
 
 
-def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.selective_scan
-    return reference.selective_scan if backend == "reference" else torch_backend.selective_scan
+    return reference if backend == "reference" else torch_backend.selective_scan
 
 
 def triton_obstacle(*, A: Tensor, **_: Any) -> str | None:
@@ -87,20 +77,13 @@ def triton_obstacle(*, A: Tensor, **_: Any) -> str | None:
     return None
 
 
+@remembered
 def _check(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, *rest: Tensor | None
 ) -> None:
     layouts = {"u": "B C T", "delta": "B C T", "A": "C N", "B": "B G N T", "C": "B G N T", "D": "C", "z": "B C T"}
     layouts |= {"delta_bias": "C", "initial_state": "B C N"}
-    tensors = dict(zip(layouts, (u, delta, A, B, C, D, z, delta_bias, initial_state), strict=True))
+    tensors = dict(zip(layouts, (u, delta, A, B, C, D, z, *rest), strict=True))
     for name, tensor in tensors.items():
         if tensor is not None:
             check_rank(OPERATOR, name, tensor, layouts[name])

@@ -3,38 +3,28 @@
 Memory beyond the results: T/CHUNK states (B, C, N), and about eight arrays of states for CHUNK steps of a few images.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attn_core.kernels.registration import register
+from attn_core.kernels.registration import Grads
 from attn_core.ops.linear_scan.recurrence import next_gates, scan
 
-from . import reference
+from .reference import Arguments, accumulation, definition, fake, reference
 
 CHUNK = 64
 # Numbers in one array of a chunk: images are taken together until they fill it.
 CHUNK_NUMBERS = 2**20
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(x: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state, and the states at the starts of the chunks (B, chunks, C, N)."""
-    out, state, starts = fake_forward(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus, reverse)
+    out, state, starts = fake(x, CHUNK)
     for images in spans(*state.shape):
-        inputs = Span(images, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
-        h = start_of(initial_state, images, state)
+        inputs = Span(images, x)
+        h = start_of(x.initial_state, images, state)
         for chunk, steps in inputs.walk():
             starts[images, chunk] = h
             part = Part(inputs, steps, h)
@@ -47,37 +37,24 @@ def forward(
     return out, state, starts
 
 
-def backward(
-    grad_out: Tensor,
-    grad_state: Tensor | None,
-    starts: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """Chunk by chunk against the walk: recompute the states h, then scan their gradient g.
 
     g_t = C_t dy_t + a_{t+1} g_{t+1} with a = exp(ΔA). w_t = a_t g_t h_{t−1} is the gradient of log a_t = Δ_t A; so
     dA = Σ w Δ;  dΔ = Σ_N w A + u (g·B);  du = Δ (g·B) + D dy;  dB = Σ_C g Δ u;  dC = Σ_C dy h.
     """
+    (grad_out, grad_state), (starts,) = grads, kept
+    assert grad_out is not None
+    u, delta, A, B, C, _, z = x[:7]
     dtype = starts.dtype
-    du, d_delta, dB, dC = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u, delta, B, C))
+    du, d_delta, dB, dC = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, delta, B, C))
     dz = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
     batch, channels, _ = u.shape
     shape = (batch, channels, A.shape[-1])
     dA, d_initial = (torch.zeros(shape, dtype=dtype, device=u.device) for _ in range(2))
     dD, d_bias = (torch.zeros(shape[:2], dtype=dtype, device=u.device) for _ in range(2))
     for images in spans(*shape):
-        inputs = Span(images, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+        inputs = Span(images, x)
         arriving = start_of(grad_state, images, d_initial)
         for chunk, steps in reversed(inputs.walk()):
             part = Part(inputs, steps, starts[images, chunk])
@@ -94,7 +71,7 @@ def backward(
             dC[images, :, :, steps] = (part.h.unflatten(2, split) * by_group).sum(3).permute(0, 2, 3, 1)
             g = (by_group * part.C.unsqueeze(3)).flatten(2, 3)
             g[:, part.final] += arriving
-            g = scan(next_gates(part.a, reverse), g, None, not reverse)
+            g = scan(next_gates(part.a, x.reverse), g, None, not x.reverse)
             grouped = g.unflatten(2, split)
             arriving = part.a[:, part.first] * g[:, part.first]
             read = torch.matmul(grouped, part.B.unsqueeze(-1)).squeeze(-1).flatten(2, 3)
@@ -110,19 +87,13 @@ def backward(
             if inputs.D is not None:
                 dD[images] += (dy * part.u).sum(1)
                 d_u = d_u + dy * inputs.D.unsqueeze(1)
-            if delta_softplus:
+            if x.delta_softplus:
                 d_part = d_part * -torch.expm1(-part.delta)  # sigmoid of what softplus was taken of
             d_bias[images] += d_part.sum(1)
             du[images, :, steps] = d_u.transpose(1, 2)
             d_delta[images, :, steps] = d_part.transpose(1, 2)
         d_initial[images] = arriving
-    gradients = (du, d_delta, dA, dB, dC, dD, dz, d_bias, d_initial)
-    arguments = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return [
-        grad.sum_to_size(x.shape).to(x.dtype)
-        for grad, x, need in zip(gradients, arguments, needs, strict=True)
-        if need and grad is not None and x is not None
-    ]
+    return [du, d_delta, dA, dB, dC, dD, dz, d_bias, d_initial]
 
 
 def spans(batch: int, channels: int, width: int) -> list[slice]:
@@ -138,26 +109,13 @@ def start_of(given: Tensor | None, images: slice, like: Tensor) -> Tensor:
 class Span:
     """Arguments of a few images."""
 
-    def __init__(
-        self,
-        images: slice,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        reverse: bool,
-    ) -> None:
-        self.dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-        self.images, self.reverse, self.delta_softplus = images, reverse, delta_softplus
-        self.u, self.delta, self.B, self.C, self.z = u, delta, B, C, z
+    def __init__(self, images: slice, x: Arguments) -> None:
+        self.dtype = accumulation(x.u)
+        self.images, self.reverse, self.delta_softplus = images, x.reverse, x.delta_softplus
+        self.u, self.delta, self.B, self.C, self.z = x.u, x.delta, x.B, x.C, x.z
         # Parameters have a batch of 1, under vmap one value for each image.
-        self.A = self.parameter(A)
-        self.D, self.bias = (None if x is None else self.parameter(x) for x in (D, delta_bias))
+        self.A = self.parameter(x.A)
+        self.D, self.bias = (None if t is None else self.parameter(t) for t in (x.D, x.delta_bias))
 
     def parameter(self, x: Tensor) -> Tensor:
         return (x if x.shape[0] == 1 else x[self.images]).to(self.dtype)
@@ -208,81 +166,4 @@ class Part:
         return y if self.inputs.D is None else y + self.inputs.D.unsqueeze(1) * self.u
 
 
-def fake_forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, channels, steps = u.shape
-    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
-    state = u.new_empty(batch, channels, A.shape[-1], dtype=dtype)
-    return u.new_empty(u.shape), state, u.new_empty(batch, (steps + CHUNK - 1) // CHUNK, *state.shape[1:], dtype=dtype)
-
-
-def plain_reference(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_state: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """The reference with the library operator's arguments."""
-    return reference.selective_scan(
-        u,
-        delta,
-        A,
-        B,
-        C,
-        D,
-        z,
-        delta_bias,
-        delta_softplus=delta_softplus,
-        initial_state=initial_state,
-        reverse=reverse,
-    )
-
-
-_selective_scan = register(
-    "selective_scan_torch",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=plain_reference,
-    differentiable=("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state"),
-    residuals=1,
-    keeps_outputs=False,
-)
-
-
-def selective_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    *,
-    delta_softplus: bool = False,
-    initial_state: Tensor | None = None,
-    reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`attn_core.selective_scan`."""
-    run = plain_reference if torch.compiler.is_exporting() else _selective_scan
-    skip, bias = (None if x is None else x[None] for x in (D, delta_bias))
-    return run(u, delta, A[None], B, C, skip, z, bias, initial_state, delta_softplus, reverse)
+selective_scan = definition(CHUNK).register("torch", forward, backward, exported=reference)

@@ -1,0 +1,50 @@
+# pyright: reportAttributeAccessIssue=false
+"""Every private name of torch that the core asks, in one place; ``tests/kernels/test_torch_internals.py`` tries each.
+
+When torch renames one of them, this file and its test are what changes.
+"""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Tensors that hold their own numbers: a subclass may want to see what is done to it.
+_ORDINARY = (Tensor, nn.Parameter)
+
+_transforms_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_tracing_state = torch._C._get_tracing_state
+_any_autocast = torch._C._is_any_autocast_enabled
+_forward_ad: Any = torch.autograd.forward_ad
+
+# Private operator of torch (Inductor calls it); absent or changed, F.linear serves.
+linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def is_watched() -> bool:
+    """Whether something wants to see each operator of this call: a transform, forward mode, a mode, a tracer."""
+    return bool(
+        _transforms_active()
+        or _dispatch_modes()
+        or _function_modes()
+        or _tracing_state() is not None
+        or _forward_ad._current_level >= 0
+    )
+
+
+def is_ordinary(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a plain tensor with numbers in it: no subclass, not on the meta device."""
+    return type(tensor) in _ORDINARY and not tensor.is_meta
+
+
+def is_autocast_on() -> bool:
+    """Whether autocast is enabled for any kind of device."""
+    return _any_autocast()
+
+
+def without_autocast() -> AbstractContextManager[Any]:
+    """Context in which operators run in the dtypes they are given."""
+    return torch._C._DisableAutocast()
