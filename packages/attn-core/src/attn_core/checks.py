@@ -42,6 +42,7 @@ def remembered(function: Callable[P, T]) -> Callable[P, T]:
         results[key] = result
         return result
 
+    recall.cache_clear = results.clear  # pyright: ignore[reportAttributeAccessIssue]
     return recall
 
 

@@ -1,13 +1,20 @@
 """linear: the module's keys, the fused road, and every message."""
 
+import importlib
+from collections.abc import Iterator
+from typing import Literal
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attn_core import linear
+from attn_core.kernels import torch_internals
 from attn_core.nn import Linear
 from attn_core.ops.linear import torch_backend
 from attn_core.testing import relative_error
+
+package = importlib.import_module("attn_core.ops.linear")
 
 
 def test_module_has_the_keys_and_the_result_of_torchs_linear() -> None:
@@ -25,18 +32,65 @@ def test_gelu_fused_into_inference_equals_gelu_of_training() -> None:
     assert relative_error(fused, layer(x)) <= 1e-6
 
 
-@pytest.mark.skipif(not torch_backend._ON_X86, reason="oneDNN road is for x86 CPUs")
-def test_float32_inference_on_x86_takes_onednn() -> None:
-    assert torch_backend._pointwise is not None, "torch renamed its private operator: see torch_backend.py"
-    assert torch_backend._takes(torch.zeros(2, 3), torch.zeros(4, 3))
-    assert not torch_backend._takes(torch.zeros(2, 3).double(), torch.zeros(4, 3).double())
+@pytest.fixture(params=["torch", "onednn", "fused"])
+def forced_road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param != "torch" and not torch_backend._ON_X86:
+        pytest.skip("oneDNN's roads are for x86 CPUs")
+    monkeypatch.setattr(torch_backend, "choose", lambda *_, **__: request.param)
+    package._road.cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
+    yield request.param
+    package._road.cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_every_road_gives_value_gradient_and_second_derivative(
+    forced_road: str, activation: Literal["gelu"] | None
+) -> None:
+    def results(wide: bool) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        x, weight, bias = (torch.randn(*size, generator=generator) for size in ((9, 7), (5, 7), (5,)))
+        leaves = [t.double().requires_grad_() if wide else t.requires_grad_() for t in (x, weight, bias)]
+        y = linear(*leaves, activation, backend="reference" if wide else None)
+        first = torch.autograd.grad(y.sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        with torch.no_grad():
+            return [linear(*leaves, activation, backend="reference" if wide else None), y, *first, *second]
+
+    for actual, expected in zip(results(wide=False), results(wide=True), strict=True):
+        assert relative_error(actual, expected) <= 4e-5
+
+
+# What was measured on the two kinds of processor: docs/reference/benchmarks.md.
+@pytest.mark.parametrize(
+    ("rows", "width", "out", "activation", "with_avx512", "without"),
+    [
+        (16, 64, 64, None, "torch", "torch"),
+        (1568, 384, 1536, "gelu", "fused", "torch"),
+        (392, 768, 3072, "gelu", "fused", "torch"),
+        (25088, 96, 384, "gelu", "fused", "onednn"),
+        (25088, 384, 96, None, "onednn", "torch"),
+        (3136, 96, 288, None, "onednn", "onednn"),
+    ],
+)
+def test_the_road_is_a_rule_of_processor_and_shape(
+    rows: int, width: int, out: int, activation: str | None, with_avx512: str, without: str
+) -> None:
+    assert torch_backend.choose(rows, width, out, activation, wide_vectors=True) == with_avx512
+    assert torch_backend.choose(rows, width, out, activation, wide_vectors=False) == without
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16], ids=str)
+def test_other_dtypes_take_torchs_road(kind: torch.dtype) -> None:
+    assert torch_backend.road(torch.zeros(4096, 96, dtype=kind), torch.zeros(384, 96, dtype=kind), None) == "torch"
 
 
 def test_without_torchs_private_operator_the_result_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, bias = torch.randn(5, 130), torch.randn(140, 130), torch.randn(140)
-    expected = linear(x, weight, bias, "gelu")
-    monkeypatch.setattr(torch_backend, "_pointwise", None)
-    assert relative_error(linear(x, weight, bias, "gelu"), expected) <= 1e-6
+    x, weight, bias = torch.randn(2100, 70), torch.randn(256, 70), torch.randn(256)
+    with torch.no_grad():
+        expected = linear(x, weight, bias, "gelu")
+        monkeypatch.setattr(torch_internals, "linear_pointwise", None)
+        package._road.cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
+        assert relative_error(linear(x, weight, bias, "gelu"), expected) <= 1e-6
 
 
 @pytest.mark.parametrize(

@@ -245,9 +245,11 @@ def is_plain(tensors: Sequence[Tensor | None]) -> bool:
     """Whether nobody derives, transforms or watches this call: then it goes straight to the backend's Python."""
     if torch_internals.is_watched():
         return False
-    derivable = torch.is_grad_enabled()
+    ordinary, derivable = torch_internals.ORDINARY, torch.is_grad_enabled()
     for tensor in tensors:
-        if tensor is not None and (not torch_internals.is_ordinary(tensor) or (derivable and tensor.requires_grad)):
+        if tensor is not None and (
+            type(tensor) not in ordinary or tensor.is_meta or (derivable and tensor.requires_grad)
+        ):
             return False
     return True
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 # Tensors that hold their own numbers: a subclass may want to see what is done to it.
-_ORDINARY = (Tensor, nn.Parameter)
+ORDINARY = (Tensor, nn.Parameter)
 
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -21,15 +21,16 @@ _any_autocast = torch._C._is_any_autocast_enabled
 _forward_ad: Any = torch.autograd.forward_ad
 
 # Private operator of torch (Inductor calls it); absent or changed, F.linear serves.
-linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_pointwise: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+linear_pointwise = None if _pointwise is None else _pointwise.default
 
 
 def is_watched() -> bool:
     """Whether something wants to see each operator of this call: a transform, forward mode, a mode, a tracer."""
-    return bool(
+    return (
         _transforms_active()
-        or _dispatch_modes()
-        or _function_modes()
+        or _dispatch_modes() > 0
+        or _function_modes() > 0
         or _tracing_state() is not None
         or _forward_ad._current_level >= 0
     )
@@ -37,7 +38,7 @@ def is_watched() -> bool:
 
 def is_ordinary(tensor: Tensor) -> bool:
     """Whether ``tensor`` is a plain tensor with numbers in it: no subclass, not on the meta device."""
-    return type(tensor) in _ORDINARY and not tensor.is_meta
+    return type(tensor) in ORDINARY and not tensor.is_meta
 
 
 def is_autocast_on() -> bool:

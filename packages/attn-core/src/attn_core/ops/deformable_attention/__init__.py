@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, fail, shape
+from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, fail, remembered, shape
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 
 OPERATOR = "deformable_attention"
 MAX_TRITON_WIDTH = 256
@@ -55,15 +56,15 @@ def deformable_attention(
     shapes = [(h, w) for h, w in shapes]
     _check(value, shapes, locations, weights, depth)
     run = _implementation(select(OPERATOR, backend, value, lambda: triton_obstacle(value=value)))
-    return run(value, shapes, locations, weights, depth)
+    return run(Arguments(value, locations, weights, depth, [size for shape in shapes for size in shape]))
 
 
-def _implementation(backend: Backend) -> Callable[..., Tensor]:
+def _implementation(backend: Backend) -> Callable[[Arguments], Tensor]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.deformable_attention
-    return reference.deformable_attention if backend == "reference" else torch_backend.deformable_attention
+    return reference if backend == "reference" else torch_backend.deformable_attention
 
 
 def triton_obstacle(*, value: Tensor, **_: Any) -> str | None:
@@ -72,6 +73,7 @@ def triton_obstacle(*, value: Tensor, **_: Any) -> str | None:
     return None
 
 
+@remembered
 def _check(
     value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor, depth: Tensor | None
 ) -> None:

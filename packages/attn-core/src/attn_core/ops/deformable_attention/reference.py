@@ -1,25 +1,37 @@
-"""The equation of :func:`attn_core.deformable_attention`, one map and one corner at a time."""
+"""The equation of :func:`attn_core.deformable_attention`, one map and one corner at a time, and its arguments."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from attn_core.kernels.registration import Definition
 
-def deformable_attention(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    locations: Tensor,
-    weights: Tensor,
-    depth: Tensor | None = None,
-) -> Tensor:
+
+class Arguments(NamedTuple):
+    """As the public function's; shapes are h and w of each map in turn. Under vmap an argument may have one entry."""
+
+    value: Tensor
+    locations: Tensor
+    weights: Tensor
+    depth: Tensor | None
+    shapes: Sequence[int]
+
+    def maps(self) -> list[tuple[int, int]]:
+        """(h, w) of each map."""
+        return list(zip(self.shapes[::2], self.shapes[1::2], strict=True))
+
+
+def reference(a: Arguments) -> Tensor:
     """out = Σ_l Σ_p A · Σ_corners w_c · s_c · V_c;  s_c = depth of the corner's cell, linear in d (1 without depth)."""
+    value, locations, weights, depth, _ = a
     V, A, X = value.to(locations.dtype), weights.to(locations.dtype), locations
     B, _, H, D = value.shape
     N = locations.shape[1]
     out = X.new_zeros(B, N, H, D)
     start = 0
-    for level, (h, w) in enumerate(spatial_shapes):
+    for level, (h, w) in enumerate(a.maps()):
         cells = slice(start, start + h * w)
         start += h * w
         x, y = X[:, :, :, level, :, 0] * w - 0.5, X[:, :, :, level, :, 1] * h - 0.5
@@ -55,3 +67,18 @@ def _at(maps: Tensor, cell: Tensor) -> Tensor:
     rows = cell.transpose(1, 2).flatten(2).unsqueeze(-1)
     picked = maps.transpose(1, 2).gather(2, rows.expand(B, H, N * P, maps.shape[3]))
     return picked.unflatten(2, (N, P)).transpose(1, 2)
+
+
+def fake(a: Arguments) -> Tensor:
+    value = a.value
+    return value.new_empty(value.shape[0], a.locations.shape[1], value.shape[2] * value.shape[3])
+
+
+DEFORMABLE_ATTENTION = Definition(
+    "deformable_attention",
+    Arguments,
+    fake,
+    reference,
+    differentiable=("value", "locations", "weights", "depth"),
+    keeps_outputs=False,
+)

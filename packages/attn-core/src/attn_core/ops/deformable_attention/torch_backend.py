@@ -1,4 +1,7 @@
-"""Deformable attention in plain torch: samples as weighted sums of table rows (``embedding_bag``), never in memory."""
+"""Deformable attention in plain torch: samples as weighted sums of table rows (``embedding_bag``), never in memory.
+
+Memory beyond the result: one chunk of corners, and one map of one image in float32 for 16-bit values.
+"""
 
 import functools
 import warnings
@@ -8,47 +11,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attn_core.kernels.registration import register
+from attn_core.kernels.registration import Grads
 
-from . import reference
+from .reference import DEFORMABLE_ATTENTION, Arguments, reference
 
 # Corners in flight: indices, weights and their gradients of 2²⁰ corners are about 40 MiB.
 CHUNK_CORNERS = 2**20
 
 
-def deformable_attention(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    locations: Tensor,
-    weights: Tensor,
-    depth: Tensor | None = None,
-) -> Tensor:
-    """Extra memory: one chunk of corners, and one map of one image in float32 for 16-bit values."""
-    if torch.compiler.is_exporting():
-        return reference.deformable_attention(value, spatial_shapes, locations, weights, depth)
-    return _call(value, locations, weights, depth, [size for shape in spatial_shapes for size in shape])
-
-
-def forward(value: Tensor, locations: Tensor, weights: Tensor, depth: Tensor | None, shapes: Sequence[int]) -> Tensor:
-    batch, _, heads, width = value.shape
-    out = locations.new_zeros(batch, locations.shape[1], heads, width)
-    if out.numel() and weights.numel():
-        for part in _parts(value, locations, weights, depth, shapes):
+def forward(a: Arguments) -> Tensor:
+    batch, _, heads, width = a.value.shape
+    out = a.locations.new_zeros(batch, a.locations.shape[1], heads, width)
+    if out.numel() and a.weights.numel():
+        for part in _parts(a):
             sums = _weighted_rows(part.table, part.corners.index, part.corners.scaled(part.weights))
             target = out[part.image, part.queries]
             target += sums.view_as(target)
-    return out.flatten(2).to(value.dtype)
+    return out.flatten(2).to(a.value.dtype)
 
 
-def backward(
-    grad_out: Tensor,
-    value: Tensor,
-    locations: Tensor,
-    weights: Tensor,
-    depth: Tensor | None,
-    shapes: Sequence[int],
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    (grad_out,), (value, locations, weights, depth, _) = grads, a
+    assert grad_out is not None
     dtype = locations.dtype
     like = {"dtype": dtype, "device": value.device}
     d_value, d_locations = torch.zeros(value.shape, **like), torch.zeros(locations.shape, **like)
@@ -56,7 +40,7 @@ def backward(
     d_depth = None if depth is None else torch.zeros(depth.shape, **like)
     if grad_out.numel() and weights.numel():
         grad_out = grad_out.unflatten(2, value.shape[2:]).to(dtype)
-        for part in _parts(value, locations, weights, depth, shapes):
+        for part in _parts(a):
             corners, at = part.corners, (part.image, part.queries)
             rows = grad_out[at].flatten(0, 1).contiguous()
             if needs[0]:
@@ -77,8 +61,7 @@ def backward(
                 # A view: the cells of one map of one image are one block.
                 flat = d_depth[part.image, part.cells].view(-1)
                 flat.index_add_(0, bins.index.flatten(), (cell * bins.weight).flatten())
-    gradients = zip((d_value, d_locations, d_weights, d_depth), (value, locations, weights, depth), needs, strict=True)
-    return [grad.to(x.dtype) for grad, x, need in gradients if need and grad is not None and x is not None]
+    return [d_value, d_locations, d_weights, d_depth]
 
 
 @dataclass(frozen=True)
@@ -124,9 +107,8 @@ class _Part:
     corners: _Corners
 
 
-def _parts(
-    value: Tensor, locations: Tensor, weights: Tensor, depth: Tensor | None, shapes: Sequence[int]
-) -> Iterator[_Part]:
+def _parts(a: Arguments) -> Iterator[_Part]:
+    value, locations, weights, depth, _ = a
     batch, _, heads, _ = value.shape
     queries, points = locations.shape[1], locations.shape[4]
     # Under vmap an argument may have one batch entry for all.
@@ -136,7 +118,7 @@ def _parts(
     step = max(1, CHUNK_CORNERS // max(1, heads * points * (4 if depth is None else 8)))
     for image in range(batch):
         start = 0
-        for level, (height, width) in enumerate(zip(shapes[::2], shapes[1::2], strict=True)):
+        for level, (height, width) in enumerate(a.maps()):
             cells = slice(start, start + height * width)
             start = cells.stop
             table = value[image, cells].to(dtype).reshape(-1, value.shape[3])
@@ -221,25 +203,4 @@ def _first_sparse_tensor() -> None:
         torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))
 
 
-def fake_forward(
-    value: Tensor, locations: Tensor, weights: Tensor, depth: Tensor | None, shapes: Sequence[int]
-) -> Tensor:
-    return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
-
-
-def reference_forward(
-    value: Tensor, locations: Tensor, weights: Tensor, depth: Tensor | None, shapes: Sequence[int]
-) -> Tensor:
-    maps = list(zip(shapes[::2], shapes[1::2], strict=True))
-    return reference.deformable_attention(value, maps, locations, weights, depth)
-
-
-_call = register(
-    "deformable_attention_torch",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("value", "locations", "weights", "depth"),
-    keeps_outputs=False,
-)
+deformable_attention = DEFORMABLE_ATTENTION.register("torch", forward, backward, exported=reference)

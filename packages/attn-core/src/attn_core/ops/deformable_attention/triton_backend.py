@@ -14,36 +14,29 @@ import torch
 from torch import Tensor
 
 from attn_core.kernels.launch import Tile, architecture, launch, power_of_two, unit_stride
-from attn_core.kernels.registration import register
+from attn_core.kernels.registration import Grads
 
 from . import torch_backend
-from .torch_backend import fake_forward, reference_forward
+from .reference import DEFORMABLE_ATTENTION, Arguments, fake
 
 
-def forward(value: Tensor, locations: Tensor, weights: Tensor, depth: Tensor | None, shapes: Sequence[int]) -> Tensor:
+def forward(a: Arguments) -> Tensor:
     from .triton_kernels import forward_kernel
 
-    out = fake_forward(value, locations, weights, depth, shapes)
+    out = fake(a)
     if out.numel() == 0:
         return out
-    problem = _Problem(value, locations, weights, depth, shapes)
-    problem.launch(forward_kernel, (out,))
+    _Problem(a).launch(forward_kernel, (out,))
     return out
 
 
-def backward(
-    grad_out: Tensor,
-    value: Tensor,
-    locations: Tensor,
-    weights: Tensor,
-    depth: Tensor | None,
-    shapes: Sequence[int],
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     from .triton_kernels import backward_kernel
 
+    (grad_out,), (value, locations, weights, depth, _) = grads, a
+    assert grad_out is not None
     if torch.are_deterministic_algorithms_enabled() or grad_out.numel() == 0:
-        return torch_backend.backward(grad_out, value, locations, weights, depth, shapes, needs)
+        return torch_backend.backward(grads, kept, a, needs)
     d_value = torch.zeros(value.shape, dtype=torch.float32, device=value.device) if needs[0] else None
     d_locations = torch.empty(locations.shape, dtype=torch.float32, device=value.device)
     d_weights = torch.empty(weights.shape, dtype=torch.float32, device=value.device)
@@ -51,19 +44,17 @@ def backward(
     if depth is not None and needs[3]:
         d_depth = torch.zeros(depth.shape, dtype=torch.float32, device=value.device)
     grad_out = unit_stride(grad_out)
-    problem = _Problem(value, locations, weights, depth, shapes)
+    problem = _Problem(a)
     sums = (d_value, d_locations, d_weights, d_depth)
     problem.launch(backward_kernel, (grad_out, *grad_out.stride()[:2], *sums, value.shape[1]))
-    results = zip(sums, (value, locations, weights, depth), needs, strict=True)
-    return [grad.to(x.dtype) for grad, x, need in results if need and grad is not None and x is not None]
+    return [*sums]
 
 
 class _Problem:
     """What both kernels take, in their order."""
 
-    def __init__(
-        self, value: Tensor, locations: Tensor, weights: Tensor, depth: Tensor | None, shapes: Sequence[int]
-    ) -> None:
+    def __init__(self, a: Arguments) -> None:
+        value, locations, weights, depth, shapes = a
         self.value, self.levels, self.points = unit_stride(value), len(shapes) // 2, locations.shape[4]
         self.locations, self.weights = locations.contiguous(), weights.contiguous()
         self.depth = None if depth is None else unit_stride(depth)
@@ -82,20 +73,9 @@ class _Problem:
             math.ceil(pairs / tile.rows),
             self.value.device,
             tile,
-            self.value,
-            self.shapes,
-            self.locations,
-            self.weights,
-            self.depth,
-            *self.value.stride()[:3],
-            _batch_stride(self.locations),
-            _batch_stride(self.weights),
-            *depth_strides,
-            queries,
-            heads,
-            1 if self.depth is None else self.depth.shape[3],
-            pairs,
-            *arguments,
+            *(self.value, self.shapes, self.locations, self.weights, self.depth, *self.value.stride()[:3]),
+            *(_batch_stride(self.locations), _batch_stride(self.weights), *depth_strides),
+            *(queries, heads, 1 if self.depth is None else self.depth.shape[3], pairs, *arguments),
             D=width,
             BLOCK_D=block,
             BM=tile.rows,
@@ -117,26 +97,7 @@ def choose_tile(width: int, arch: str) -> Tile:
     return Tile(max(1, min(32, 512 // width)), 0, 4, 1)
 
 
-_call = register(
-    "deformable_attention_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("value", "locations", "weights", "depth"),
-    keeps_outputs=False,
-)
-
-
-def deformable_attention(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    locations: Tensor,
-    weights: Tensor,
-    depth: Tensor | None = None,
-) -> Tensor:
-    """See :func:`attn_core.deformable_attention`."""
-    return _call(value, locations, weights, depth, [size for shape in spatial_shapes for size in shape])
+deformable_attention = DEFORMABLE_ATTENTION.register("triton", forward, backward)
 
 
 def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -160,5 +121,6 @@ def _aot_run(dtype: torch.dtype, width: int, bins: int) -> None:
     value, weights = meta(batch, cells, heads, width), meta(batch, queries, heads, levels, points)
     locations = meta(*weights.shape, 3 if bins else 2, dtype=torch.float32)
     depth = meta(batch, cells, heads, bins) if bins else None
-    out = forward(value, locations, weights, depth, maps)
-    backward(torch.empty_like(out), value, locations, weights, depth, maps, [True, True, True, bins > 0])
+    a = Arguments(value, locations, weights, depth, maps)
+    out = forward(a)
+    backward((torch.empty_like(out),), (), a, [True, True, True, bins > 0])

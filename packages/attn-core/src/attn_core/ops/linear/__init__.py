@@ -1,12 +1,11 @@
 """Affine map with a fused activation, on the faster of torch's CPU matrix libraries."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_choice, check_dtype, check_rank, check_same, check_size
+from attn_core.checks import DATA_DTYPES, check_choice, check_dtype, check_rank, check_same, check_size, remembered
 from attn_core.dispatch import Backend, select, under_autocast
 
 from . import reference, torch_backend
@@ -24,14 +23,23 @@ def linear(
 ) -> Float[Tensor, "*batch C_out"]:
     """x·weightᵀ + bias, then exact (erf) GELU if asked; equal to ``torch.nn.functional.linear`` and ``gelu``.
 
-    On x86 CPUs in float32 it runs on oneDNN, with the activation fused when no gradient is needed: MKL, which
-    ``F.linear`` calls, leaves part of other vendors' cores idle. Everywhere else, and under torch.compile, it is
-    ``F.linear``: there is no Triton kernel, because the GPU libraries are at their floor.
+    On x86 CPUs in float32 a fixed rule of processor and shape chooses between torch's library and oneDNN, which fuses
+    the activation when no gradient is needed (see ``docs/reference/benchmarks.md``). Everywhere else, and under
+    torch.compile, it is ``F.linear``: there is no Triton kernel, because the GPU libraries are at their floor.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit. RuntimeError: ``backend="triton"``.
     """
     x, weight, bias = under_autocast(x, weight, bias)
+    taken = _road(x, weight, bias, activation)
+    if select(OPERATOR, backend, x, triton_obstacle) == "reference":
+        return reference.linear(x, weight, bias, activation)
+    return torch_backend.linear(x, weight, bias, activation, taken)
+
+
+@remembered
+def _road(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> torch_backend.Road:
+    """Check the arguments, and choose the library."""
     check_dtype(OPERATOR, "x", x, DATA_DTYPES)
     check_rank(OPERATOR, "weight", weight, "C_out C_in")
     check_same(OPERATOR, x, {"weight": weight, "bias": bias}, first_name="x")
@@ -42,12 +50,7 @@ def linear(
         check_rank(OPERATOR, "bias", bias, "C_out")
         check_size(OPERATOR, "bias", bias, 0, weight.shape[0], "the output width of weight")
     check_choice(OPERATOR, "activation", activation, (None, "gelu"))
-    run = _implementation(select(OPERATOR, backend, x, triton_obstacle))
-    return run(x, weight, bias, activation)
-
-
-def _implementation(backend: Backend) -> Callable[..., Tensor]:
-    return reference.linear if backend == "reference" else torch_backend.linear
+    return torch_backend.road(x, weight, activation)
 
 
 def triton_obstacle(**_: Any) -> str | None:

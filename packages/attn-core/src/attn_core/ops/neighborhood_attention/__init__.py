@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_choice, check_dtype, check_same, check_size, fail, shape
+from attn_core.checks import DATA_DTYPES, check_choice, check_dtype, check_same, check_size, fail, remembered, shape
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 from .windows import per_axis
 
 OPERATOR = "neighborhood_attention"
@@ -63,28 +64,22 @@ def neighborhood_attention(
     https://github.com/SHI-Labs/NATTEN.
     """
     q, k, v, rpb = under_autocast(q, k, v, rpb)
-    kernel_size, dilation, stride, is_causal = _check(q, k, v, kernel_size, dilation, stride, is_causal, rpb, border)
+    rules = _check(q, k, v, kernel_size, dilation, stride, is_causal, rpb, border)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
-    return run(
-        q,
-        k,
-        v,
-        kernel_size,
-        dilation=dilation,
-        stride=stride,
-        is_causal=is_causal,
-        scale=scale,
-        rpb=rpb,
-        border=border,
-    )
+    grid = list(q.shape[2:-1])
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    bias = None if rpb is None else rpb[None]
+    q, k, v = (x.flatten(2, -2) for x in (q, k, v))
+    out, lse = run(Arguments(q, k, v, bias, grid, *rules, scale, border))
+    return out.unflatten(2, grid), lse.unflatten(2, grid)
 
 
-def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.neighborhood_attention
-    return reference.neighborhood_attention if backend == "reference" else torch_backend.neighborhood_attention
+    return reference if backend == "reference" else torch_backend.neighborhood_attention
 
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
@@ -95,6 +90,7 @@ def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
     return None
 
 
+@remembered
 def _check(
     q: Tensor,
     k: Tensor,

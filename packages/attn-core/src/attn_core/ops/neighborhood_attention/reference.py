@@ -1,32 +1,37 @@
-"""The equation of :func:`attn_core.neighborhood_attention`, with the scores of all pairs of cells."""
+"""The equation of :func:`attn_core.neighborhood_attention`, with the scores of all pairs; arguments of all backends."""
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from attn_core.kernels.registration import Definition, token_major
 from attn_core.ops.attention.reference import softmax_with_lse
 
-from .windows import outer, per_axis
+from .windows import outer
 
 
-def neighborhood_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kernel_size: int | Sequence[int],
-    *,
-    dilation: int | Sequence[int] = 1,
-    stride: int | Sequence[int] = 1,
-    is_causal: bool | Sequence[bool] = False,
-    scale: float | None = None,
-    rpb: Tensor | None = None,
-    border: str = "shifted",
-) -> tuple[Tensor, Tensor]:
+class Arguments(NamedTuple):
+    """q, k, v (B, H, N, D) with the cells of the grid row-major, rpb (1, H, …); one rule for each axis."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    rpb: Tensor | None
+    grid: Sequence[int]
+    kernel_size: Sequence[int]
+    dilation: Sequence[int]
+    stride: Sequence[int]
+    is_causal: Sequence[bool]
+    scale: float
+    border: str
+
+
+def reference(a: Arguments) -> tuple[Tensor, Tensor]:
     """s_ij = scale·q_i·k_j + rpb[(j − i)/dilation + kernel − 1] over the j that every axis lets i see."""
-    grid = q.shape[2:-1]
-    kernel, dilated, strided, causal = (per_axis(x, len(grid)) for x in (kernel_size, dilation, stride, is_causal))
+    q, k, v, rpb, grid, kernel, dilated, strided, causal, scale, border = a
     visible = torch.ones(1, 1, dtype=torch.bool, device=q.device)
     index = torch.zeros(1, 1, dtype=torch.int64, device=q.device)
     for axis, length in enumerate(grid):
@@ -37,13 +42,12 @@ def neighborhood_attention(
         index = outer(index * (2 * kernel[axis] - 1), offset.clamp(0, 2 * kernel[axis] - 2), torch.add)
 
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    Q, K, V = (x.to(dtype).flatten(2, -2) for x in (q, k, v))
-    s = torch.einsum("bhid,bhjd->bhij", Q, K) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    Q, K, V = (x.to(dtype) for x in (q, k, v))
+    s = torch.einsum("bhid,bhjd->bhij", Q, K) * scale
     if rpb is not None:
         s = s + rpb.to(dtype).flatten(-len(grid))[..., index]
     p, lse = softmax_with_lse(s.masked_fill(~visible, -math.inf))
-    out = torch.einsum("bhij,bhjd->bhid", p, V).to(q.dtype)
-    return out.unflatten(2, grid), lse.unflatten(2, grid)
+    return torch.einsum("bhij,bhjd->bhid", p, V).to(q.dtype), lse
 
 
 def _visible(i: Tensor, length: int, kernel: int, dilation: int, stride: int, causal: bool, border: str) -> Tensor:
@@ -61,3 +65,20 @@ def _visible(i: Tensor, length: int, kernel: int, dilation: int, stride: int, ca
         first, last = leader - left, leader + right
     same = residue[:, None] == residue
     return same & (first[:, None] <= p) & (p <= last[:, None])
+
+
+def fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    q = a.q
+    batch, heads, cells, _ = q.shape
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return token_major(q, batch, heads, cells, a.v.shape[3]), q.new_empty(batch, heads, cells, dtype=dtype)
+
+
+NEIGHBORHOOD_ATTENTION = Definition(
+    "neighborhood_attention",
+    Arguments,
+    fake,
+    reference,
+    differentiable=("q", "k", "v", "rpb"),
+    token_major_gradients=("q", "k", "v"),
+)

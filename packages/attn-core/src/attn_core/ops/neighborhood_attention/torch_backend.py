@@ -1,4 +1,7 @@
-"""Neighborhood attention in plain torch: dense attention of box-shaped tiles of queries to the box of keys they see."""
+"""Neighborhood attention in plain torch: dense attention of box-shaped tiles of queries to the box of keys they see.
+
+Memory beyond the results: one tile of keys and the biases of distinct tiles; the scores of one tile for drpb.
+"""
 
 import functools
 import itertools
@@ -9,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.kernels.registration import register, token_major
+from attn_core.kernels.registration import Grads, token_major
 from attn_core.ops.attention.chunked import chunked_backward, chunked_forward, row_shift
 from attn_core.ops.attention.cpu_flash import empty_result, flash_backward, flash_forward
 
-from . import reference
-from .windows import Axis, Pattern, extents, outer, per_axis, spans
+from .reference import NEIGHBORHOOD_ATTENTION, Arguments, fake, reference
+from .windows import Axis, Pattern, extents, outer, spans
 
 # Entries of tile biases, and of their gradients, that are kept for tiles of equal shape: 2²³ float32 are 32 MiB.
 KEPT_BIASES = 2**23
@@ -22,97 +25,38 @@ KEPT_BIASES = 2**23
 SMALL_BIAS = 2**17
 
 
-def neighborhood_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kernel_size: int | Sequence[int],
-    *,
-    dilation: int | Sequence[int] = 1,
-    stride: int | Sequence[int] = 1,
-    is_causal: bool | Sequence[bool] = False,
-    scale: float | None = None,
-    rpb: Tensor | None = None,
-    border: str = "shifted",
-) -> tuple[Tensor, Tensor]:
-    """Extra memory O(B·H·N·Dv), one tile of keys and the biases of distinct tiles; scores of one tile for drpb."""
-    options: dict[str, Any] = {
-        "dilation": dilation,
-        "stride": stride,
-        "is_causal": is_causal,
-        "scale": scale,
-        "border": border,
-    }
-    if torch.compiler.is_exporting():
-        return reference.neighborhood_attention(q, k, v, kernel_size, rpb=rpb, **options)
-    grid = q.shape[2:-1]
-    rules = (list(per_axis(rule, len(grid))) for rule in (kernel_size, dilation, stride, is_causal))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    bias = None if rpb is None else rpb[None]
-    q, k, v = (x.flatten(2, -2) for x in (q, k, v))
-    out, lse = _call(q, k, v, bias, list(grid), *rules, scale, border)
-    return out.unflatten(2, grid), lse.unflatten(2, grid)
-
-
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rpb: Tensor | None,
-    grid: Sequence[int],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
-    border: str,
-) -> tuple[Tensor, Tensor]:
+def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    q, k, v = a.q, a.k, a.v
     if q.numel() == 0 or v.numel() == 0:
         return empty_result(q, v)
-    tiles = _Tiles(q, v, rpb, grid, kernel_size, dilation, stride, is_causal, border)
-    batch, heads, cells, _ = q.shape
-    out = token_major(q, batch, heads, cells, v.shape[3])
-    lse = q.new_empty(q.shape[:3], dtype=_wide(q.dtype))
+    tiles = _Tiles(a)
+    out, lse = fake(a)
     maps = [x.unflatten(2, tiles.grid) for x in (q, k, v, out, lse)]
     on_cpu = q.device.type == "cpu"
     for at, seen, patterns in tiles:
         tile_q, tile_k, tile_v = (x[box].flatten(2, -2) for x, box in zip(maps[:3], (at, seen, seen), strict=True))
         bias = tiles.bias(patterns)
         if on_cpu:
-            tile_out, tile_lse = flash_forward(tile_q, tile_k, tile_v, bias, scale, False)
+            tile_out, tile_lse = flash_forward(tile_q, tile_k, tile_v, bias, a.scale, False)
         else:
-            tile_out, tile_lse = chunked_forward(tile_q, tile_k, tile_v, [bias], (), scale)
+            tile_out, tile_lse = chunked_forward(tile_q, tile_k, tile_v, [bias], (), a.scale)
         for x, tile in zip(maps[3:], (tile_out, tile_lse), strict=True):
             box = x[at]
             box.copy_(tile.unflatten(2, box.shape[2 : 2 + len(tiles.grid)]))
     return out, lse
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rpb: Tensor | None,
-    grid: Sequence[int],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
-    border: str,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    (grad_out, grad_lse), (out, lse) = grads, kept
+    assert grad_out is not None
+    q, k, v, rpb = a[:4]
     needs_rpb = needs[3]
     # Keys take part in several tiles: their gradients are summed in the accumulation dtype.
     dtype = _wide(q.dtype)
     totals = [token_major(x, *x.shape).to(dtype).zero_() for x in (q, k, v)]
     drpb = None if rpb is None else torch.zeros_like(rpb, dtype=dtype, memory_format=torch.contiguous_format)
     if q.numel() and v.numel():
-        tiles = _Tiles(q, v, rpb, grid, kernel_size, dilation, stride, is_causal, border)
+        tiles = _Tiles(a)
         incoming = [grad_out, grad_lse, out, lse, q]
         by_query = [None if x is None else x.unflatten(2, tiles.grid) for x in incoming]
         by_key = [x.unflatten(2, tiles.grid) for x in (k, v)]
@@ -124,11 +68,11 @@ def backward(
             arguments: Any = (*rows, *cells)
             bias = tiles.bias(patterns)
             if flash:
-                grads: Any = flash_backward(*arguments, bias=bias, scale=scale, causal=False)
+                grads: Any = flash_backward(*arguments, bias=bias, scale=a.scale, causal=False)
             else:
                 d_out, d_lse, tile_out, tile_lse, *cells = arguments
                 shift = row_shift(d_out, d_lse, tile_out, dtype)
-                grads = chunked_backward(d_out, shift, tile_lse, *cells, [bias], (), scale, needs_bias=needs_rpb)  # pyright: ignore[reportCallIssue]
+                grads = chunked_backward(d_out, shift, tile_lse, *cells, [bias], (), a.scale, needs_bias=needs_rpb)  # pyright: ignore[reportCallIssue]
                 if needs_rpb and drpb is not None:
                     tiles.add_bias_gradient(patterns, grads.pop(), drpb)
             for total, grad, box in zip(results, grads[:3], (at, seen, seen), strict=True):
@@ -136,8 +80,7 @@ def backward(
                 target += grad.unflatten(2, target.shape[2:-1])
         if drpb is not None:
             tiles.flush(drpb)
-    gradients = [total.to(q.dtype) for total in totals] + ([] if drpb is None else [drpb.to(q.dtype)])
-    return [grad for grad, need in zip(gradients, needs, strict=False) if need]
+    return [*totals, drpb]
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -147,24 +90,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 class _Tiles:
     """Boxes of queries with the boxes of keys that they see, and the additive bias of each pair of boxes."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        v: Tensor,
-        rpb: Tensor | None,
-        grid: Sequence[int],
-        kernel_size: Sequence[int],
-        dilation: Sequence[int],
-        stride: Sequence[int],
-        is_causal: Sequence[bool],
-        border: str,
-    ) -> None:
-        self.grid = tuple(int(length) for length in grid)
-        rules = zip(self.grid, kernel_size, dilation, stride, is_causal, strict=True)
-        axes = tuple(Axis(*rule, border == "shifted") for rule in rules)
+    def __init__(self, a: Arguments) -> None:
+        q, v = a.q, a.v
+        self.grid = tuple(int(length) for length in a.grid)
+        rules = zip(self.grid, a.kernel_size, a.dilation, a.stride, a.is_causal, strict=True)
+        axes = tuple(Axis(*rule, a.border == "shifted") for rule in rules)
         chosen = extents(axes, q.shape[0] * q.shape[1], q.shape[3] + v.shape[3])
         self.spans = [spans(axis, extent) for axis, extent in zip(axes, chosen, strict=True)]
-        self.q, self.rpb, self.kernel_size = q, rpb, kernel_size
+        self.q, self.rpb, self.kernel_size = q, a.rpb, a.kernel_size
         self.biases: dict[tuple[Pattern, ...], Tensor] = {}
         self.gradients: dict[tuple[Pattern, ...], Tensor] = {}
 
@@ -228,59 +161,4 @@ def _new_hidden(patterns: tuple[Pattern, ...], dtype: torch.dtype, device: torch
 _small_hidden = functools.lru_cache(maxsize=32)(_new_hidden)
 
 
-def fake_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rpb: Tensor | None,
-    grid: Sequence[int],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
-    border: str,
-) -> tuple[Tensor, Tensor]:
-    batch, heads, cells, _ = q.shape
-    out = token_major(q, batch, heads, cells, v.shape[3])
-    return out, q.new_empty(batch, heads, cells, dtype=_wide(q.dtype))
-
-
-def reference_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rpb: Tensor | None,
-    grid: Sequence[int],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
-    border: str,
-) -> tuple[Tensor, Tensor]:
-    q, k, v = (x.unflatten(2, list(grid)) for x in (q, k, v))
-    out, lse = reference.neighborhood_attention(
-        q,
-        k,
-        v,
-        kernel_size,
-        dilation=dilation,
-        stride=stride,
-        is_causal=is_causal,
-        scale=scale,
-        rpb=rpb,
-        border=border,
-    )
-    return out.flatten(2, -2), lse.flatten(2)
-
-
-_call = register(
-    "neighborhood_attention_torch",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("q", "k", "v", "rpb"),
-    token_major_gradients=("q", "k", "v"),
-)
+neighborhood_attention = NEIGHBORHOOD_ATTENTION.register("torch", forward, backward, exported=reference)

@@ -21,67 +21,36 @@ from attn_core.kernels.launch import (
     product_options,
     unit_stride,
 )
-from attn_core.kernels.registration import empty_gradient, register
+from attn_core.kernels.registration import Grads, empty_gradient
 
 from . import torch_backend
-from .torch_backend import fake_forward, reference_forward
+from .reference import NEIGHBORHOOD_ATTENTION, Arguments, fake
 from .triton_config import Pass, choose_tile
-from .windows import per_axis
 
 LOG2E = math.log2(math.e)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rpb: Tensor | None,
-    grid: Sequence[int],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
-    border: str,
-) -> tuple[Tensor, Tensor]:
+def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     from .triton_forward import forward_kernel
 
-    out, lse = fake_forward(q, k, v, rpb, grid, kernel_size, dilation, stride, is_causal, scale, border)
-    if q.numel() == 0 or v.numel() == 0:
+    out, lse = fake(a)
+    if a.q.numel() == 0 or a.v.numel() == 0:
         return out.zero_(), lse.fill_(-math.inf)
-    problem = _Problem(q, k, v, rpb, grid, kernel_size, dilation, stride, is_causal, scale, border)
-    problem.launch("forward", forward_kernel, (out, lse, *out.stride()[:3]))
+    _Problem(a).launch("forward", forward_kernel, (out, lse, *out.stride()[:3]))
     return out, lse
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rpb: Tensor | None,
-    grid: Sequence[int],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    stride: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
-    border: str,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     from attn_core.kernels.tiles import delta_kernel
 
     from .triton_backward import key_kernel, query_kernel
 
-    rules = (grid, kernel_size, dilation, stride, is_causal, scale, border)
+    (grad_out, grad_lse), (out, lse), (q, k, v, rpb, *_) = grads, kept, a
+    assert grad_out is not None
     if q.numel() == 0 or v.numel() == 0:
-        operands = zip((q, k, v, rpb), needs, strict=True)
-        return [empty_gradient(x, x is not rpb).zero_() for x, need in operands if need and x is not None]
+        return [None if t is None else torch.zeros_like(t) for t in (q, k, v, rpb)]
     need_q, need_k, need_v, need_rpb = needs
-    problem = _Problem(q, k, v, rpb, *rules)
+    problem = _Problem(a)
     batch, heads, tokens, _ = q.shape
     grad_out, out = unit_stride(grad_out), unit_stride(out)
     delta = torch.empty_like(lse)
@@ -91,21 +60,14 @@ def backward(
         batch * heads * math.ceil(tokens / rows.rows),
         q.device,
         rows,
-        grad_out,
-        out,
-        lse,
-        grad_lse,
-        delta,
-        *grad_out.stride()[:3],
-        *out.stride()[:3],
+        *(grad_out, out, lse, grad_lse, delta, *grad_out.stride()[:3], *out.stride()[:3]),
         *(grad_lse.stride() if grad_lse is not None else (0, 0, 0)),
-        heads,
-        tokens,
+        *(heads, tokens),
         DV=v.shape[3],
         BLOCK_DV=problem.block_dv,
         BM=rows.rows,
     )
-    incoming = (grad_out, lse, delta, *grad_out.stride()[:3], scale)
+    incoming = (grad_out, lse, delta, *grad_out.stride()[:3], a.scale)
 
     dq = empty_gradient(q, True) if need_q else None
     drpb = shares = None
@@ -113,7 +75,7 @@ def backward(
         if torch.are_deterministic_algorithms_enabled():
             # Additions of one program to one entry come in any order; the torch backend has a fixed one.
             only = (False, False, False, True)
-            (drpb,) = torch_backend.backward(grad_out, grad_lse, out, lse, q, k, v, rpb, *rules, only)
+            *_, drpb = torch_backend.backward((grad_out, grad_lse), (out, lse), a, only)
         else:
             shares = rpb.new_zeros(batch, heads, problem.tiles("query"), rpb[0, 0].numel(), dtype=torch.float32)
     if dq is not None or shares is not None:
@@ -121,7 +83,7 @@ def backward(
         size = rpb[0, 0].numel() if rpb is not None else 0
         problem.launch("query", query_kernel, (*incoming, dq, shares, *strides, size))
     if shares is not None and rpb is not None:
-        drpb = shares.sum(2).sum_to_size(rpb.flatten(2).shape).to(rpb.dtype).view(rpb.shape)
+        drpb = shares.sum(2).unflatten(2, rpb.shape[2:])
     dk = empty_gradient(k, True) if need_k else None
     dv = empty_gradient(v, True) if need_v else None
     # Both accumulators of wide heads at once would not fit the registers: one pass for each.
@@ -130,26 +92,14 @@ def backward(
         if own_dk is not None or own_dv is not None:
             strides = [s for x in (own_dk, own_dv) for s in (x.stride()[:3] if x is not None else (0, 0, 0))]
             problem.launch("key", key_kernel, (*incoming, own_dk, own_dv, *strides))
-    return [grad for grad in (dq, dk, dv, drpb) if grad is not None]
+    return [dq, dk, dv, drpb]
 
 
 class _Problem:
     """What every kernel takes, in the kernels' order; grids of fewer than three axes get axes of length 1 in front."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rpb: Tensor | None,
-        grid: Sequence[int],
-        kernel_size: Sequence[int],
-        dilation: Sequence[int],
-        stride: Sequence[int],
-        is_causal: Sequence[bool],
-        scale: float,
-        border: str,
-    ) -> None:
+    def __init__(self, a: Arguments) -> None:
+        q, k, v, rpb, grid, kernel_size, dilation, stride, is_causal, scale, border = a
         self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
         self.rpb = None if rpb is None else rpb.flatten(2).contiguous()
         self.axes, self.scale, self.shifted = len(grid), scale, border == "shifted"
@@ -191,23 +141,10 @@ class _Problem:
             q.shape[0] * q.shape[1] * self.tiles(kernel),
             q.device,
             tile,
-            q,
-            self.k,
-            self.v,
-            self.rpb,
-            *q.stride()[:3],
-            *self.k.stride()[:3],
-            *self.v.stride()[:3],
+            *(q, self.k, self.v, self.rpb, *q.stride()[:3], *self.k.stride()[:3], *self.v.stride()[:3]),
             *(broadcast_strides(self.rpb)[:2] if self.rpb is not None else (0, 0)),
-            q.shape[1],
-            q.shape[2],
-            *self.grid,
-            *self.kernel,
-            *self.dilation,
-            *self.stride,
-            *self.counts(kernel),
-            self.scale * LOG2E,
-            *arguments,
+            *(*q.shape[1:3], *self.grid, *self.kernel, *self.dilation, *self.stride, *self.counts(kernel)),
+            *(self.scale * LOG2E, *arguments),
             D=q.shape[3],
             DV=self.v.shape[3],
             BLOCK_D=self.block_d,
@@ -226,38 +163,7 @@ def _three(values: Sequence[int]) -> tuple[int, ...]:
     return (*[1] * (3 - len(values)), *values)
 
 
-_call = register(
-    "neighborhood_attention_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("q", "k", "v", "rpb"),
-    token_major_gradients=("q", "k", "v"),
-)
-
-
-def neighborhood_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    kernel_size: int | Sequence[int],
-    *,
-    dilation: int | Sequence[int] = 1,
-    stride: int | Sequence[int] = 1,
-    is_causal: bool | Sequence[bool] = False,
-    scale: float | None = None,
-    rpb: Tensor | None = None,
-    border: str = "shifted",
-) -> tuple[Tensor, Tensor]:
-    """See :func:`attn_core.neighborhood_attention`."""
-    grid = q.shape[2:-1]
-    rules = (list(per_axis(rule, len(grid))) for rule in (kernel_size, dilation, stride, is_causal))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    bias = None if rpb is None else rpb[None]
-    q, k, v = (x.flatten(2, -2) for x in (q, k, v))
-    out, lse = _call(q, k, v, bias, list(grid), *rules, scale, border)
-    return out.unflatten(2, grid), lse.unflatten(2, grid)
+neighborhood_attention = NEIGHBORHOOD_ATTENTION.register("triton", forward, backward)
 
 
 AOT_FORMS: dict[str, dict[str, Any]] = {
@@ -300,6 +206,6 @@ def _aot_run(
     q, k, v = (meta(batch, math.prod(grid), heads, width).transpose(1, 2) for _ in range(3))
     table = meta(1, heads, *[2 * kernel - 1] * axes) if rpb else None
     rules = (list(grid), [kernel] * axes, [dilation] * axes, [stride] * axes, [causal] * axes, width**-0.5, border)
-    out, lse = forward(q, k, v, table, *rules)
-    needs = [True, True, True, rpb]
-    backward(torch.empty_like(out), torch.empty_like(lse), out, lse, q, k, v, table, *rules, needs)
+    a = Arguments(q, k, v, table, *rules)
+    out, lse = forward(a)
+    backward((torch.empty_like(out), torch.empty_like(lse)), (out, lse), a, [True, True, True, rpb])

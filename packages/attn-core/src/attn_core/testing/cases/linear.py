@@ -22,6 +22,7 @@ def cases() -> list[Case]:
         case("batch of maps", 2, 3, 4, 8),
         case("gelu", 3, 5, 7, activation="gelu", varied=True),
         case("wide", 9, 130, out=140, activation="gelu"),
+        case("many rows", 2100, 64, out=256, activation="gelu"),
         case("one vector", 7),
         case("no row", 0, 7),
     ]
