@@ -50,7 +50,7 @@ def test_a_tracer_watches() -> None:
         seen.append(torch_internals.is_watched())
         return x + 1
 
-    with pytest.warns(DeprecationWarning, match="jit"):
+    with pytest.warns(FutureWarning, match="jit.trace"):
         torch.jit.trace(function, torch.zeros(2), check_trace=False)
     assert seen == [True]
 

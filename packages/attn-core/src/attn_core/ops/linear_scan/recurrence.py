@@ -8,6 +8,8 @@ from torch import Tensor
 # Steps over at least this many numbers spend their time in arithmetic; smaller ones in the calls, so that it pays to
 # take the steps of many chunks at once.
 WIDE_STEP = 2**13
+# Up to so many steps, and entries of triangular systems, one solver call takes less time than the steps' calls.
+FEW_STEPS, FEW_ENTRIES = 32, 2**14
 
 
 def scan(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool = False, out: Tensor | None = None) -> Tensor:
@@ -18,6 +20,9 @@ def scan(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool = False, out:
     logarithm: gates may be zero or negative.
     """
     steps = b.shape[1]
+    if is_short(b, steps, a.numel()):
+        states = solve(a, b, start, reverse)
+        return states if out is None else out.copy_(states)
     h = torch.empty(b.shape, dtype=b.dtype, device=b.device) if out is None else out
     chunk = 1 << (math.isqrt(steps).bit_length() - 1) if steps else 1
     if chunk < 8 or h[:, :1].numel() >= WIDE_STEP:
@@ -52,6 +57,34 @@ def scan(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool = False, out:
     states.addcmul_(products, arriving.unsqueeze(2))
     step_by_step(a[:, rest], b[:, rest], h[:, rest], last[:, 0] if reverse else last[:, -1], reverse)
     return h
+
+
+def is_short(like: Tensor, steps: int, gates: int) -> bool:
+    """Whether :func:`solve` is the faster way."""
+    return like.is_cpu and 0 < steps <= FEW_STEPS and 0 < gates * steps <= FEW_ENTRIES and like.numel() > 0
+
+
+def solve(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool) -> Tensor:
+    """The states of a scan (B, T, …), gates and terms as they come."""
+    own = a.shape[-1] == b.shape[-1] != 1  # a gate for each feature, each a system with one right-hand side
+    if own:
+        a, b = a.unsqueeze(-1), b.unsqueeze(-1)
+        start = None if start is None else start.unsqueeze(-1)
+    h = solve_last(a.squeeze(-1).movedim(1, -1), b.movedim(1, -2), start, reverse).movedim(-2, 1)
+    return (h.squeeze(-1) if own else h).contiguous()
+
+
+def solve_last(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool) -> Tensor:
+    """h − L h = b for gates a (…, T) and terms b (…, T, F): L has the gates beside its diagonal.
+
+    Forward substitution is the walk itself: what it adds beyond the recurrence are products with zeros.
+    """
+    if start is not None:
+        first = -1 if reverse else 0
+        b = b.clone()
+        b[..., first, :].addcmul_(a[..., first, None], start)
+    system = torch.diag_embed((a[..., :-1] if reverse else a[..., 1:]).neg(), 1 if reverse else -1)
+    return torch.linalg.solve_triangular(system, b, upper=reverse, unitriangular=True)
 
 
 def step_by_step(a: Tensor, b: Tensor, out: Tensor, start: Tensor | None, reverse: bool) -> None:

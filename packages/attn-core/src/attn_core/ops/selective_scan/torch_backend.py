@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core.kernels.registration import Grads
-from attn_core.ops.linear_scan.recurrence import next_gates, scan
+from attn_core.ops.linear_scan.recurrence import is_short, next_gates, scan, solve_last
 
 from .reference import Arguments, accumulation, definition, fake, reference
 
@@ -21,6 +21,8 @@ CHUNK_NUMBERS = 2**20
 
 def forward(x: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Output, last state, and the states at the starts of the chunks (B, chunks, C, N)."""
+    if is_short(x.u, x.u.shape[2], x.u.numel() * x.A.shape[2]):
+        return _short_forward(x)
     out, state, starts = fake(x, CHUNK)
     for images in spans(*state.shape):
         inputs = Span(images, x)
@@ -35,6 +37,30 @@ def forward(x: Arguments) -> tuple[Tensor, Tensor, Tensor]:
             out[images, :, steps] = y.transpose(1, 2)
         state[images] = h
     return out, state, starts
+
+
+def _short_forward(x: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for few steps, one chunk, in few calls: everything (B, C, N, T)."""
+    dtype = accumulation(x.u)
+    u, delta, A, B, C = (t if t.dtype == dtype else t.to(dtype) for t in x[:5])
+    if x.delta_bias is not None:
+        delta = delta + x.delta_bias.unsqueeze(-1)
+    if x.delta_softplus:
+        delta = F.softplus(delta)
+    if B.shape[1] > 1:
+        B, C = (t.repeat_interleave(u.shape[1] // t.shape[1], 1) for t in (B, C))
+    a = torch.exp(delta.unsqueeze(2) * A.unsqueeze(-1))
+    terms = ((delta * u).unsqueeze(2) * B).unsqueeze(-1)
+    start = x.initial_state
+    h = solve_last(a, terms, None if start is None else start.unsqueeze(-1), x.reverse).squeeze(-1)
+    y = (h * C).sum(2)
+    if x.D is not None:
+        y = torch.addcmul(y, u, x.D.unsqueeze(-1))
+    if x.z is not None:
+        y = y * F.silu(x.z.to(dtype))
+    last = h[..., 0 if x.reverse else -1].clone(memory_format=torch.contiguous_format)
+    starts = torch.zeros_like(last) if start is None else start.clone(memory_format=torch.contiguous_format)
+    return y.to(x.u.dtype).contiguous(), last, starts.unsqueeze(1)
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
