@@ -1,16 +1,16 @@
 """See and repair what a vision-language model looks at."""
 
-from .act import ACT
-from .agla import AGLA
-from .intervention import Run, intervene
-from .logit_boost import LogitBoost
-from .method import Identity, Method
-from .models import card, create_model, list_models, method_of
-from .pai import PAI
-from .paint import PAINT
-from .sinks import find_sinks, register_sinks
-from .var import VAR
-from .vcd import VCD
+from vlm_tools.act import ACT
+from vlm_tools.agla import AGLA
+from vlm_tools.intervention import Run, intervene
+from vlm_tools.logit_boost import LogitBoost
+from vlm_tools.method import Identity, Method
+from vlm_tools.models import card, create_model, list_models, method_of
+from vlm_tools.pai import PAI
+from vlm_tools.paint import PAINT
+from vlm_tools.sinks import find_sinks, register_sinks
+from vlm_tools.var import VAR
+from vlm_tools.vcd import VCD
 
 __all__ = [
     "ACT",

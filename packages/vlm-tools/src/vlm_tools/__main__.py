@@ -1,5 +1,5 @@
 """``python -m vlm_tools`` is the command ``vlm-tools``, for ``torchrun -m``."""
 
-from .cli import main
+from vlm_tools.cli import main
 
 main()

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from attn_core import attention
 
-from .method import AttentionCall, Method, check_share, note
-from .visibility import Visibility
+from vlm_tools.method import AttentionCall, Method, check_share, note
+from vlm_tools.visibility import Visibility
 
 
 class ACT(Method):

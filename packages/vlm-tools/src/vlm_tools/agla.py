@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LogitsProcessor
 
-from .method import Method, check_share
-from .second_stream import SecondStream, with_pixels
+from vlm_tools.method import Method, check_share
+from vlm_tools.second_stream import SecondStream, with_pixels
 
 if TYPE_CHECKING:
-    from .intervention import Run
+    from vlm_tools.intervention import Run
 
 SIDE = 384
 SIGMA = 0.02 * SIDE

@@ -8,15 +8,14 @@ from torch import Tensor, nn
 from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
 from attn_core.engine.cli import run_cli
 
-from . import commands
-from .bench.prefill import benchmark
-from .data.digits_world import IMAGE_TOKENS, SIZE
-from .data.words import DIGITS, Words
-from .demo import demo
-from .models import DIGITS as DIGITS_LLAVA
-from .models import card, create_model, list_models, summary
-from .package import PACKAGE
-from .predictions import draw_predictions, predict
+from vlm_tools import commands
+from vlm_tools.bench.prefill import benchmark
+from vlm_tools.data.digits_world import IMAGE_TOKENS, SIZE
+from vlm_tools.data.words import DIGITS, Words
+from vlm_tools.demo import demo
+from vlm_tools.models import DIGITS as DIGITS_LLAVA
+from vlm_tools.models import card, create_model, list_models, summary
+from vlm_tools.predictions import draw_predictions, predict
 
 
 def info(name: str) -> Mapping[str, object]:
@@ -70,8 +69,10 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     return ExportTarget(_Answer(net).eval(), (torch.rand(2, 1, SIZE, SIZE),), run.directory.name)
 
 
-CLI = TaskPackage(
-    package=PACKAGE,
+PACKAGE = TaskPackage(
+    name="vlm-tools",
+    module="vlm_tools",
+    default_recipe="llava_digits",
     summary="See and repair what a vision-language model looks at.",
     list_models=list_models,
     info=info,
@@ -93,4 +94,4 @@ CLI = TaskPackage(
 
 def main() -> None:
     """Entry point of the command."""
-    run_cli(CLI)
+    run_cli(PACKAGE)

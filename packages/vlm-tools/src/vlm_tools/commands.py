@@ -10,16 +10,16 @@ import numpy as np
 import torch
 import typer
 
-from .benchmarks import amber, chair, pope
-from .benchmarks.statistics import interval, mcnemar
-from .explain import READINGS, explain, on_picture, record, with_answer
-from .intervention import intervene
-from .method import Method
-from .models import METHODS, method_of
-from .overlay import overlay, strip
-from .page import write_page
-from .session import Session, open_session, read_picture
-from .sinks import find_sinks
+from vlm_tools.benchmarks import amber, chair, pope
+from vlm_tools.benchmarks.statistics import interval, mcnemar
+from vlm_tools.explain import READINGS, explain, on_picture, record, with_answer
+from vlm_tools.intervention import intervene
+from vlm_tools.method import Method
+from vlm_tools.models import METHODS, method_of
+from vlm_tools.overlay import overlay, strip
+from vlm_tools.page import write_page
+from vlm_tools.session import Session, open_session, read_picture
+from vlm_tools.sinks import find_sinks
 
 Model = Annotated[
     str | None,
@@ -109,7 +109,7 @@ def ground(
     device: Device = "auto",
 ) -> Iterator[str]:
     """Where the model sees a phrase: heat map, no-image control, point prompt."""
-    from .vl_sam import point_prompt
+    from vlm_tools.vl_sam import point_prompt
 
     shown = read_picture(picture)
     session = open_session(model, device=device)

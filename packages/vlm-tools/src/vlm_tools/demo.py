@@ -10,21 +10,21 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from .act import ACT
-from .agla import AGLA
-from .benchmarks.statistics import interval, mcnemar
-from .data import DIGITS, EvaluationScenes
-from .digits_evaluation import DigitsScores, answer_all, caption_all, scores_of
-from .explain import explain, on_picture
-from .intervention import intervene
-from .logit_boost import LogitBoost
-from .method import Identity, Method
-from .overlay import overlay, strip
-from .pai import PAI
-from .paint import PAINT
-from .session import Session
-from .var import VAR
-from .vcd import VCD
+from vlm_tools.act import ACT
+from vlm_tools.agla import AGLA
+from vlm_tools.benchmarks.statistics import interval, mcnemar
+from vlm_tools.data import DIGITS, EvaluationScenes
+from vlm_tools.digits_evaluation import DigitsScores, answer_all, caption_all, scores_of
+from vlm_tools.explain import explain, on_picture
+from vlm_tools.intervention import intervene
+from vlm_tools.logit_boost import LogitBoost
+from vlm_tools.method import Identity, Method
+from vlm_tools.overlay import overlay, strip
+from vlm_tools.pai import PAI
+from vlm_tools.paint import PAINT
+from vlm_tools.session import Session
+from vlm_tools.var import VAR
+from vlm_tools.vcd import VCD
 
 HELD_OUT = 1000  # first of the scenes that served no choice
 
@@ -57,8 +57,7 @@ def demo(
     """Train the digits-world model if needed, test every method on held-out scenes, write a report."""
     from attn_core.engine.run import TrainOptions, open_run, train
 
-    from .package import PACKAGE
-    from .predictions import draw_predictions
+    from vlm_tools.cli import PACKAGE
 
     if not (run / "result.json").is_file():
         yield f"training the digits-world model in {run} (minutes)"
@@ -66,7 +65,7 @@ def demo(
         began = time.perf_counter()
         resume = (run / "config.py").is_file()
         options = TrainOptions(out=run, resume=resume, seed=None if resume else seed, device="cpu")
-        train(PACKAGE, options, say=lines.append, draw=draw_predictions)
+        train(PACKAGE, options, say=lines.append)
         yield f"trained in {time.perf_counter() - began:.0f} s"
     trained: Any = open_run(PACKAGE, run, device="cpu").model
     session = Session(trained.net.eval(), None)

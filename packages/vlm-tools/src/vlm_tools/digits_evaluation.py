@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .benchmarks.pope import Split, build_questions
-from .data.digits_world import CAPTION_PROMPT, QUESTION
-from .data.words import DIGITS, Words
+from vlm_tools.benchmarks.pope import Split, build_questions
+from vlm_tools.data.digits_world import CAPTION_PROMPT, QUESTION
+from vlm_tools.data.words import DIGITS, Words
 
 SPLITS: tuple[Split, ...] = ("random", "popular", "adversarial")
 CAPTION_TOKENS = 30  # the longest caption names eight digits in 28 tokens

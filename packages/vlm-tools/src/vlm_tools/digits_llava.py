@@ -22,8 +22,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from attn_core.engine import TaskModel
 
-from .data.digits_world import CELL, IMAGE_TOKENS, SIZE, sees
-from .data.words import BOS, EOS, IMAGE, PAD, Words
+from vlm_tools.data.digits_world import CELL, IMAGE_TOKENS, SIZE, sees
+from vlm_tools.data.words import BOS, EOS, IMAGE, PAD, Words
 
 EMPTY_WEIGHT = 0.3  # of empty cells in the tower's loss: they are four in five
 
@@ -128,7 +128,7 @@ class DigitsLlavaTask(TaskModel):
 
     def predict(self, image: Float[Tensor, "B 1 Y X"], cells: Int[Tensor, "B 16"], **_: Any) -> list[dict[str, Any]]:
         """Per scene ``present`` and ``says``, (10,) bool, ``caption``, and ``cells``, the share of cells right."""
-        from .digits_evaluation import answer_all, caption_all
+        from vlm_tools.digits_evaluation import answer_all, caption_all
 
         says = answer_all(self.net, image)
         captions = caption_all(self.net, image)
@@ -153,7 +153,7 @@ class Hallucination(BaseMetric):
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Of all scenes of all processes."""
-        from .digits_evaluation import scores_of
+        from vlm_tools.digits_evaluation import scores_of
 
         scores = scores_of(
             torch.stack([result["present"] for result in results]),

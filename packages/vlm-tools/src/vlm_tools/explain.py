@@ -22,10 +22,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .intervention import intervene
-from .method import AttentionCall, Method
-from .sinks import TAU, known_sinks, normalized
-from .vl_sam import LayerRecord, flow_row
+from vlm_tools.intervention import intervene
+from vlm_tools.method import AttentionCall, Method
+from vlm_tools.sinks import TAU, known_sinks, normalized
+from vlm_tools.vl_sam import LayerRecord, flow_row
 
 Reading = Literal["attention", "rollout", "flow", "chefer", "integrated_gradients", "occlusion"]
 READINGS: tuple[Reading, ...] = ("attention", "rollout", "flow", "chefer", "integrated_gradients", "occlusion")
@@ -157,7 +157,7 @@ def embeddings_changed(model: Any, change: Callable[[Tensor], Tensor] | None) ->
 
 
 def _image_token(model: Any) -> int:
-    from .adapters import adapter_of
+    from vlm_tools.adapters import adapter_of
 
     return adapter_of(model).image_token_id(model.config)
 

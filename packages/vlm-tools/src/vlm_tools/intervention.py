@@ -18,9 +18,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
-from .adapters import Adapter, adapter_of
-from .method import AttentionCall, LayerStatistics, Method
-from .visibility import Visibility, visibility
+from vlm_tools.adapters import Adapter, adapter_of
+from vlm_tools.method import AttentionCall, LayerStatistics, Method
+from vlm_tools.visibility import Visibility, visibility
 
 IMPLEMENTATION = "vlm_tools"
 _RUNS: "weakref.WeakKeyDictionary[nn.Module, Run]" = weakref.WeakKeyDictionary()

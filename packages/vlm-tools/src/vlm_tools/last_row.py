@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .method import AttentionCall, note
+from vlm_tools.method import AttentionCall, note
 
 
 def last_row_scores(call: AttentionCall) -> Float[Tensor, "B H M"]:

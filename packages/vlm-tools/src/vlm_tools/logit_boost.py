@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .last_row import with_last_row
-from .method import AttentionCall, Method
+from vlm_tools.last_row import with_last_row
+from vlm_tools.method import AttentionCall, Method
 
 
 class LogitBoost(Method):

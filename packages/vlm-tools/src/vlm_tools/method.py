@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .visibility import Visibility
+from vlm_tools.visibility import Visibility
 
 if TYPE_CHECKING:
-    from .intervention import Run
+    from vlm_tools.intervention import Run
 
 
 @dataclass

@@ -5,15 +5,15 @@ from typing import Any, TypeVar
 
 from attn_core.registry import ModelCard, did_you_mean
 
-from .act import ACT
-from .agla import AGLA
-from .logit_boost import LogitBoost
-from .method import Identity, Method
-from .pai import PAI
-from .paint import PAINT
-from .random_models import FAMILIES, random_model
-from .var import VAR
-from .vcd import VCD
+from vlm_tools.act import ACT
+from vlm_tools.agla import AGLA
+from vlm_tools.logit_boost import LogitBoost
+from vlm_tools.method import Identity, Method
+from vlm_tools.pai import PAI
+from vlm_tools.paint import PAINT
+from vlm_tools.random_models import FAMILIES, random_model
+from vlm_tools.var import VAR
+from vlm_tools.vcd import VCD
 
 METHODS: dict[str, type[Method]] = {
     method.name: method for method in (VAR, ACT, PAI, PAINT, LogitBoost, VCD, AGLA, Identity)
@@ -52,7 +52,7 @@ def create_model(name: str, **options: Any) -> Any:
     if name in FAMILIES:
         return _built(name, random_model, {**options, "name": name})
     if name == DIGITS:
-        from .digits_llava import digits_world_llava  # needs the extra [train]
+        from vlm_tools.digits_llava import digits_world_llava  # needs the extra [train]
 
         return _built(name, digits_world_llava, options)
     if name not in METHODS:

@@ -18,12 +18,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .last_row import with_last_row
-from .method import AttentionCall, Method
-from .second_stream import SecondStream, without_image
+from vlm_tools.last_row import with_last_row
+from vlm_tools.method import AttentionCall, Method
+from vlm_tools.second_stream import SecondStream, without_image
 
 if TYPE_CHECKING:
-    from .intervention import Run
+    from vlm_tools.intervention import Run
 
 
 class PAI(Method):

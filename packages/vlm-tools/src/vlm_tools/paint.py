@@ -21,12 +21,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .last_row import last_row_scores, with_last_row
-from .method import AttentionCall, Method, check_share
-from .pai import PAI
+from vlm_tools.last_row import last_row_scores, with_last_row
+from vlm_tools.method import AttentionCall, Method, check_share
+from vlm_tools.pai import PAI
 
 if TYPE_CHECKING:
-    from .intervention import Run
+    from vlm_tools.intervention import Run
 
 
 class PAINT(Method):

@@ -8,11 +8,11 @@ from torch import nn
 
 from attn_core.engine import TrainedRun
 
-from .data.digits_world import CAPTION_PROMPT
-from .demo import draw_scenes
-from .explain import explain, on_picture, with_answer
-from .overlay import overlay, strip
-from .session import Session, read_picture
+from vlm_tools.data.digits_world import CAPTION_PROMPT
+from vlm_tools.demo import draw_scenes
+from vlm_tools.explain import explain, on_picture, with_answer
+from vlm_tools.overlay import overlay, strip
+from vlm_tools.session import Session, read_picture
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 

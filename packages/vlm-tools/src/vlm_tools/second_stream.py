@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor
 
 if TYPE_CHECKING:
-    from .intervention import Run
+    from vlm_tools.intervention import Run
 
 Combine = Callable[[Float[Tensor, "B V"], Float[Tensor, "B V"]], Float[Tensor, "B V"]]
 _OF_GENERATION = {

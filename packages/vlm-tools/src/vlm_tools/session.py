@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .adapters import ADAPTERS, adapter_of
-from .data.words import Words
+from vlm_tools.adapters import ADAPTERS, adapter_of
+from vlm_tools.data.words import Words
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -125,7 +125,7 @@ def open_session(model: str | None, *, device: str = "auto") -> Session:
     from attn_core.engine.distributed import choose_device
     from attn_core.engine.run import open_run
 
-    from .package import PACKAGE
+    from vlm_tools.cli import PACKAGE
 
     if model is None or (Path(model) / "config.py").is_file():
         run = open_run(PACKAGE, model, device=device)

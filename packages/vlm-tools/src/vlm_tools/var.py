@@ -25,11 +25,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from attn_core import visual_attention_redistribution
 from attn_core.composites.visual_attention_redistribution import sink_tokens
 
-from .method import AttentionCall, Method, check_share, last_rows, note
-from .sinks import TAU, check_reachable, known_sinks
+from vlm_tools.method import AttentionCall, Method, check_share, last_rows, note
+from vlm_tools.sinks import TAU, check_reachable, known_sinks
 
 if TYPE_CHECKING:
-    from .intervention import Run
+    from vlm_tools.intervention import Run
 
 
 class VAR(Method):

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from .method import Method
-from .second_stream import SecondStream, with_pixels
+from vlm_tools.method import Method
+from vlm_tools.second_stream import SecondStream, with_pixels
 
 if TYPE_CHECKING:
-    from .intervention import Run
+    from vlm_tools.intervention import Run
 
 STEPS = 1000
 

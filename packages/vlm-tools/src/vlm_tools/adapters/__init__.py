@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from .base import Adapter
-from .gemma import Gemma
-from .idefics import Idefics
-from .internvl import InternVL
-from .llava import Llava
-from .llava_next import LlavaNext, LlavaOnevision
-from .qwen_vl import QwenVL
+from vlm_tools.adapters.base import Adapter
+from vlm_tools.adapters.gemma import Gemma
+from vlm_tools.adapters.idefics import Idefics
+from vlm_tools.adapters.internvl import InternVL
+from vlm_tools.adapters.llava import Llava
+from vlm_tools.adapters.llava_next import LlavaNext, LlavaOnevision
+from vlm_tools.adapters.qwen_vl import QwenVL
 
 ADAPTERS: dict[str, Adapter] = {
     name: adapter()

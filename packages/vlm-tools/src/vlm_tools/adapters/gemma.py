@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from .base import Adapter, Boxes, grid_boxes, square
+from vlm_tools.adapters.base import Adapter, Boxes, grid_boxes, square
 
 
 class Gemma(Adapter):

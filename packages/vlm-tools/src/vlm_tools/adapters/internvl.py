@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from .base import Adapter, Boxes, check_count, grid_boxes, tile_boxes, tiling
+from vlm_tools.adapters.base import Adapter, Boxes, check_count, grid_boxes, tile_boxes, tiling
 
 
 class InternVL(Adapter):

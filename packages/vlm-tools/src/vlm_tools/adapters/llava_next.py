@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 
-from .base import Adapter, Boxes, check_count, grid_boxes
+from vlm_tools.adapters.base import Adapter, Boxes, check_count, grid_boxes
 
 
 class LlavaNext(Adapter):

@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Bool
 from torch import Tensor
 
-from .base import Adapter, Boxes, check_count, grid_boxes
+from vlm_tools.adapters.base import Adapter, Boxes, check_count, grid_boxes
 
 
 class QwenVL(Adapter):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .chair import singular
+from vlm_tools.benchmarks.chair import singular
 
 
 @dataclass(frozen=True)
