@@ -51,7 +51,7 @@ assert tokens.shape == (1, 5)
     "vlm-tools": """
 import torch
 from vlm_tools import LogitBoost, intervene
-from vlm_tools.random_models import random_inputs, random_model
+from vlm_tools.testing.random_models import random_inputs, random_model
 
 model = random_model("test_llava")
 with torch.no_grad(), intervene(model, LogitBoost(1.0)) as run:

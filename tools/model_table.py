@@ -21,7 +21,7 @@ from attn_core.registry import ModelCard
 
 ROOT = Path(__file__).resolve().parent.parent
 # Packages with models.
-PACKAGES = sorted(file.parents[2].name for file in ROOT.glob("packages/*/src/*/models.py"))
+PACKAGES = sorted({file.relative_to(ROOT).parts[1] for file in ROOT.glob("packages/*/src/*/models*")})
 
 # SPDX's spelling; registries such as timm's write small letters.
 LICENSES = {name.lower(): name for name in ("MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause")}

@@ -1,78 +1,23 @@
 """The command ``vlm-tools``: the shared verbs, and ask, caption, ground, explain, sinks, evaluate, demo."""
 
-from collections.abc import Mapping
-
-import torch
-from torch import Tensor, nn
-
-from attn_core.engine import ExportTarget, TaskPackage, TrainedRun
+from attn_core.engine import TaskPackage
 from attn_core.engine.cli import run_cli
-
-from vlm_tools import commands
 from vlm_tools.bench.prefill import benchmark
-from vlm_tools.data.digits_world import IMAGE_TOKENS, SIZE
-from vlm_tools.data.words import DIGITS, Words
-from vlm_tools.demo import demo
-from vlm_tools.models import DIGITS as DIGITS_LLAVA
-from vlm_tools.models import card, create_model, list_models, summary
-from vlm_tools.predictions import draw_predictions, predict
+from vlm_tools.commands.ask import ask
+from vlm_tools.commands.caption import caption
+from vlm_tools.commands.demo import demo
+from vlm_tools.commands.evaluate import evaluate
+from vlm_tools.commands.explain import explain_answer
+from vlm_tools.commands.export import export_target
+from vlm_tools.commands.ground import ground
+from vlm_tools.commands.info import info
+from vlm_tools.commands.predict import draw_predictions, predict
+from vlm_tools.commands.sinks import sinks
+from vlm_tools.models import list_models
+from vlm_tools.package import PACKAGE
 
-
-def info(name: str) -> Mapping[str, object]:
-    """Rows of a table about a method or model."""
-    about = card(name)
-    count = sum(parameter.numel() for parameter in create_model(name).parameters())
-    return {
-        "name": name,
-        "what": summary(name),
-        "parameters": f"{count:,}" if count else "none, nothing is trained",
-        "paper": about.paper,
-        "official code": about.code or "none",
-    }
-
-
-class _Answer(nn.Module):
-    """(image) → logits of yes and no for each of the ten digits, as one graph without a cache."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        words = Words(IMAGE_TOKENS)
-        prompts = [words.prompt(f"in the image is there a {name}") for name in DIGITS]
-        self.register_buffer("prompts", torch.tensor(prompts), persistent=False)
-        self.answers = [words.number["yes"], words.number["no"]]
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 1, 36, 36) → (B, 10, 2)."""
-        model: nn.Module = self.net.model  # pyright: ignore[reportAssignmentType]
-        features = model.vision_tower(image).last_hidden_state[:, 1:]  # pyright: ignore[reportCallIssue]
-        seen = model.multi_modal_projector(features).repeat_interleave(len(DIGITS), 0)  # pyright: ignore
-        words = model.get_input_embeddings()(self.prompts).repeat(image.shape[0], 1, 1)  # pyright: ignore
-        embeds = torch.cat([words[:, :1], seen, words[:, 1 + IMAGE_TOKENS :]], dim=1)
-        hidden = model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state  # pyright: ignore
-        logits = self.net.lm_head(hidden[:, -1])[:, self.answers]  # pyright: ignore[reportCallIssue]
-        return logits.reshape(image.shape[0], len(DIGITS), 2)
-
-
-def export_target(run: TrainedRun | str) -> ExportTarget:
-    """The questions about all ten digits as one graph.
-
-    Raises:
-        ValueError: a name other than the digits-world LLaVA's: methods and Hugging Face models are not exported.
-    """
-    if isinstance(run, str):
-        if run != DIGITS_LLAVA:
-            raise ValueError(f"export: {run!r} is no trained network of this package; export a run of llava_digits")
-        torch.manual_seed(0)
-        return ExportTarget(_Answer(create_model(run)).eval(), (torch.rand(2, 1, SIZE, SIZE),), run)
-    net: nn.Module = run.model.net  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
-    return ExportTarget(_Answer(net).eval(), (torch.rand(2, 1, SIZE, SIZE),), run.directory.name)
-
-
-PACKAGE = TaskPackage(
-    name="vlm-tools",
-    module="vlm_tools",
-    default_recipe="llava_digits",
+CLI = TaskPackage(
+    package=PACKAGE,
     summary="See and repair what a vision-language model looks at.",
     list_models=list_models,
     info=info,
@@ -80,18 +25,11 @@ PACKAGE = TaskPackage(
     export=export_target,
     benchmark=benchmark,
     draw_predictions=draw_predictions,
-    commands={
-        "ask": commands.ask,
-        "caption": commands.caption,
-        "ground": commands.ground,
-        "explain": commands.explain_answer,
-        "sinks": commands.sinks,
-        "evaluate": commands.evaluate,
-        "demo": demo,
-    },
-)
+    commands={"ask": ask, "caption": caption, "ground": ground, "explain": explain_answer, "sinks": sinks,
+              "evaluate": evaluate, "demo": demo},
+)  # fmt: skip
 
 
 def main() -> None:
     """Entry point of the command."""
-    run_cli(PACKAGE)
+    run_cli(CLI)

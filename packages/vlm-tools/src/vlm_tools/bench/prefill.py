@@ -21,12 +21,12 @@ from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGener
 
 from attn_core.engine import BenchmarkRequest
 from attn_core.testing import peak_memory
-from vlm_tools.act import ACT
-from vlm_tools.intervention import intervene
-from vlm_tools.logit_boost import LogitBoost
-from vlm_tools.method import Method
-from vlm_tools.pai import PAI
-from vlm_tools.var import VAR
+from vlm_tools.intervention.hooking import intervene
+from vlm_tools.intervention.method import Method
+from vlm_tools.methods.act import ACT
+from vlm_tools.methods.logit_boost import LogitBoost
+from vlm_tools.methods.pai import PAI
+from vlm_tools.methods.var import VAR
 
 IMAGE, WIDTH, HEADS, LAYERS = 99, 512, 8, 4
 SYSTEM = 35  # tokens in front of the image, as in LLaVA 1.5

@@ -10,8 +10,8 @@ random questions 92.6, 95.6, 95.0 %, adversarial 84.9, 91.0, 89.1 %; captions wi
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlm_tools.data import EvaluationScenes, TrainingScenes
-from vlm_tools.digits_llava import DigitsLlavaTask, Hallucination
+from vlm_tools.digits import EvaluationScenes, TrainingScenes
+from vlm_tools.digits.task import DigitsLlavaTask, Hallucination
 
 steps = 1200
 warmup = 50

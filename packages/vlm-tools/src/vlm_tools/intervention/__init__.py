@@ -1,0 +1,1 @@
+"""A method at work in a Hugging Face model: hooking, what a layer sees, adapters to the families, second streams."""

@@ -1,0 +1,1 @@
+"""Published interventions, one a file."""

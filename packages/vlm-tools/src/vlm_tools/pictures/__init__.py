@@ -1,0 +1,1 @@
+"""Heat maps as pictures and pages."""

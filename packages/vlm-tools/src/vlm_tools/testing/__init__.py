@@ -1,0 +1,1 @@
+"""What tests of this package and of users need: small random models."""

@@ -1,0 +1,89 @@
+"""ACT: the published edit of dense maps, planted sinks and heads, options and refusals."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from attn_core import attention
+from vlm_tools import ACT, intervene
+from vlm_tools.intervention.visibility import visibility
+from vlm_tools.methods.act import calibrate, search_heads, sinks_of
+from vlm_tools.testing.random_models import random_inputs, random_model
+
+
+def calibrated_map(p: Tensor, threshold: float, beta: float) -> Tensor:
+    """The paper's edit of one (N, N) causal map."""
+    count = p.shape[0]
+    mean = p.sum(0) / torch.arange(count, 0, -1)
+    sinks = (mean > threshold).nonzero().flatten()[1:]
+    out = p.clone()
+    for row in range(1, count):
+        mass = p[row, sinks].sum()
+        if mass == 0 or mass >= 1:
+            continue
+        out[row] = p[row] * (1 + (1 - beta) * mass / (1 - mass))
+        out[row, sinks] = beta * p[row, sinks]
+    return out
+
+
+@pytest.mark.parametrize("length", [5, 31])
+def test_edit_equals_the_dense_formulation(length: int) -> None:
+    torch.manual_seed(length)
+    q, k, v = (1.5 * torch.randn(1, 4, length, 8, dtype=torch.float64) for _ in range(3))
+    seen = visibility(None, queries=length, keys=length)
+    p = (q @ k.transpose(-2, -1) * 8**-0.5).masked_fill(~torch.ones(length, length).tril().bool(), -torch.inf)
+    p = p.softmax(-1)
+    want = torch.stack([calibrated_map(one, 0.1, 0.4) for one in p[0]]) @ v[0]
+    plain, lse = attention(q, k, v, scale=8**-0.5, **seen.rows())
+    sinks = sinks_of(q, k, lse, seen, scale=8**-0.5, threshold=0.1)
+    got, mass = calibrate(q, k, v, plain, lse, sinks, seen, scale=8**-0.5, beta=0.4)
+    assert int(sinks.sum()) > 4
+    assert float(mass.max()) > 0
+    torch.testing.assert_close(got[0], want, atol=1e-9, rtol=0)
+
+
+def test_planted_sinks_are_recovered_exactly() -> None:
+    torch.manual_seed(0)
+    q, k = 0.1 * torch.randn(1, 1, 40, 8), 0.1 * torch.randn(1, 1, 40, 8)
+    q[..., 0] = 3.0
+    k[:, :, [0, 7, 20], 0] = 5.0
+    seen = visibility(None, queries=40, keys=40)
+    _, lse = attention(q, k, q, scale=1.0, **seen.rows())
+    sinks = sinks_of(q, k, lse, seen, scale=1.0, threshold=0.1, min_rows=8)
+    assert sinks[0, 0].nonzero().flatten().tolist() == [7, 20]
+
+
+def test_search_returns_the_planted_head() -> None:
+    def score(method: ACT) -> float:
+        return 1.0 if method.heads == {3: [2]} else 0.5
+
+    assert search_heads(score, [2, 3], 4) == {3: [2]}
+
+
+def test_only_the_chosen_heads_change_and_options_count() -> None:
+    torch.manual_seed(0)
+    model, inputs = random_model("test_llava"), random_inputs("test_llava")
+
+    def edited(**options: object) -> float:
+        with torch.no_grad(), intervene(model, ACT(min_rows=1, **options)) as run:  # type: ignore[arg-type]
+            model(**inputs)
+        return sum(row["edited"] for row in run.report())
+
+    everything = edited(threshold=0.05)
+    assert 0 < edited(threshold=0.05, heads={2: [1]}) < everything
+    assert edited(threshold=0.05, heads={}) == 0
+    assert edited(threshold=0.9) == 0
+    assert edited(relative=1.0) > edited(relative=8.0)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="ACT: beta must lie in"):
+        ACT(beta=2)
+    with pytest.raises(ValueError, match="min_rows must be at least 1"):
+        ACT(min_rows=0)
+    model = random_model("test_llava")
+    with (
+        pytest.raises(ValueError, match=r"layer 2 has heads 0 … 3, got heads=\[9\]"),
+        intervene(model, ACT(heads={2: [9]})),
+    ):
+        model(**random_inputs("test_llava"))
