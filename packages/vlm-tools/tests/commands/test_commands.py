@@ -9,7 +9,7 @@ from PIL import Image
 
 from attn_core.engine.cli import run_cli
 from vlm_tools.cli import CLI
-from vlm_tools.digits import scene
+from vlm_tools.data import scene
 from vlm_tools.models.session import open_session
 from vlm_tools.testing.random_models import random_model
 

@@ -10,7 +10,7 @@ import typer
 
 from attn_core.engine.run import TrainOptions, open_run, train
 from vlm_tools.commands.predict import draw_predictions
-from vlm_tools.digits import EvaluationScenes
+from vlm_tools.data.digits_world import EvaluationScenes
 from vlm_tools.digits.demo import HELD_OUT, compare, draw_scenes, report
 from vlm_tools.models.session import Session
 from vlm_tools.package import PACKAGE

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from attn_core.engine import ExportTarget, TrainedRun
-from vlm_tools.digits.words import DIGITS, Words
-from vlm_tools.digits.world import IMAGE_TOKENS, SIZE
-from vlm_tools.models import DIGITS as DIGITS_LLAVA
+from vlm_tools.data.digits_world import IMAGE_TOKENS, SIZE
+from vlm_tools.data.words import DIGITS, Words
 from vlm_tools.models import create_model
 
 
@@ -40,7 +39,7 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
         ValueError: a name other than the digits-world LLaVA's: methods and Hugging Face models are not exported.
     """
     if isinstance(run, str):
-        if run != DIGITS_LLAVA:
+        if run != "digits_world_llava":
             raise ValueError(f"export: {run!r} is no trained network of this package; export a run of llava_digits")
         torch.manual_seed(0)
         return ExportTarget(_Answer(create_model(run)).eval(), (torch.rand(2, 1, SIZE, SIZE),), run)

@@ -2,17 +2,10 @@
 
 from collections.abc import Mapping
 
-from vlm_tools.models import card, create_model, summary
+from vlm_tools.models import CATALOG
 
 
 def info(name: str) -> Mapping[str, object]:
     """Rows of a table about a method or model."""
-    about = card(name)
-    count = sum(parameter.numel() for parameter in create_model(name).parameters())
-    return {
-        "name": name,
-        "what": summary(name),
-        "parameters": f"{count:,}" if count else "none, nothing is trained",
-        "paper": about.paper,
-        "official code": about.code or "none",
-    }
+    count = CATALOG.parameters(name)
+    return {**CATALOG.info(name), "parameters": f"{count:,}" if count else "none, nothing is trained"}

@@ -20,7 +20,7 @@ Model = Annotated[
         help="Run directory, folder, or a name on the hub (default: newest digits-world run).", metavar="MODEL"
     ),
 ]
-MethodName = Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS)}.", metavar="NAME")]
+MethodName = Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS.names())}.", metavar="NAME")]
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the method (repeatable).")
 ]

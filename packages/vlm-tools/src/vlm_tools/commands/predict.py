@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from attn_core.engine import TrainedRun
+from vlm_tools.data.digits_world import CAPTION_PROMPT
 from vlm_tools.digits.demo import draw_scenes
-from vlm_tools.digits.world import CAPTION_PROMPT
 from vlm_tools.models.session import Session, read_picture
 from vlm_tools.pictures.overlay import overlay, strip
 from vlm_tools.readings.explain import explain, on_picture, with_answer

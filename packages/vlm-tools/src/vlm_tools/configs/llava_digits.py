@@ -10,7 +10,7 @@ random questions 92.6, 95.6, 95.0 %, adversarial 84.9, 91.0, 89.1 %; captions wi
 from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from vlm_tools.digits import EvaluationScenes, TrainingScenes
+from vlm_tools.data.digits_world import EvaluationScenes, TrainingScenes
 from vlm_tools.digits.task import DigitsLlavaTask, Hallucination
 
 steps = 1200

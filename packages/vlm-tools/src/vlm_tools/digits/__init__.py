@@ -1,6 +1,1 @@
-"""The digits world: scenes of handwritten digits, a model that learns to hallucinate on them, and its scores."""
-
-from vlm_tools.digits.words import DIGITS, PAD, Words
-from vlm_tools.digits.world import EvaluationScenes, Scene, TrainingScenes, scene
-
-__all__ = ["DIGITS", "PAD", "EvaluationScenes", "Scene", "TrainingScenes", "Words", "scene"]
+"""The digits world at work: training of its LLaVA, its scores, and the comparison of methods on it."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vlm_tools.digits import DIGITS, EvaluationScenes
+from vlm_tools.data.digits_world import EvaluationScenes
+from vlm_tools.data.words import DIGITS
 from vlm_tools.digits.evaluation import DigitsScores, answer_all, caption_all, scores_of
 from vlm_tools.hallucination.statistics import interval, mcnemar
 from vlm_tools.intervention.hooking import intervene

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from vlm_tools.digits.words import DIGITS, Words
-from vlm_tools.digits.world import CAPTION_PROMPT, QUESTION
+from vlm_tools.data.digits_world import CAPTION_PROMPT, QUESTION
+from vlm_tools.data.words import DIGITS, Words
 from vlm_tools.hallucination.pope import Split, build_questions
 
 SPLITS: tuple[Split, ...] = ("random", "popular", "adversarial")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attn_core.engine import TaskModel
+from vlm_tools.data.digits_world import IMAGE_TOKENS, sees
 from vlm_tools.digits.evaluation import answer_all, caption_all, scores_of
-from vlm_tools.digits.llava import digits_world_llava
-from vlm_tools.digits.world import IMAGE_TOKENS, sees
+from vlm_tools.models.digits_world_llava import digits_world_llava
 
 EMPTY_WEIGHT = 0.3  # of empty cells in the tower's loss: they are four in five
 

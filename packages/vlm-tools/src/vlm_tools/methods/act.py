@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from attn_core import attention
+from attn_core.catalog import Card, Entry
 from vlm_tools.intervention.method import AttentionCall, Method, check_share, note
 from vlm_tools.intervention.visibility import Visibility
 
@@ -240,3 +241,9 @@ def search_heads(
         if kept:
             found[layer] = kept
     return found
+
+
+CARD = Card(
+    family="ACT", paper="2406.15765", code="https://github.com/GATECH-EIC/ACT", license="", test="methods/test_act.py"
+)
+ENTRIES = [Entry("act", ACT, CARD("attention calibration"))]

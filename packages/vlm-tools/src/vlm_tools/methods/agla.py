@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LogitsProcessor
 
+from attn_core.catalog import Card, Entry
 from vlm_tools.intervention.method import Method, check_share
 from vlm_tools.intervention.second_stream import SecondStream, with_pixels
 
@@ -222,3 +223,9 @@ def _mirrored(x: Tensor, pad: tuple[int, int, int, int]) -> Tensor:
             first, last = x.narrow(axis, 0, before), x.narrow(axis, x.shape[axis] - after, after)
             x = torch.cat([first.flip(axis), x, last.flip(axis)], axis)
     return x
+
+
+CARD = Card(
+    family="AGLA", paper="2406.12718", code="https://github.com/Lackel/AGLA", license="", test="methods/test_agla.py"
+)
+ENTRIES = [Entry("agla", AGLA, CARD("assembly of global and local attention"))]

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attn_core import attention
+from attn_core.catalog import Card, Entry
 from vlm_tools.intervention.method import AttentionCall, Method
 
 
@@ -21,3 +22,13 @@ class Identity(Method):
         k, v = call.visible_keys
         out, _ = attention(call.q, k, v, scale=call.scale, **call.visible.rows())
         return out.transpose(1, 2)
+
+
+CARD = Card(family="Identity", paper="1706.03762", code="", license="", test="intervention/test_every_family.py")
+ENTRIES = [
+    Entry(
+        "identity",
+        Identity,
+        CARD("changes nothing, through the same code path as every other method: the control of all comparisons"),
+    )
+]

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attn_core.catalog import Card, Entry
 from vlm_tools.intervention.method import AttentionCall, Method
 from vlm_tools.methods.last_row import with_last_row
 
@@ -36,3 +37,13 @@ class LogitBoost(Method):
         """Boost the last row."""
         add = torch.where(call.visual, self.strength, 0.0)[:, None]
         return with_last_row(call, lambda scores: scores + add.to(scores.dtype))
+
+
+CARD = Card(family="Logit boost", paper="2407.21771", code="", license="", test="methods/test_logit_boost.py")
+ENTRIES = [
+    Entry(
+        "logit_boost",
+        LogitBoost,
+        CARD("a constant added to the image's scores of the last prompt row and of every decoded row"),
+    )
+]

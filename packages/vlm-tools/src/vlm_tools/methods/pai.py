@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from attn_core.catalog import Card, Entry
 from vlm_tools.intervention.method import AttentionCall, Method
 from vlm_tools.intervention.second_stream import SecondStream, without_image
 from vlm_tools.methods.last_row import with_last_row
@@ -88,3 +89,9 @@ def guide(
     z, without = logits.log_softmax(-1), other.log_softmax(-1)
     cut = z.amax(-1, keepdim=True) + math.log(plausibility)
     return (gamma * (z - without) + without).masked_fill(z < cut, -torch.inf)
+
+
+CARD = Card(
+    family="PAI", paper="2407.21771", code="https://github.com/LALBJ/PAI", license="MIT", test="methods/test_pai.py"
+)
+ENTRIES = [Entry("pai", PAI, CARD("paying more attention to the image"))]

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from attn_core.catalog import Card, Entry
 from vlm_tools.intervention.method import AttentionCall, Method, check_share
 from vlm_tools.methods.last_row import last_row_scores, with_last_row
 from vlm_tools.methods.pai import PAI
@@ -178,3 +179,13 @@ def class_attention(model: Any, pixels: Float[Tensor, "B C Y X"]) -> list[Float[
         for handle in handles:
             handle.remove()
     return found
+
+
+CARD = Card(
+    family="PAINT",
+    paper="2501.12206",
+    code="https://github.com/hasanar1f/llava-hallunication-fix",
+    license="",
+    test="methods/test_paint.py",
+)
+ENTRIES = [Entry("paint", PAINT, CARD("selective growth of image scores"))]

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from attn_core import visual_attention_redistribution
+from attn_core.catalog import Card, Entry
 from attn_core.composites.visual_attention_redistribution import sink_tokens
 from vlm_tools.intervention.method import AttentionCall, Method, check_share, last_rows, note
 from vlm_tools.methods.sinks import TAU, check_reachable, known_sinks
@@ -127,3 +128,13 @@ def _before(call: AttentionCall, rows: int) -> Float[Tensor, "B rows H D"]:
     q, k, v = (x[:, :, :rows] for x in (call.q, call.k, call.v))
     grouped = q.shape[1] != k.shape[1]
     return scaled_dot_product_attention(q, k, v, is_causal=True, scale=call.scale, enable_gqa=grouped).transpose(1, 2)
+
+
+CARD = Card(
+    family="VAR",
+    paper="2503.03321",
+    code="https://github.com/seilk/VisAttnSink",
+    license="",
+    test="methods/test_var.py",
+)
+ENTRIES = [Entry("var", VAR, CARD("visual attention redistribution"))]

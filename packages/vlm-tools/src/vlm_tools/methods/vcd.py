@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from attn_core.catalog import Card, Entry
 from vlm_tools.intervention.method import Method
 from vlm_tools.intervention.second_stream import SecondStream, with_pixels
 
@@ -73,3 +74,13 @@ def contrast(
     """(1 + α)z − αz', −inf where z is below max z + log(plausibility)."""
     cut = logits.amax(-1, keepdim=True) + math.log(plausibility)
     return ((1 + alpha) * logits - alpha * other).masked_fill(logits < cut, -torch.inf)
+
+
+CARD = Card(
+    family="VCD",
+    paper="2311.16922",
+    code="https://github.com/DAMO-NLP-SG/VCD",
+    license="Apache-2.0",
+    test="methods/test_vcd.py",
+)
+ENTRIES = [Entry("vcd", VCD, CARD("visual contrastive decoding"))]

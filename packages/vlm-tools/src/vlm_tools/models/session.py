@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vlm_tools.digits.words import Words
+from vlm_tools.data.words import Words
 from vlm_tools.intervention.adapters import ADAPTERS, adapter_of
 
 

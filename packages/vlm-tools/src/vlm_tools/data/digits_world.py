@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vlm_tools.digits.words import BOS, DIGITS, EOS, IMAGE, PAD, Words
+from vlm_tools.data.words import BOS, DIGITS, EOS, IMAGE, PAD, Words
 
 GRID, CELL, SIDE = 4, 9, 8
 SIZE = GRID * CELL

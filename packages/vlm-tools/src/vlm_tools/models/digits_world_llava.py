@@ -11,8 +11,9 @@ Shapes: pixel_values (B, 1, 36, 36) in [0, 1]; 16 image tokens behind ``<bos>``.
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from vlm_tools.digits.words import BOS, EOS, IMAGE, PAD, Words
-from vlm_tools.digits.world import CELL, SIZE
+from attn_core.catalog import Card, Entry
+from vlm_tools.data.digits_world import CELL, SIZE
+from vlm_tools.data.words import BOS, EOS, IMAGE, PAD, Words
 
 
 def digits_world_llava(
@@ -64,3 +65,14 @@ def digits_world_llava(
     model.generation_config.bos_token_id = BOS
     model.generation_config.eos_token_id = EOS
     return model
+
+
+CARD = Card(
+    family="LLaVA",
+    paper="2304.08485",
+    code="https://github.com/haotian-liu/LLaVA",
+    license="Apache-2.0",
+    test="models/test_digits_world_llava.py",
+)
+ENTRIES = [Entry("digits_world_llava", digits_world_llava,
+                 CARD("the built-in model that hallucinates, trained by the recipe llava_digits"))]  # fmt: skip
