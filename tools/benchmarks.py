@@ -8,6 +8,7 @@ and the pictures are what the JSON files give.
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from attn_core.bench.__main__ import operators, write_results
 from attn_core.bench.case import OWN
 from attn_core.bench.environment import environment
 from attn_core.bench.plot import plot
-from attn_core.registry import did_you_mean
+from attn_core.catalog import did_you_mean
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = "attn-core"
@@ -31,6 +32,14 @@ PACKAGES = {
     "vision_models": ["vision-models", "benchmark"],
     "vision_models_compiled": ["vision-models", "benchmark", "--compile"],
     "vlm_tools": ["vlm-tools", "benchmark"],
+}
+# A processor without AVX-512, as its libraries see it.
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+# Result name → options of the core's benchmark, and the environment it needs; every operator has its own name.
+CORE_RUNS: dict[str, tuple[list[str], dict[str, str]]] = {
+    **{name: (["--op", name], {}) for name in operators()},
+    "linear_avx2": (["--op", "linear"], AVX2),
+    "overhead": (["--op", "all", "--overhead"], {}),
 }
 # Columns of a package's rows that the line about the machine says already.
 MACHINE = {"torch", "device", "threads", "date"}
@@ -75,8 +84,11 @@ def run(places: Places, names: list[str], device: str, options: list[str]) -> No
         target = places.folder(PACKAGES[name][0] if name in PACKAGES else CORE) / f"{name}_{where}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         if name not in PACKAGES:
-            program = [sys.executable, "-m", "attn_core.bench", "--op", name, "--device", device]
-            subprocess.run([*program, "--json", target, *options], check=True)
+            choice, variables = CORE_RUNS[name]
+            program = [sys.executable, "-m", "attn_core.bench", *choice, "--device", device]
+            # A cost of calls above its limit is a row like any other.
+            checked = name != "overhead"
+            subprocess.run([*program, "--json", target, *options], env={**os.environ, **variables}, check=checked)
             continue
         command, *verb = PACKAGES[name]
         with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +121,8 @@ def page(places: Places) -> str:
 
 
 def _machine(env: dict[str, Any]) -> str:
-    parts = [env["gpu"], None if env["gpu"] else f"{env['cpu']}, {env['threads']} threads", f"torch {env['torch']}"]
+    processor = ", ".join(part for part in (env["cpu"], env.get("vectors"), f"{env['threads']} threads") if part)
+    parts = [env["gpu"], None if env["gpu"] else processor, f"torch {env['torch']}"]
     parts += [env["triton"] and f"triton {env['triton']}", env["driver"] and f"driver {env['driver']}", env["date"]]
     parts.append(env["commit"] and f"commit {env['commit']}{' with changes' if env['dirty'] else ''}")
     return ", ".join(part for part in parts if part) + "."
@@ -207,7 +220,7 @@ def main() -> int:
             print(f"benchmarks: {problem}; run python tools/benchmarks.py page", file=sys.stderr)
         return 1 if problems else 0
     if arguments.action == "run":
-        known = [*operators(), *PACKAGES]
+        known = [*CORE_RUNS, *PACKAGES]
         for name in arguments.only or known:
             if name not in known:
                 parser.error(f"--only: unknown name {name!r}{did_you_mean(name, known)}")

@@ -52,14 +52,14 @@ def signature(arguments: Sequence[Any]) -> tuple[Any, ...] | None:
     for value in arguments:
         kind = type(value)
         if kind is Tensor or kind is nn.Parameter:
-            key.append((value.shape, value.dtype, value.device))
+            key += (value.shape, value.dtype, value.device)
         elif kind in _SCALARS:
-            key.append((kind, value))  # with the type: True, 1 and 1.0 are equal keys
+            key += (kind, value)  # with the type: True, 1 and 1.0 are equal keys
         elif kind is tuple or kind is list:
             inner = signature(value)
             if inner is None:
                 return None
-            key.append((kind, inner))
+            key += (kind, inner)
         else:
             return None
     return tuple(key)

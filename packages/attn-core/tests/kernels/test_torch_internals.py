@@ -86,3 +86,16 @@ def test_the_linear_operator_of_onednn_equals_linear_and_gelu(activation: str | 
     kind, algorithm = ("none", "") if activation is None else (activation, "none")
     actual = torch_internals.linear_pointwise(x, weight, bias, kind, [], algorithm)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_torchs_bindings_of_flash_attention_and_gelu_are_the_operators() -> None:
+    q, k, v = (torch.randn(1, 2, 8, 4) for _ in range(3))
+    bias = torch.randn(1, 1, 8, 8)
+    out, lse = torch_internals.flash_cpu(q, k, v, 0.0, False, attn_mask=bias, scale=0.5)
+    scores = 0.5 * q @ k.mT + bias
+    torch.testing.assert_close(out, scores.softmax(-1) @ v, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lse, scores.logsumexp(-1), rtol=1e-5, atol=1e-5)
+    x = torch.randn(5)
+    expected = nn.functional.gelu(x)
+    assert torch_internals.gelu_(x) is x
+    torch.testing.assert_close(x, expected)

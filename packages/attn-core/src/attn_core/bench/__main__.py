@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from attn_core import bench, ops
-from attn_core.registry import did_you_mean
+from attn_core.catalog import did_you_mean
 from attn_core.testing import TOLERANCE
 
 from .case import BenchCase, UnavailableError

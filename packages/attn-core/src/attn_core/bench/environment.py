@@ -23,6 +23,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "driver": _driver() if on_gpu else None,
         "gpu": torch.cuda.get_device_name(device) if on_gpu else None,
         "cpu": cpu_name(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "commit": commit,
         "dirty": dirty,

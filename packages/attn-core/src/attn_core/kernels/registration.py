@@ -44,6 +44,12 @@ def token_major(q: Tensor, batch: int, heads: int, tokens: int, width: int) -> T
     return q.new_empty(batch, tokens, heads, width).transpose(1, 2)
 
 
+def token_major_copy(x: Tensor) -> Tensor:
+    """``x`` (B, H, N, D) itself if its memory is (B, N, H, D), else a copy that is."""
+    order = x.transpose(1, 2)
+    return x if order.is_contiguous() else order.contiguous().transpose(1, 2)
+
+
 @dataclass(frozen=True)
 class Definition(Generic[A]):
     """What the backends of an operator share.

@@ -20,10 +20,14 @@ from .reference import ADDITIVE_ATTENTION, Arguments, fake, reference
 TILE = 2**17
 # Scores held at a time when they are not the result.
 CHUNK_SCORES = 2**18
+# Elements of the whole N×M×D tensor up to which the equation itself is fastest.
+SMALL = 2**14
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     q, value = a.q, a.value
+    if q.numel() * a.k.shape[1] <= SMALL and q.numel() and a.k.numel():
+        return _at_once(a)
     out, lse = fake(a)
     tiles = _Tiles(a, lse.dtype)
     if tiles.small:
@@ -41,6 +45,20 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
             p, lse[b, rows] = softmax_with_lse(s)
             out[b, rows] = s if value is None else p @ value[b % value.shape[0]].to(p.dtype)
     return out, lse
+
+
+def _at_once(a: Arguments) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if a.q.dtype == torch.float64 else torch.float32
+    q, k, w = (t if t.dtype == dtype else t.to(dtype) for t in (a.q, a.k, a.w))
+    tanh = (q.unsqueeze(2) + k.unsqueeze(1)).tanh_()
+    s = tanh @ w[0] if len(w) == 1 else (tanh * w[:, None, None]).sum(-1)
+    if a.key_mask is not None:
+        s = s.masked_fill_(~a.key_mask[:, None], -math.inf)
+    lse = torch.logsumexp(s, -1)
+    if a.value is None:
+        return s.to(a.q.dtype), lse
+    p = torch.exp(s - lse.masked_fill(lse == -math.inf, 0.0).unsqueeze(-1))
+    return (p @ a.value.to(dtype)).to(a.q.dtype), lse
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:

@@ -22,10 +22,10 @@ def forward(problem: Arguments) -> tuple[Tensor, Tensor]:
     for images in _spans(a):
         a_i, b_i, x_i = (_heads(t, images, A.dtype, a.shape[0]) for t in (a, b, x))
         # The maximum that negate_max adds to a row cancels in its softmax.
-        E = _product(a_i.mT, b_i).mul_(-scale if negate_max else scale)
-        torch.softmax(E, dim=-1, out=E)
+        E = _product(a_i.mT, b_i)
+        factor = -scale if negate_max else scale
+        E = torch.softmax(E if factor == 1.0 else E.mul_(factor), dim=-1, out=A[images].flatten(0, 1))
         _store(y[images], x_i, E if transpose else E.mT)
-        A[images] = E.view(A[images].shape)
     return y, A
 
 
@@ -64,7 +64,12 @@ def _spans(t: Tensor) -> Iterator[slice]:
 
 def _heads(t: Tensor, images: slice, dtype: torch.dtype, batch: int) -> Tensor:
     """(images·H, N, C) in the accumulation dtype: sums of 16-bit products over thousands of tokens overflow."""
-    return t.expand(batch, *t.shape[1:])[images].flatten(0, 1).to(dtype)
+    if t.shape[0] != batch:
+        t = t.expand(batch, *t.shape[1:])
+    if images.stop - images.start < batch:
+        t = t[images]
+    t = t.flatten(0, 1)
+    return t if t.dtype == dtype else t.to(dtype)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -17,10 +17,14 @@ from .reference import DEFORMABLE_ATTENTION, Arguments, reference
 
 # Corners in flight: indices, weights and their gradients of 2²⁰ corners are about 40 MiB.
 CHUNK_CORNERS = 2**20
+# Numbers of all samples up to which they are taken by torch's grid_sample, in memory.
+SMALL = 2**14
 
 
 def forward(a: Arguments) -> Tensor:
     batch, _, heads, width = a.value.shape
+    if a.depth is None and 0 < a.weights.numel() * width <= SMALL and len(a.weights) == len(a.locations) == batch:
+        return _sampled(a)
     out = a.locations.new_zeros(batch, a.locations.shape[1], heads, width)
     if out.numel() and a.weights.numel():
         for part in _parts(a):
@@ -28,6 +32,28 @@ def forward(a: Arguments) -> Tensor:
             target = out[part.image, part.queries]
             target += sums.view_as(target)
     return out.flatten(2).to(a.value.dtype)
+
+
+def _sampled(a: Arguments) -> Tensor:
+    value, locations, weights, _, _ = a
+    batch, _, heads, width = value.shape
+    queries, points = weights.shape[1], weights.shape[4]
+    # The edges of a map are −1 and 1 there; what lies far outside, NaN among it, must not reach a conversion to int.
+    places = locations.mul(2.0).sub_(1.0).nan_to_num_(-9.0).clamp_(-9.0, 9.0).permute(3, 0, 2, 1, 4, 5)
+    shares = weights.to(locations.dtype).permute(3, 0, 2, 1, 4)
+    out = None
+    start = 0
+    for level, (rows, columns) in enumerate(a.maps()):
+        cells = value[:, start : start + rows * columns].to(locations.dtype)
+        start += rows * columns
+        maps = cells.permute(0, 2, 3, 1).reshape(batch * heads, width, rows, columns)
+        grid = places[level].reshape(batch * heads, queries, points, 2)
+        samples = torch.grid_sampler_2d(maps, grid, 0, 0, False)  # (B·H, D, N, P)
+        total = (samples * shares[level].reshape(batch * heads, 1, queries, points)).sum(-1)
+        out = total if out is None else out + total
+    assert out is not None
+    out = out.view(batch, heads * width, queries)
+    return out.mT.to(value.dtype, memory_format=torch.contiguous_format).contiguous()
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:

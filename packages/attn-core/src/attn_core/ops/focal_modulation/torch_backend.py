@@ -3,6 +3,7 @@
 oneDNN's depthwise convolutions are up to 20 times faster in channels-last than in channels-first memory.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attn_core.kernels import torch_internals
 from attn_core.kernels.registration import Grads
 
 from .reference import FOCAL_MODULATION, Arguments, fake, reference
@@ -18,6 +20,8 @@ from .reference import FOCAL_MODULATION, Arguments, fake, reference
 # needs larger ones to be busy.
 CHUNK = 2**20
 CHUNK_GPU = 2**25
+# Entries of a map's (C, N, N) matrix up to which its product costs less than starting a convolution of oneDNN.
+SMALL = 2**14
 
 
 def focal_modulation(a: Arguments) -> Tensor:
@@ -49,13 +53,15 @@ def forward(a: Arguments) -> Tensor:
     y = fake(a)
     if y.numel() == 0:
         return y
+    if ctx.is_cpu and _is_small(ctx, weights):
+        return _by_matrices(a)
     for images in _spans(ctx, weights):
         z, g = _map(ctx, images), _map(gates, images)
         in_place = y.dtype == z.dtype
         total = y[images].permute(0, 3, 1, 2) if in_place else torch.empty_like(z)
         total.zero_()
         for level, weight in enumerate(weights):
-            z = torch.ops.aten.gelu_(_convolve(z, _kernels(weight, images, z.dtype)))
+            z = torch_internals.gelu_(_convolve(z, _kernels(weight, images, z.dtype)))
             total.addcmul_(z, g[:, level : level + 1])
         total.addcmul_(F.gelu(z.mean((2, 3), keepdim=True)), g[:, len(weights) :])
         if normalize:
@@ -63,6 +69,41 @@ def forward(a: Arguments) -> Tensor:
         if not in_place:
             y[images] = total.permute(0, 2, 3, 1)
     return y
+
+
+def _is_small(ctx: Tensor, weights: Sequence[Tensor]) -> bool:
+    cells = ctx.shape[1] * ctx.shape[2]
+    return ctx.numel() * cells <= SMALL and all(len(weight) == 1 for weight in weights)
+
+
+def _by_matrices(a: Arguments) -> Tensor:
+    """The forward pass with each channel's convolution as a product with an N×N matrix; maps are (C, N, B)."""
+    dtype = _accumulation(a.ctx)
+    batch, rows, columns, channels = a.ctx.shape
+    cells = rows * columns
+    z, gates = (t.permute(3, 1, 2, 0).reshape(-1, cells, batch).to(dtype) for t in (a.ctx, a.gates))
+    y: Tensor | None = None
+    for level, weight in enumerate(a.weights):
+        size = weight.shape[-1]
+        taps = torch.constant_pad_nd(weight.to(dtype).view(channels, size * size), (0, 1))  # the last is 0
+        matrix = taps.index_select(1, _tap_table(rows, columns, size)).view(channels, cells, cells)
+        z = F.gelu(torch.bmm(matrix, z))
+        y = z * gates[level] if y is None else y.addcmul_(z, gates[level])
+    mean = F.gelu(z.sum(1, keepdim=True).div_(cells))
+    y = mean * gates[-1] if y is None else y.addcmul_(mean, gates[-1])
+    if a.normalize:
+        y.div_(len(a.weights) + 1)
+    y = y.view(channels, rows, columns, batch).permute(3, 1, 2, 0)
+    return y.to(a.ctx.dtype, memory_format=torch.contiguous_format).contiguous()
+
+
+@functools.lru_cache(maxsize=64)
+def _tap_table(rows: int, columns: int, size: int) -> Tensor:
+    """(N·N,): the tap with which a cell reads another, size² where it does not."""
+    row, column = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
+    down, across = (x - x[:, None] + size // 2 for x in (row, column))
+    inside = (down >= 0) & (down < size) & (across >= 0) & (across < size)
+    return torch.where(inside, down * size + across, size * size).flatten()
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:

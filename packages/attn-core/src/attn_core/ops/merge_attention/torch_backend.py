@@ -13,8 +13,13 @@ from attn_core.kernels.registration import Grads
 
 from .reference import MERGE_ATTENTION, Arguments, fake, reference
 
+# Numbers of all parts up to which they are stacked: that many cost less to copy than a part's own calls.
+SMALL = 2**14
+
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    if a.tensors[0].numel() * a.parts <= SMALL:
+        return _stacked(a)
     outs, lses = a.tensors[: a.parts], a.tensors[a.parts :]
     lse = lses[0].clone(memory_format=torch.contiguous_format)
     for part in lses[1:]:
@@ -31,6 +36,21 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
         else:
             total.addcmul_(part, weight)
     return out if total is out else out.copy_(total), lse
+
+
+def _stacked(a: Arguments) -> tuple[Tensor, Tensor]:
+    outs, lses = torch.stack(list(a.tensors[: a.parts])), a.tensors[a.parts :]
+    lse = lses[0] if a.parts > 1 else lses[0].clone(memory_format=torch.contiguous_format)
+    for part in lses[1:]:
+        lse = torch.logaddexp(lse, part)
+    stacked = torch.stack(list(lses))
+    weights = torch.exp(stacked - lse.masked_fill(lse == -math.inf, 0.0)).unsqueeze(-1)
+    shares = (outs if outs.dtype == lse.dtype else outs.to(lse.dtype)) * weights
+    # 0 · inf is no number: a part without keys may hold anything.
+    if not math.isfinite(float(shares.sum())):
+        shares = shares.masked_fill(weights == 0, 0.0)
+    out, _ = fake(a)
+    return out.copy_(shares.sum(0)), lse
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:

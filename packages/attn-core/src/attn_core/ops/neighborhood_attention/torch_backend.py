@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.kernels.registration import Grads, token_major
+from attn_core.kernels import torch_internals
+from attn_core.kernels.registration import Grads, token_major, token_major_copy
 from attn_core.ops.attention.chunked import chunked_backward, chunked_forward, row_shift
 from attn_core.ops.attention.cpu_flash import empty_result, flash_backward, flash_forward
 
 from .reference import NEIGHBORHOOD_ATTENTION, Arguments, fake, reference
-from .windows import Axis, Pattern, extents, outer, spans
+from .windows import Axis, Pattern, Span, extents, outer, spans
 
 # Entries of tile biases, and of their gradients, that are kept for tiles of equal shape: 2²³ float32 are 32 MiB.
 KEPT_BIASES = 2**23
@@ -30,6 +31,14 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     if q.numel() == 0 or v.numel() == 0:
         return empty_result(q, v)
     tiles = _Tiles(a)
+    if tiles.are_one and q.device.type == "cpu":  # neither cut nor put together
+        bias = tiles.bias(tuple(span.pattern for (span,) in tiles.spans))
+        if q.shape[3] == v.shape[3] and q.stride(3) == k.stride(3) == v.stride(3) == 1:
+            # No query is without keys, each sees itself: nothing of what flash_forward mends can happen.
+            out, lse = torch_internals.flash_cpu(q, k, v, 0.0, False, attn_mask=bias, scale=a.scale)
+        else:
+            out, lse = flash_forward(q, k, v, bias, a.scale, False)
+        return token_major_copy(out), lse.contiguous()
     out, lse = fake(a)
     maps = [x.unflatten(2, tiles.grid) for x in (q, k, v, out, lse)]
     on_cpu = q.device.type == "cpu"
@@ -92,11 +101,10 @@ class _Tiles:
 
     def __init__(self, a: Arguments) -> None:
         q, v = a.q, a.v
-        self.grid = tuple(int(length) for length in a.grid)
-        rules = zip(self.grid, a.kernel_size, a.dilation, a.stride, a.is_causal, strict=True)
-        axes = tuple(Axis(*rule, a.border == "shifted") for rule in rules)
-        chosen = extents(axes, q.shape[0] * q.shape[1], q.shape[3] + v.shape[3])
-        self.spans = [spans(axis, extent) for axis, extent in zip(axes, chosen, strict=True)]
+        self.grid = tuple(a.grid)
+        rules = (self.grid, *(tuple(rule) for rule in (a.kernel_size, a.dilation, a.stride, a.is_causal)))
+        self.spans = _plan(*rules, a.border, q.shape[0] * q.shape[1], q.shape[3] + v.shape[3])
+        self.are_one = all(len(along) == 1 for along in self.spans) and max(a.dilation) == 1
         self.q, self.rpb, self.kernel_size = q, a.rpb, a.kernel_size
         self.biases: dict[tuple[Pattern, ...], Tensor] = {}
         self.gradients: dict[tuple[Pattern, ...], Tensor] = {}
@@ -141,6 +149,22 @@ class _Tiles:
         for patterns, dbias in self.gradients.items():
             flat.index_add_(2, self._index(patterns).flatten(), dbias.flatten(2))
         self.gradients.clear()
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(
+    grid: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    dilation: tuple[int, ...],
+    stride: tuple[int, ...],
+    is_causal: tuple[bool, ...],
+    border: str,
+    images: int,
+    width: int,
+) -> list[tuple[Span, ...]]:
+    rules = zip(grid, kernel_size, dilation, stride, is_causal, strict=True)
+    axes = tuple(Axis(*rule, border == "shifted") for rule in rules)
+    return [spans(axis, extent) for axis, extent in zip(axes, extents(axes, images, width), strict=True)]
 
 
 def _hidden(patterns: tuple[Pattern, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
