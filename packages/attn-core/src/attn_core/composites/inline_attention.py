@@ -54,6 +54,8 @@ def inline_attention(
         fail(OPERATOR, "residual", f"must be of shape {expected}", shape(residual))
     if grid is None or not 0 < grid[0] * grid[1] <= tokens:
         fail(OPERATOR, "grid", f"must be the height and width of a map of at most {tokens} tokens", grid)
+    if out.numel() == 0:
+        return out  # an empty batch: a convolution knows no 0 groups
     before = tokens - grid[0] * grid[1]
     maps = v[:, :, before:].mT.reshape(1, -1, *grid)
     local = F.conv2d(maps, residual.reshape(-1, 1, 3, 3).to(maps.dtype), padding=1, groups=maps.shape[1])
