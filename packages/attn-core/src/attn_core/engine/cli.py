@@ -95,7 +95,7 @@ def build_cli(task: TaskPackage) -> typer.Typer:
     ) -> None:
         """Evaluate the best weights of a run on its test split."""
         _one_of("--split", split, ("test", "val"))
-        for name, value in evaluate(package, run, split=split, device=device).items():
+        for name, value in evaluate(package, run, split=split, device=device, draw=task.draw_predictions).items():
             out.print(f"{split} {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
 
     def predict_command(

@@ -61,7 +61,7 @@ class ExportTarget:
     name: str
 
 
-DrawPredictions = Callable[[nn.Module, Iterable[dict[str, Any]], Path], None]
+DrawPredictions = Callable[[nn.Module, Iterable[dict[str, Any]], Path], Sequence[str] | None]
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,10 @@ class TaskPackage:
             ValueError or OSError with one clear line for an unusable input.
         export: Run or registered model name → what to export.
         benchmark: BenchmarkRequest → rows (dicts with equal keys), printed as a table and written to ``--json``.
-        draw_predictions: (model, data loader, file) → writes ``predictions.png`` at the end of a run. The model is the
-            `TaskModel` in eval mode with the best weights; the loader iterates over the test split (validation if the
-            recipe has none).
+        draw_predictions: (model, data loader, file) → writes ``predictions.png`` at the end of a run, and in ``eval``
+            into ``<run>/eval_<split>``; gives the names of what it wrote beside it. The model is the `TaskModel` in
+            eval mode with the best weights; the loader iterates over the test split (validation if the recipe has
+            none).
         train_settings: The package's own options of ``train`` → ``KEY=VALUE`` settings, as of ``--set``, which comes
             after them.
         commands: Further verbs by name. A callable's parameters, annotated for typer, are those of the verb and its

@@ -165,8 +165,10 @@ def train(
             stop_processes()
 
 
-def evaluate(package: PackageId, run: Path, *, split: str = "test", device: str = "auto") -> dict[str, float]:
-    """Metrics of a run's best weights on one of its splits."""
+def evaluate(
+    package: PackageId, run: Path, *, split: str = "test", device: str = "auto", draw: DrawPredictions | None = None
+) -> dict[str, float]:
+    """Metrics of a run's best weights on one of its splits; ``draw`` writes into ``<run>/eval_<split>``."""
     config = read_run_config(package, run)
     if f"{split}_dataloader" not in config:
         raise EngineError(f"eval: the recipe of {run} has no {split} split; it has {', '.join(_splits(config))}")
@@ -177,6 +179,8 @@ def evaluate(package: PackageId, run: Path, *, split: str = "test", device: str 
     runner = Runner.from_cfg(kept)
     try:
         metrics = runner.test() if split == "test" else runner.val()
+        if draw is not None:
+            _draw(runner, split, draw, run / f"eval_{split}")
         return {name: float(value) for name, value in metrics.items()}
     finally:
         runner.close()
@@ -367,8 +371,14 @@ def _finish(runner: Runner, config: dict[str, Any], result: TrainResult, draw: D
         written.append("curves.png")
     split = next((split for split in ("test", "val") if f"{split}_dataloader" in config), None)
     if draw is not None and split is not None and runner.world_size == 1:
-        runner.bare_model.eval()
-        with torch.inference_mode():
-            draw(runner.bare_model, getattr(runner, f"{split}_dataloader"), directory / "predictions.png")
-        written.append("predictions.png")
+        written += _draw(runner, split, draw, directory)
     return written
+
+
+def _draw(runner: Runner, split: str, draw: DrawPredictions, folder: Path) -> list[str]:
+    """``predictions.png`` and what the package writes beside it; gives their names."""
+    folder.mkdir(exist_ok=True)
+    runner.bare_model.eval()
+    with torch.inference_mode():
+        further = draw(runner.bare_model, getattr(runner, f"{split}_dataloader"), folder / "predictions.png")
+    return ["predictions.png", *(further or ())]
