@@ -1,5 +1,6 @@
 """The command ``vision-models``: training, prediction, export, pictures, and one clear line for every misuse."""
 
+import csv
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from attn_core.engine.cli import run_cli
 from vision_models import BiFormer, create_model
 from vision_models.cli import CLI
 from vision_models.data import Digits
-from vision_models.explain.biformer import Routing, routings
+from vision_models.pictures.explain.biformer import Routing, routings
 
 
 def command(*arguments: str) -> int:
@@ -57,14 +58,60 @@ def test_prediction_names_five_classes_and_draws_the_routing(
     run: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("predict", str(digit), "--run", str(run), "--out", str(tmp_path / "out")) == 0
-    line = capsys.readouterr().out.strip()
+    line, tables = capsys.readouterr().out.strip().splitlines()
     assert line.count("%") == 5
     assert line.endswith("digit_biformer.png")
+    assert tables.endswith("predictions.json")
     first = (tmp_path / "out" / "digit_biformer.png").read_bytes()
     assert (
         command("predict", str(digit), "--run", str(run), "--out", str(tmp_path / "out"), "--region", "0.1", "0.9") == 0
     )
     assert (tmp_path / "out" / "digit_biformer.png").read_bytes() != first
+
+
+@pytest.mark.slow
+def test_folders_of_pictures_are_mirrored_and_tabled(run: Path, tmp_path: Path) -> None:
+    for place in ("a", "b/deeper"):
+        (tmp_path / "in" / place).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "in" / place / "same.PNG")
+    out = tmp_path / "out"
+    assert command("predict", str(tmp_path / "in"), "--run", str(run), "--out", str(out)) == 0
+    assert (out / "a" / "same_biformer.png").is_file()
+    assert (out / "b" / "deeper" / "same_biformer.png").is_file()
+    rows = json.loads((out / "predictions.json").read_text())
+    assert [row["file"].removeprefix(str(tmp_path)) for row in rows] == ["/in/a/same.PNG", "/in/b/deeper/same.PNG"]
+    assert rows[0]["label"] == max(rows[0]["best"], key=rows[0]["best"].get)
+    assert len((out / "predictions.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_eval_writes_the_confusion_of_a_part_beside_the_run(run: Path) -> None:
+    assert command("eval", str(run), "--split", "val") == 0
+    assert np.asarray(Image.open(run / "eval_val" / "confusion.png").convert("L")).std() > 10
+    rows = list(csv.reader((run / "eval_val" / "confusion.csv").read_text().splitlines()))
+    assert sum(int(n) for row in rows[1:] for n in row[1:]) == 179
+    test = list(csv.DictReader((run / "classes.csv").read_text().splitlines()))
+    assert sum(int(row["images"]) for row in test) == 359
+    right = json.loads((run / "result.json").read_text())["test"]["accuracy"]
+    assert sum(int(row["right"]) for row in test) == pytest.approx(359 * right)
+
+
+@pytest.mark.slow
+def test_sixty_pictures_in_class_folders_train_and_test_with_one_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(0)
+    for label, low in (("dark", 0), ("猫", 128)):
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(6):
+            pixels = generator.integers(low, low + 128, (40, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / label / f"{i}.png")
+    run = tmp_path / "run"
+    settings = ["--set", "steps=6", "--set", "warmup=1", "--set", "side=32"]
+    assert command("train", "pictures", "--data", str(tmp_path / "data"), "--out", str(run), *settings) == 0
+    assert "data: train 8, test 4 samples" in capsys.readouterr().out
+    assert {"confusion.png", "classes.csv", "predictions.png"} <= {path.name for path in run.iterdir()}
+    assert "猫" in (run / "classes.csv").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -79,14 +126,12 @@ def test_exported_run_computes_the_same(run: Path, tmp_path: Path, capsys: pytes
 def test_unusable_pictures_end_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "zero.png").touch()
     (tmp_path / "text.png").write_text("text")
-    Image.fromarray(np.zeros((1, 1, 3), np.uint8)).save(tmp_path / "dot.png")
     Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "nan.tif")
     (tmp_path / "bare").mkdir()
     for name, message in {
         "zero.png": "the file is empty (0 bytes)",
-        "text.png": "not an image",
-        "dot.png": "1×1 pixels are too few",
-        "nan.tif": "pixels are NaN or infinite",
+        "text.png": "not a picture",
+        "nan.tif": "levels are NaN or infinite",
         "bare": "holds no pictures",
         "absent.png": "does not exist",
     }.items():
@@ -117,7 +162,9 @@ def test_misuse_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("train", "--out", out, "--set", "epoch=3"), 2, "did you mean 'epochs'?"),
         (("train", "--out", out, "--set", "model.net.n_wins=3"), 2, "did you mean 'n_win'?"),
         (("train", "biformer_cifar10", "--out", out, "--set", f"data_root={tmp_path}"), 1, "cifar-10-python.tar.gz"),
-        (("train", "biformer_imagenet", "--out", out, "--set", f"data_root={tmp_path}"), 1, "is not a folder"),
+        (("train", "biformer_imagenet", "--out", out, "--set", f"data_root={tmp_path}"), 1, "holds 0 class folder(s)"),
+        (("train", "pictures", "--out", out, "--data", f"{tmp_path}/absent"), 1, "absent is not a folder"),
+        (("train", "--out", out, "--data", str(tmp_path)), 1, "holds 0 class folder(s)"),
         (("info", "biformer_tinny"), 1, "did you mean 'biformer_tiny'?"),
         (("predict", str(tmp_path / "absent.png")), 1, "absent.png does not exist"),
         (("trian",), 2, "did you mean 'train'?"),
@@ -145,7 +192,7 @@ def test_recipes_are_complete() -> None:
     for name in recipe_names("vision_models"):
         config = load_recipe(find_recipe("vision_models", name), scope="vision_models")
         assert config["optim_wrapper"]["optimizer"]["weight_decay"] == 0.05
-        family = name.partition("_")[0]
+        family = "biformer" if name == "pictures" else name.partition("_")[0]
         assert find_recipe("vision_models", name).read_text(encoding="utf-8").lower().startswith(f'"""{family}')
 
 
@@ -165,7 +212,8 @@ def test_routing_picture_follows_the_tables_of_the_model() -> None:
 
 def test_benchmark_compares_both_formulations(monkeypatch: pytest.MonkeyPatch) -> None:
     from attn_core.engine import BenchmarkRequest
-    from vision_models.bench import biformer, families, measure
+    from vision_models.bench import biformer, measure
+    from vision_models.commands import benchmark as families
 
     monkeypatch.setattr(measure, "REPEATS", 1)
     monkeypatch.setattr(biformer, "LARGE_SIDE", 28)

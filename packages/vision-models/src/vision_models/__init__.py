@@ -1,16 +1,16 @@
 """Attention backbones for vision on one attention core; importing registers them with timm."""
 
-from .biformer import BiFormer, BiFormerDense
-from .cswin import CSwin
-from .davit import DaViT
-from .deit import DeiT
-from .focalnet import FocalNet
-from .halonet import HaloNet
-from .models import create_model, list_models
-from .official import load_official
-from .pvt import PVT
-from .ravlt import RAVLT
-from .swin import Swin, SwinDense
+from vision_models.models import create_model, list_models
+from vision_models.models.biformer import BiFormer, BiFormerDense
+from vision_models.models.cswin import CSwin
+from vision_models.models.davit import DaViT, DaViTDense
+from vision_models.models.deit import DeiT
+from vision_models.models.focalnet import FocalNet, FocalNetDense
+from vision_models.models.halonet import HaloNet
+from vision_models.models.pvt import PVT
+from vision_models.models.ravlt import RAVLT, RAVLTDense
+from vision_models.models.swin import Swin, SwinDense
+from vision_models.official import load_official
 
 __all__ = [
     "PVT",
@@ -19,12 +19,17 @@ __all__ = [
     "BiFormerDense",
     "CSwin",
     "DaViT",
+    "DaViTDense",
     "DeiT",
     "FocalNet",
+    "FocalNetDense",
     "HaloNet",
+    "RAVLTDense",
     "Swin",
     "SwinDense",
     "create_model",
     "list_models",
     "load_official",
 ]
+
+list_models()  # imports every file of models/, which registers its entries with timm

@@ -1,5 +1,5 @@
 """``python -m vision_models`` is the command ``vision-models``, for ``torchrun -m``."""
 
-from .cli import main
+from vision_models.cli import main
 
 main()

@@ -1,35 +1,33 @@
 """timm's contract for a backbone of a stem, stages, an output norm and a head: written once, for every family."""
 
 # pyright: reportPrivateImportUsage=false
-# (timm.layers exports these names, and torch.jit is_scripting, though they list none)
+# (timm.layers exports these names, though it lists none)
 
-import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
-from timm.layers import ClassifierHead, NormMlpClassifierHead, get_device_dtype
-from timm.models import checkpoint_seq
+from timm.layers import ClassifierHead, LayerNorm2d, NormMlpClassifierHead, get_device_dtype
+from timm.models import checkpoint_seq, register_notrace_function
 from timm.models._features import feature_take_indices  # timm exports it nowhere else
 from torch import Tensor, nn
 
-# Name of an official layout → (pattern, replacement) pairs that turn our parameter names into that layout's, in order.
-KeyMap = dict[str, tuple[tuple[str, str], ...]]
+from attn_core.weights import KeyMap
 
 
-def official_names(model: nn.Module, key_map: KeyMap, layout: str) -> dict[str, str]:
-    """Official parameter name → ours, for each entry of ``model.state_dict()``."""
-    names = {}
-    for ours in model.state_dict():
-        official = ours
-        for pattern, replacement in key_map[layout]:
-            official = re.sub(pattern, replacement, official)
-        names[official] = ours
-    return names
+@register_notrace_function  # decides by the size, which FX must not follow
+def prepared(x: Tensor, family: str, in_chans: int, min_side: int) -> Tensor:
+    """The images in the memory order of all later maps: torch's CPU convolutions are several times faster in it.
 
-
-def channels_last(x: Tensor) -> Tensor:
-    """The image in the memory order of all later maps: torch's CPU convolutions are several times faster in it."""
+    Raises: ValueError: no batch of images, other channels than the stem's, or smaller than ``min_side``.
+    """
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"{family}: images must be (B, {in_chans}, Y, X), got {tuple(x.shape)}")
+    if min(x.shape[2], x.shape[3]) < min_side:
+        raise ValueError(
+            f"{family}: image {x.shape[2]}×{x.shape[3]} is smaller than {min_side}×{min_side}, of which one token is "
+            "left in the last stage; enlarge it"
+        )
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -44,7 +42,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x).permute(0, 2, 3, 1).contiguous()
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
@@ -64,28 +62,27 @@ class StagedBackbone(nn.Module):
     # How the names of buffers end that official checkpoints hold and we compute.
     official_buffers: tuple[str, ...] = ()
 
+    min_side = 1  # of an image, in pixels
+
     feature_info: list[dict[str, Any]]
+    in_chans: int
     num_classes: int
     num_features: int
     head_hidden_size: int
-    if TYPE_CHECKING:  # TorchScript does not know these types
-        stem: nn.Module
-        stages: nn.Sequential
-        norm: nn.Module
-        head: ClassifierHead | NormMlpClassifierHead
-        key_map: KeyMap  # of the class: how official checkpoints name the parameters
+    stem: nn.Module
+    stages: nn.Sequential
+    norm: nn.Module
+    head: ClassifierHead | NormMlpClassifierHead
+    key_map: KeyMap  # of the class: how official checkpoints name the parameters
 
-    @torch.jit.ignore()
     def fit_table(self, name: str, value: Tensor) -> Tensor:
         """A checkpoint's value of a parameter; position tables of another image size stretched to ours."""
         return value
 
-    @torch.jit.ignore()
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.stages:
             stage.grad_checkpointing = enable  # pyright: ignore[reportArgumentType]
 
-    @torch.jit.ignore()
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
@@ -96,9 +93,13 @@ class StagedBackbone(nn.Module):
         self.head.reset(num_classes, global_pool, reset_other=reset_other, in_features=self.num_features, **dd)
         self.head_hidden_size = self.head.num_features
 
+    def prepared(self, x: Tensor) -> Tensor:
+        """What the stem takes. Raises: ValueError for images that the network cannot see."""
+        return prepared(x, type(self).__name__, self.in_chans, self.min_side)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """The normed map (B, num_features, Y/32, X/32)."""
-        return self.norm(self.stages(self.stem(channels_last(x))))
+        return self.norm(self.stages(self.stem(self.prepared(x))))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
@@ -106,7 +107,6 @@ class StagedBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.ignore()
     def forward_intermediates(
         self,
         x: Tensor,
@@ -129,7 +129,7 @@ class StagedBackbone(nn.Module):
                 f"forward_intermediates: output_fmt must be 'NCHW' or 'NHWC', got output_fmt={output_fmt!r}"
             )
         take, last = feature_take_indices(len(self.stages), indices)
-        x = self.stem(channels_last(x))
+        x = self.stem(self.prepared(x))
         intermediates = []
         stages = self.stages[: last + 1] if stop_early else self.stages
         for i, stage in enumerate(stages):
@@ -141,7 +141,6 @@ class StagedBackbone(nn.Module):
             return intermediates
         return (self.norm(x) if len(stages) == len(self.stages) else x), intermediates
 
-    @torch.jit.ignore()
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
@@ -156,3 +155,38 @@ class StagedBackbone(nn.Module):
         if prune_head or shortened:
             self.reset_classifier(0, "", reset_other=True)
         return take
+
+
+class Dense(StagedBackbone):
+    """Backbone for detection and segmentation: four maps, each with a LayerNorm of its own on the way out.
+
+    The un-normed map feeds the next stage. A family mixes it in before its class: ``class SwinDense(Dense, Swin)``.
+
+    Args:
+        variant: name of the classification variant to start from; ``options`` override its constructor arguments.
+
+    Shapes: image (B, in_chans, Y, X) → tuple of (B, C_i, Y/s, X/s), s = 4, 8, 16, 32, rounded as the family does.
+    Raises: ValueError for an unknown variant.
+    """
+
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]]  # of the family
+    out_eps: ClassVar[float]  # of the norms, as official
+
+    def __init__(self, variant: str, **options: Any) -> None:
+        name = type(self).__name__
+        if variant not in self.variants:
+            raise ValueError(f"{name}: variant must be one of {sorted(self.variants)}, got variant={variant!r}")
+        super().__init__(**{**self.variants[variant], **options, "num_classes": 0, "global_pool": ""})
+        dd: dict[str, Any] = get_device_dtype(self)
+        self.norm = nn.Identity()
+        self.out_norms = nn.ModuleList(
+            LayerNorm2d(info["num_chs"], eps=self.out_eps, **dd) for info in self.feature_info
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x = self.stem(self.prepared(x))
+        maps: list[Tensor] = []
+        for stage, norm in zip(self.stages, self.out_norms, strict=True):
+            x = stage(x)
+            maps.append(norm(x))
+        return tuple(maps)

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from vision_models.backbone import StagedBackbone
-from vision_models.bilevel_routing import RoutedAttention
-
-from .gathered import GatheredRouting, gathered
-from .measure import linear_row, model_rows, peak, row, step
+from vision_models.bench.gathered import GatheredRouting, gathered
+from vision_models.bench.measure import linear_row, model_rows, peak, row, step
+from vision_models.layers.bilevel_routing import RoutedAttention
 
 PEER = "gathered"
 TOPKS = (1, 4, 16)

@@ -1,7 +1,7 @@
 """BiFormer as its official code formulates it: regions split by copies, keys and values gathered, scores in full.
 
 The peer of the benchmark, and the slow formulation that tests compare with: it shares parameters and their names with
-:mod:`vision_models.biformer`, and nothing of the path from the projection to the output.
+:mod:`vision_models.models.biformer`, and nothing of the path from the projection to the output.
 """
 
 import copy
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_models.backbone import Stage, StagedBackbone
-from vision_models.biformer import BiFormer, FullAttention, Mlp
-from vision_models.bilevel_routing import RoutedAttention
-from vision_models.layers import Linear
+from vision_models.layers.bilevel_routing import RoutedAttention
+from vision_models.layers.token_maps import Linear
+from vision_models.models.biformer import BiFormer, FullAttention, Mlp
 
 
 def gathered(model: StagedBackbone) -> StagedBackbone:

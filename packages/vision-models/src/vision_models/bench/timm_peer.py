@@ -7,11 +7,11 @@ import torch
 from timm.layers.halo_attn import HaloAttn
 from torch import Tensor, nn
 
-from vision_models.backbone import StagedBackbone, official_names
-from vision_models.halo_attention import HaloAttention
+from attn_core.weights import official_names
+from vision_models.backbone import StagedBackbone
+from vision_models.bench.measure import Layers, layer_rows, linear_row, model_rows
+from vision_models.layers.halo_attention import HaloAttention
 from vision_models.models import timm_name
-
-from .measure import Layers, layer_rows, linear_row, model_rows
 
 
 def timm_peer(name: str, ours: StagedBackbone) -> nn.Module:
@@ -24,7 +24,7 @@ def timm_peer(name: str, ours: StagedBackbone) -> nn.Module:
         raise ValueError(f"benchmark: timm has no {name} to compare with")
     peer: Any = timm.create_model(name)
     layout = "timm" if "timm" in ours.key_map else None
-    names = official_names(ours, ours.key_map, layout) if layout else {key: key for key in ours.state_dict()}
+    names = official_names(ours, ours.key_map[layout]) if layout else {key: key for key in ours.state_dict()}
     own = ours.state_dict()
     state = {key: own[names[key]].view_as(value) for key, value in peer.state_dict().items()}
     peer.load_state_dict(state)

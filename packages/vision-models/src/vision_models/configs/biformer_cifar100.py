@@ -10,8 +10,8 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from attn_core.engine import Accuracy, ClassificationTask, EMAHook
-from vision_models.biformer import BiFormer
 from vision_models.data import Cifar
+from vision_models.models.biformer import BiFormer
 
 data_root = "data"
 classes = 100

@@ -11,8 +11,8 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from attn_core.engine import Accuracy, ClassificationTask, EMAHook
-from vision_models.biformer import BiFormer
 from vision_models.data import Digits
+from vision_models.models.biformer import BiFormer
 
 epochs = 50
 warmup = 2

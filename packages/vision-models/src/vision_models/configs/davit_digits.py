@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from attn_core.engine import Accuracy, ClassificationTask, EMAHook
 from vision_models.data import Digits
-from vision_models.davit import DaViT
+from vision_models.models.davit import DaViT
 
 epochs = 80
 warmup = 2

@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from attn_core.engine import Accuracy, ClassificationTask, EMAHook
 from vision_models.data import Digits
-from vision_models.focalnet import FocalNet
+from vision_models.models.focalnet import FocalNet
 
 epochs = 80
 warmup = 2

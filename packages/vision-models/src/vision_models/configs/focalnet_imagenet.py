@@ -38,13 +38,13 @@ model = dict(
     cutmix=1.0,
 )
 train_dataloader = dict(
-    dataset=dict(type=ImageFolder, root=data_root + "/train", num_classes=classes, augment=True),
+    dataset=dict(type=ImageFolder, root=data_root, split="train", num_classes=classes, augment=True),
     batch_size=batch,
     num_workers=12,
     drop_last=True,
 )
 test_dataloader = dict(
-    dataset=dict(type=ImageFolder, root=data_root + "/val", num_classes=classes), batch_size=batch, num_workers=12
+    dataset=dict(type=ImageFolder, root=data_root, split="test", num_classes=classes), batch_size=batch, num_workers=12
 )
 test_evaluator = dict(type=Accuracy, topk=(1, 5))
 optim_wrapper = dict(

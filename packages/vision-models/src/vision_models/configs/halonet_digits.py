@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from attn_core.engine import Accuracy, ClassificationTask, EMAHook
 from vision_models.data import Digits
-from vision_models.halonet import HaloNet
+from vision_models.models.halonet import HaloNet
 
 epochs = 60
 warmup = 2

@@ -33,13 +33,13 @@ model = dict(
     cutmix=1.0,
 )
 train_dataloader = dict(
-    dataset=dict(type=ImageFolder, root=data_root + "/train", num_classes=classes, size=side, augment=True),
+    dataset=dict(type=ImageFolder, root=data_root, split="train", num_classes=classes, size=side, augment=True),
     batch_size=batch,
     num_workers=12,
     drop_last=True,
 )
 test_dataloader = dict(
-    dataset=dict(type=ImageFolder, root=data_root + "/val", num_classes=classes, size=side, crop_pct=0.95),
+    dataset=dict(type=ImageFolder, root=data_root, split="test", num_classes=classes, size=side, crop_pct=0.95),
     batch_size=batch,
     num_workers=12,
 )

@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from attn_core.engine import Accuracy, ClassificationTask, EMAHook
 from vision_models.data import Digits
-from vision_models.swin import Swin
+from vision_models.models.swin import Swin
 
 epochs = 50
 warmup = 2

@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from attn_core.engine import Accuracy, ClassificationTask, EMAHook
 from vision_models.data import Digits
-from vision_models.ravlt import RAVLT
+from vision_models.models.ravlt import RAVLT
 
 epochs = 20
 warmup = 2

@@ -1,8 +1,8 @@
 """Image data sets as the training engine takes them: items ``{"image": float32 (C, Y, X), "label": int}``."""
 
-from .cifar import Cifar
-from .digits import Digits
-from .imagefolder import ImageFolder
-from .images import Preprocess, read_image
+from vision_models.data.cifar import Cifar
+from vision_models.data.digits import Digits
+from vision_models.data.imagefolder import ImageFolder
+from vision_models.data.images import Preprocess, read_image
 
 __all__ = ["Cifar", "Digits", "ImageFolder", "Preprocess", "read_image"]

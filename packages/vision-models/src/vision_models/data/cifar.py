@@ -14,7 +14,7 @@ import numpy as np
 from timm.data.transforms_factory import create_transform
 from torch.utils.data import Dataset
 
-from .splits import stratified_parts
+from vision_models.data.splits import stratified_parts
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

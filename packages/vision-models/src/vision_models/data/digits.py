@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .splits import stratified_parts
+from vision_models.data.splits import stratified_parts
 
 SIDE = 8
 LEVELS = 16

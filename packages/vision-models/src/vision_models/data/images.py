@@ -1,13 +1,15 @@
 """Pictures from files into tensors: every colour mode converted on purpose, every unusable file named."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+
+from attn_core.pictures import read_picture
 
 INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -17,49 +19,16 @@ INTERPOLATION = {
 
 
 def read_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
-    """Decode a picture, upright, as 8-bit RGB or grey.
-
-    Transparent pixels are laid on white; 16-bit grey is scaled (Pillow alone would clip it at 255); float pictures must
-    lie in [0, 1]; CMYK, palette and the rest go through Pillow; of an animation the first frame is taken.
+    """Decode a picture, upright, as 8-bit RGB or grey, by :func:`attn_core.pictures.read_picture`.
 
     Raises:
-        ValueError: no picture, empty, damaged, a single pixel or row, or not finite; the message names the file.
+        ValueError: what that refuses, and levels without a black and a white; the message names the file.
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size == 0:
-            raise ValueError(f"{path}: the file is empty (0 bytes)")
-        with Image.open(path) as opened:
-            # load() before transposing: a truncated file must fail here, under its own name
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-            return _eight_bit(image, path).convert(mode)
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image, or of an unknown format") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
-            raise ValueError(f"{path}: {error.strerror}") from None
-        raise ValueError(f"{path}: the image is damaged: {error}") from None
+    picture = read_picture(path)
+    return Image.fromarray(picture.rgb() if mode == "RGB" else picture.grey())
 
 
-def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
-    if min(image.size) < 2:
-        raise ValueError(f"{path}: {image.width}×{image.height} pixels are too few for an image")
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError(f"{path}: {int((~np.isfinite(values)).sum())} pixels are NaN or infinite")
-        top = 1.0 if image.mode == "F" else 65535.0
-        if values.min() < 0 or values.max() > top:
-            raise ValueError(
-                f"{path}: pixels must lie in 0…{top:g} for mode {image.mode}, got {values.min():g}…{values.max():g}"
-            )
-        return Image.fromarray(np.round(values * (255.0 / top)).astype(np.uint8))
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image)
-    return image
+LARGEST = 8192  # side of a network's input, in pixels
 
 
 class Preprocess:
@@ -85,6 +54,20 @@ class Preprocess:
         interpolation: Literal["bicubic", "bilinear", "box"] = "bicubic",
         through: Sequence[int] | None = None,
     ) -> None:
+        if mode not in ("RGB", "L"):
+            raise ValueError(f"Preprocess: mode must be 'RGB' or 'L', got mode={mode!r}")
+        for option, sides in (("size", size), ("through", through)):
+            if sides is not None and not (
+                len(sides) == 2 and all(isinstance(side, int) and 0 < side <= LARGEST for side in sides)
+            ):
+                raise ValueError(f"Preprocess: {option} must be two numbers from 1 to {LARGEST}, got {option}={sides}")
+        channels = 1 if mode == "L" else 3
+        if len(mean) not in (1, channels) or len(std) not in (1, channels):
+            raise ValueError(f"Preprocess: mean and std must have {channels} entries, got {mean} and {std}")
+        if crop_pct is not None and not 0.05 <= crop_pct <= 1:
+            raise ValueError(f"Preprocess: crop_pct must lie in [0.05, 1], got crop_pct={crop_pct}")
+        if interpolation not in INTERPOLATION:
+            raise ValueError(f"Preprocess: interpolation must be one of {tuple(INTERPOLATION)}, got {interpolation!r}")
         self.mode: Literal["RGB", "L"] = mode
         self.size = (int(size[0]), int(size[1]))
         self.mean = torch.tensor(mean).view(-1, 1, 1)
@@ -115,3 +98,23 @@ class Preprocess:
         array: Any = np.array(image, dtype=np.float32)
         pixels = torch.from_numpy(array.reshape(*self.size, -1)).permute(2, 0, 1) / 255
         return (pixels - self.mean) / self.std
+
+
+def preparation(info: Any, where: Path) -> tuple[Preprocess, list[str]]:
+    """The transform and the classes' names that a run notes about its data.
+
+    Args:
+        info: the data set's ``metainfo`` as it stands in ``run.json``.
+        where: the run's folder, for the message.
+
+    Raises:
+        ValueError: they are not there, or no transform and no names.
+    """
+    known = info if isinstance(info, Mapping) else {}
+    options, classes = known.get("preprocess"), known.get("classes")
+    if not isinstance(options, Mapping) or not isinstance(classes, list) or not classes:
+        raise ValueError(f"{where / 'run.json'} names neither preprocessing nor classes; train it again")
+    try:
+        return Preprocess(**options), [str(name) for name in classes]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where / 'run.json'}: preprocess is unusable: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,1 @@
+"""The verbs of ``vision-models``, one file each."""

@@ -1,0 +1,49 @@
+"""The verb ``benchmark``: each family against its peer in one run.
+
+``vision-models benchmark --json FILE`` writes the rows with the environment they were measured in, and a plot.
+"""
+
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from attn_core.engine import BenchmarkRequest
+from vision_models.bench import biformer, timm_peer
+from vision_models.bench.measure import environment, plot
+from vision_models.models import create_model, family, list_models
+from vision_models.models.biformer import BiFormer
+from vision_models.models.davit import DaViT
+from vision_models.models.focalnet import FocalNet
+from vision_models.models.halonet import HaloNet
+
+PEERS = {BiFormer: biformer.rows, DaViT: timm_peer.rows, FocalNet: timm_peer.rows, HaloNet: timm_peer.rows}
+DEFAULT = ("biformer_tiny", "davit_tiny", "focalnet_tiny_srf", "halonet26t")
+
+
+def benchmark(
+    request: BenchmarkRequest,
+    *,
+    compiled: Annotated[bool, typer.Option("--compile", help="Time both sides under torch.compile.")] = False,
+) -> list[dict[str, Any]]:
+    """One row per model and quantity: ours, the peer, ratio, and the largest relative difference of the logits.
+
+    Args:
+        compiled: time both under ``torch.compile`` (forward only; compiling the training step takes minutes).
+
+    Raises:
+        ValueError: a model whose family has no peer.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in request.models or DEFAULT:
+        if name in list_models() and family(name) not in PEERS:
+            families = ", ".join(peer.__name__ for peer in PEERS)
+            raise ValueError(f"benchmark: {name} has no peer to compare with; {families} have")
+        torch.manual_seed(0)
+        ours: Any = create_model(name).to(request.device)
+        x = torch.randn(request.batch_size or 8, *ours.default_cfg["input_size"], device=request.device)
+        rows += PEERS[family(name)](name, ours, x, compiled=compiled)
+    rows = [{**row, **environment(request.device)} for row in rows]
+    if request.json is not None and not compiled:
+        plot(rows, request.json.with_suffix(".png"))
+    return rows

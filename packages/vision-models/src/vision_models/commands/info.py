@@ -1,0 +1,29 @@
+"""The verb ``info``: what a model is, costs and takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from attn_core.flops import count_flops
+from vision_models.models import card, create_model, timm_name
+
+
+def info(name: str) -> Mapping[str, object]:
+    """Rows of a table about a registered model."""
+    with torch.device("meta"):
+        model = create_model(name).eval()
+    cfg: Any = model.default_cfg
+    channels, height, width = cfg["input_size"]
+    return {
+        "model": name,
+        "in timm": timm_name(name),
+        "what": card(name).summary,
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "multiply-adds": f"{count_flops(lambda: model(torch.empty(1, *cfg['input_size'], device='meta'))) / 2e9:.3f} G",
+        "input": f"{channels}×{height}×{width}, any size works",
+        "maps": ", ".join(f"{row['num_chs']} channels at 1/{row['reduction']}" for row in model.feature_info),
+        "paper": cfg["paper_ids"],
+        "official code": f"{cfg['origin_url']} ({cfg['license']})",
+        "mean, std": f"{cfg['mean']}, {cfg['std']}",
+    }

@@ -1,0 +1,68 @@
+"""BiFormer (0.6 M parameters) from scratch on a few of your own pictures, on a CPU in minutes.
+
+Data: ``<data_root>/<class>/*``, of which a fixed quarter of each class is the test, or folders train and test (or val).
+``vision-models train pictures --data my/pictures`` finds the number of classes by itself. The schedule counts steps,
+not epochs, so that 60 pictures and 6,000 take equally long; nothing is selected, the averaged weights of the last step
+are kept. MEASURED
+"""
+
+# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+
+from mmengine.optim import CosineAnnealingLR, LinearLR
+from torch.optim import AdamW
+
+from attn_core.engine import Accuracy, ClassificationTask, EMAHook
+from vision_models.data import ImageFolder
+from vision_models.models.biformer import BiFormer
+
+data_root = "my/pictures"
+classes = 2
+side = 96
+steps = 400
+warmup = 40
+batch = 24
+rate = 1e-3
+model = dict(
+    type=ClassificationTask,
+    net=dict(
+        type=BiFormer,
+        num_classes=classes,
+        depths=(1, 1, 2, 1),
+        dims=(32, 64, 96, 128),
+        head_dim=16,
+        n_win=(4, 4, 2, 1),
+        topks=(4, 8, 4, -2),
+        drop_path_rate=0.05,
+    ),
+    label_smoothing=0.1,
+)
+train_dataloader = dict(
+    dataset=dict(
+        type=ImageFolder,
+        root=data_root,
+        split="train",
+        size=side,
+        num_classes=classes,
+        in_memory=True,
+        augment=True,
+        auto_augment="rand-m5-n1-mstd0.5-inc1",
+        erasing=0.0,
+        min_area=0.35,
+    ),
+    batch_size=batch,
+)
+test_dataloader = dict(
+    dataset=dict(type=ImageFolder, root=data_root, split="test", size=side, num_classes=classes), batch_size=64
+)
+test_evaluator = dict(type=Accuracy)
+optim_wrapper = dict(
+    optimizer=dict(type=AdamW, lr=rate, weight_decay=0.05, fused=True),
+    clip_grad=dict(max_norm=1.0),
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=warmup),
+    dict(type=CosineAnnealingLR, by_epoch=False, begin=warmup, end=steps, T_max=steps - warmup, eta_min=1e-5),
+]
+train_cfg = dict(by_epoch=False, max_iters=steps)
+custom_hooks = [dict(type=EMAHook, momentum=0.02)]

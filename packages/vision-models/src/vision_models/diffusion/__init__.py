@@ -1,0 +1,1 @@
+"""Attention inside diffusion pipelines."""

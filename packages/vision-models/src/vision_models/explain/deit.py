@@ -1,5 +1,0 @@
-"""Pictures of DeiT: those of the attention it hosts."""
-
-from .mixing import panels
-
-__all__ = ["panels"]

@@ -1,0 +1,1 @@
+"""Attention layers and what they share, one file per paper or idea."""

@@ -1,0 +1,341 @@
+"""Agent-DeiT and InLine-DeiT: plain vision transformers whose tokens attend to each other at linear cost.
+
+Papers: Han et al., Agent Attention, ECCV 2024, arXiv 2312.08874; Han et al., Bridging the Divide, NeurIPS 2024, arXiv
+2412.06590; the host is Touvron et al., DeiT, ICML 2021, arXiv 2012.12877. Official code: LeapLabTHU/Agent-Attention,
+``agent_transformer/models/agent_deit.py``; LeapLabTHU/InLine, ``models/inline_deit.py``.
+
+The same as there: every number, and the parameters' names but for ``mixing``. The official files differ in the
+attention alone, so one host takes any of them for each block; with ``"softmax"`` this is DeiT itself. The class token
+takes part in attention, with biases of its own, but not in pooling and convolutions; InLine's kernels come from a mean
+that includes it.
+
+What differs: any image size works. Position embeddings are stretched bicubically, at loading as there and for an image
+of another size. There is no distillation token, which no release has.
+
+Numbers are checked in ``tests/models/test_hosts.py`` against a plain network, in ``tests/models/test_deit.py`` against
+timm's.
+
+Shapes: image (B, 3, Y, X) → logits (B, num_classes); tokens (B, 1 + N, C), maps (B, C, ⌊Y/16⌋, ⌊X/16⌋).
+"""
+
+# pyright: reportPrivateImportUsage=false
+# (timm.layers exports these names, though it lists none)
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, get_device_dtype, trunc_normal_
+from timm.models import (
+    checkpoint,
+    register_notrace_function,
+)
+from timm.models._features import feature_take_indices  # timm exports it nowhere else
+from torch import Tensor, nn
+
+from attn_core import attention as attend
+from attn_core.weights import KeyMap
+from vision_models.backbone import StagedBackbone
+from vision_models.layers.mixing import (
+    AGENT,
+    INLINE,
+    Attention,
+    fit_table,
+    host_cfgs,
+    image_grid,
+    kinds_of_blocks,
+    token_mixing,
+)
+from vision_models.layers.token_maps import Linear, Mlp, init_linear
+from vision_models.registration import timm_entries
+
+__all__ = ["DeiT"]
+
+EPS = 1e-6
+PATCH = 16
+
+
+@register_notrace_function
+def with_position(x: Tensor, table: Tensor, built: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Adds the table (1, 1 + N, C) of the grid ``built`` to tokens (B, 1 + N', C) of ``grid``."""
+    if grid[0] != built[0] or grid[1] != built[1]:
+        cells = table[:, 1:].transpose(1, 2).reshape(1, table.shape[2], built[0], built[1])
+        cells = F.interpolate(cells, size=grid, mode="bicubic").flatten(2).transpose(1, 2)
+        table = torch.cat([table[:, :1], cells], 1)
+    return x + table
+
+
+@register_notrace_function
+def token_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """Softmax attention among all tokens: (B, N, 3·C) → (B, N, C)."""
+    batch, tokens, channels = qkv.shape
+    q, k, v = qkv.view(batch, tokens, 3, num_heads, channels // (3 * num_heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    out = attend(q, k, v)[0]
+    return out.transpose(1, 2).reshape(batch, tokens, channels // 3)
+
+
+class SelfAttention(nn.Module):
+    """Softmax attention between projections. (B, 1 + N, dim) → same."""
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, **dd: Any) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.proj = Linear(dim, dim, **dd)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.proj(token_attention(self.qkv(x), self.num_heads))
+
+
+class GlobalAttention(nn.Module):
+    """Agent or InLine attention between projections. (B, 1 + N, dim) → same."""
+
+    def __init__(self, dim: int, mixing: nn.Module, qkv_bias: bool, **dd: Any) -> None:
+        super().__init__()
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.mixing = mixing
+        self.proj = Linear(dim, dim, **dd)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=2)
+        return self.proj(self.mixing(q, k, v, x, grid))
+
+
+class Block(nn.Module):
+    """Attention, MLP, each with a residual. (B, 1 + N, dim) → same."""
+
+    def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, drop_path: float, **dd: Any) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=EPS, **dd)
+        self.attn = attn
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=EPS, **dd)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x), grid))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    """16×16 patches, a rest being cut off. (B, 3, Y, X) → (B, dim, Y/16, X/16)."""
+
+    def __init__(self, in_chans: int, dim: int, **dd: Any) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, PATCH, stride=PATCH, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+class DeiT(StagedBackbone):
+    """The classification network; its features are the patches after each block, as maps.
+
+    timm's contract is that of its token models: ``forward_features`` gives tokens with the class token first, and
+    ``features_only`` works through ``feature_cls="getter"``.
+
+    Args:
+        attention: ``"agent"``, ``"inline"`` or ``"softmax"``, for all blocks or each.
+        agents: agent tokens of the blocks with agent attention, a square number.
+        img_size: the image that position and bias tables are made for; other sizes work, with stretched tables.
+        global_pool: what the classifier reads: ``"token"``, the ``"avg"`` of patches, or all with ``""``.
+
+    Raises:
+        ValueError: options that contradict each other or the width.
+    """
+
+    head: nn.Module
+    min_side = PATCH
+
+    def __init__(
+        self,
+        depth: int = 12,
+        embed_dim: int = 192,
+        num_heads: int = 3,
+        *,
+        attention: Attention | Sequence[Attention] = "softmax",
+        agents: int = 49,
+        img_size: int | Sequence[int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        kinds = kinds_of_blocks("DeiT", attention if isinstance(attention, str) else (attention,), (depth,))[0]
+        if embed_dim % num_heads:
+            raise ValueError(f"DeiT: num_heads must divide embed_dim, got {num_heads} and {embed_dim}")
+        image = image_grid("DeiT", img_size)
+        if min(image) < PATCH:
+            raise ValueError(f"DeiT: img_size must be at least {PATCH}, got img_size={img_size}")
+        _check_pool(global_pool)
+
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = self.head_hidden_size = embed_dim
+        self.global_pool = global_pool
+        self.grid: tuple[int, int] = (image[0] // PATCH, image[1] // PATCH)
+        self.grad_checkpointing = False
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
+
+        def attn(kind: Attention) -> nn.Module:
+            if kind == "softmax":
+                return SelfAttention(embed_dim, num_heads, qkv_bias, **dd)
+            mixing = token_mixing(kind, embed_dim, num_heads, self.grid, agents, class_token=True, **dd)
+            return GlobalAttention(embed_dim, mixing, qkv_bias, **dd)
+
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, **dd)
+        self.cls_token = nn.Parameter(trunc_normal_(torch.empty(1, 1, embed_dim, **dd), std=0.02))
+        count = 1 + self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(trunc_normal_(torch.empty(1, count, embed_dim, **dd), std=0.02))
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, attn(kind), mlp_ratio, rate, **dd) for kind, rate in zip(kinds, rates, strict=True)
+        )
+        self.feature_info = [{"num_chs": embed_dim, "reduction": PATCH, "module": f"blocks.{i}"} for i in range(depth)]
+        self.norm = nn.LayerNorm(embed_dim, eps=EPS, **dd)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.apply(init_linear)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The normed tokens (B, 1 + N, num_features)."""
+        x, grid = self.tokens(x)
+        for block in self.blocks:
+            if self.grad_checkpointing:
+                x = checkpoint(block, x, grid)
+            else:
+                x = block(x, grid)
+        return self.norm(x)
+
+    def tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """What enters the first block, and the rows and columns of its patches."""
+        x = self.patch_embed(self.prepared(x))
+        grid = (x.shape[2], x.shape[3])
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        return with_position(x, self.pos_embed, self.grid, grid), grid
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.global_pool == "token":
+            x = x[:, 0]
+        elif self.global_pool == "avg":
+            x = x[:, 1:].mean(1)
+        return x if pre_logits else self.head(self.head_drop(x))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+        """A new classifier on the model's device; 0 classes gives pooled features, with ``global_pool=""`` tokens."""
+        if global_pool is not None:
+            _check_pool(global_pool)
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        dd: dict[str, Any] = get_device_dtype(self)
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()  # pyright: ignore[reportIncompatibleVariableOverride]
+        init_linear(self.head)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Patches after each block as maps, and the final tokens unless ``intermediates_only``.
+
+        Args: as :meth:`StagedBackbone.forward_intermediates`; ``norm`` is applied to all maps, which it fits here.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(
+                f"forward_intermediates: output_fmt must be 'NCHW' or 'NHWC', got output_fmt={output_fmt!r}"
+            )
+        take, last = feature_take_indices(len(self.blocks), indices)
+        x, grid = self.tokens(x)
+        intermediates = []
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            x = block(x, grid)
+            if i in take:
+                tap = (self.norm(x) if norm else x)[:, 1:].unflatten(1, grid)
+                intermediates.append(tap if output_fmt == "NHWC" else tap.permute(0, 3, 1, 2))
+        return intermediates if intermediates_only else (self.norm(x), intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks behind the last one asked for; returns the absolute indices."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        shortened = last < len(self.blocks) - 1
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm or shortened:
+            self.norm = nn.Identity()
+        if prune_head or shortened:
+            self.reset_classifier(0, "")
+        return take
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed", "cls_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {
+            "stem": r"^cls_token|^pos_embed|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+    def fit_table(self, name: str, value: Tensor) -> Tensor:
+        return fit_table(self, name, value)
+
+
+def _check_pool(global_pool: str) -> None:
+    if global_pool not in ("token", "avg", ""):
+        raise ValueError(f"DeiT: global_pool must be 'token', 'avg' or '', got global_pool={global_pool!r}")
+
+
+KEY_MAP: KeyMap = {"deit": ((r"\.attn\.mixing\.", ".attn."),)}
+DeiT.key_map = KEY_MAP
+
+_TEST: dict[str, Any] = {"depth": 4, "embed_dim": 48, "num_heads": 4, "img_size": 96}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "agent_deit_tiny": {"attention": "agent"},
+    "agent_deit_small": {"attention": "agent", "embed_dim": 384, "num_heads": 6},
+    "agent_deit_small_448": {"attention": "agent", "embed_dim": 384, "num_heads": 6, "img_size": 448},
+    "agent_deit_base": {
+        "attention": ("agent",) * 4 + ("softmax",) * 8,
+        "agents": 81,
+        "embed_dim": 768,
+        "num_heads": 12,
+    },
+    "inline_deit_tiny": {"attention": "inline", "num_heads": 6},
+    "inline_deit_small": {"attention": "inline", "embed_dim": 320, "num_heads": 10, "img_size": 288},
+    "inline_deit_base": {"attention": "inline", "embed_dim": 384, "num_heads": 12, "img_size": 448},
+    "test_agent_deit": {**_TEST, "attention": ("agent", "agent", "agent", "softmax")},
+    "test_inline_deit": {**_TEST, "attention": ("inline", "inline", "inline", "softmax")},
+}
+
+
+default_cfgs = host_cfgs(VARIANTS, first_conv="patch_embed.proj", classifier="head", pool_size=None)
+
+CARDS = {
+    "agent_deit_tiny": AGENT("6.0 M parameters, 1.2 G multiply-adds at 224²", "top-1 74.9 %"),
+    "agent_deit_small": AGENT("22.6 M parameters, 4.4 G multiply-adds at 224²", "top-1 80.5 %"),
+    "agent_deit_small_448": AGENT("23.1 M parameters, 17.7 G multiply-adds at 448²", "top-1 83.1 %"),
+    "agent_deit_base": AGENT("87.2 M parameters, 17.6 G multiply-adds at 224²", "top-1 82.0 %"),
+    "inline_deit_tiny": INLINE("6.5 M parameters, 1.1 G multiply-adds at 224²", "top-1 74.5 %"),
+    "inline_deit_small": INLINE("16.7 M parameters, 5.0 G multiply-adds at 288²", "top-1 80.2 %"),
+    "inline_deit_base": INLINE("23.8 M parameters, 17.2 G multiply-adds at 448²", "top-1 82.3 %"),
+    "test_agent_deit": AGENT("Small enough for tests (< 0.5 M parameters)"),
+    "test_inline_deit": INLINE("Small enough for tests (< 0.5 M parameters)"),
+}
+ENTRIES = timm_entries(DeiT, VARIANTS, CARDS, default_cfgs, maps=lambda _: {"feature_cls": "getter", "out_indices": 3})

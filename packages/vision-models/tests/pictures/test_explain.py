@@ -1,0 +1,132 @@
+"""Pictures of attention: what they show is what the networks compute, and every family has one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vision_models import create_model, list_models
+from vision_models.pictures.explain import draw, panels_of
+from vision_models.pictures.explain.davit import channel_matrix, window_attention
+from vision_models.pictures.explain.focalnet import gates_and_modulator
+from vision_models.pictures.explain.halonet import window_attention as halo_window
+from vision_models.pictures.explain.panel import brightness, enlarged, inputs_of, spread, token_at
+from vision_models.pictures.explain.ravlt import key_weights
+
+SMALL = [name for name in list_models() if name.startswith("test_")]
+
+
+def _scores() -> list[tuple[str, float]]:
+    return [("cat", 0.9), ("dog", 0.1)]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("size", [(96, 96), (75, 113)], ids=str)
+def test_every_family_draws_a_picture_that_follows_the_point(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+    net = create_model(name).eval()
+    picture = Image.fromarray(np.linspace(0, 255, 30 * 45 * 3).reshape(30, 45, 3).astype(np.uint8))
+    image = torch.randn(3, *size)
+    for point, file in (((0.1, 0.9), "a.png"), ((0.9, 0.2), "b.png"), ((0.1, 0.9), "c.png")):
+        draw(net, image, picture, _scores(), point, tmp_path / file)
+    first, second, third = ((tmp_path / file).read_bytes() for file in ("a.png", "b.png", "c.png"))
+    assert first == third
+    assert first != second
+    assert np.asarray(Image.open(tmp_path / "a.png").convert("L")).std() > 10
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_light_is_a_brightness_and_frames_meet_the_map(name: str) -> None:
+    net: Any = create_model(name).eval()
+    panels: Any = panels_of(net)
+    with torch.no_grad():
+        columns = panels(net, torch.randn(3, 75, 113), (1.0, 1.0))
+    for panel in (panel for column in columns for panel in column):
+        assert 0 <= float(panel.light.min()) <= float(panel.light.max()) <= 1 + 1e-6
+        rows, width = panel.light.shape
+        for top, left, _, _ in panel.frames:
+            assert top < rows
+            assert left < width
+
+
+def test_unknown_networks_and_nothing_to_show_are_named(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 4))
+    with pytest.raises(ValueError, match=r"explain.draw: no picture is known for Linear; pass --no-explain"):
+        draw(nn.Linear(1, 1), torch.zeros(3, 8, 8), picture, _scores(), (0, 0), tmp_path / "x.png")
+    net = create_model("test_biformer", topks=(-2, -2, -2, -2)).eval()
+    with pytest.raises(ValueError, match="this BiFormer has no block that attends"):
+        draw(net, torch.zeros(3, 64, 64), picture, _scores(), (0, 0), tmp_path / "x.png")
+
+
+def test_points_pictures_and_stages_are_picked_as_documented() -> None:
+    assert token_at((1.0, 0.0), (5, 7)) == (4, 0)
+    assert token_at((0.5, 0.5), (5, 7)) == (2, 3)
+    assert enlarged(Image.new("L", (10, 8))).shape == (256, 320, 3)
+    assert brightness(torch.tensor([[-1.0, 0.0, 2.0]])).tolist() == [pytest.approx([0.15, 0.15, 1.0])]
+    assert spread(12, 4) == [2, 5, 8, 11]
+    assert spread(3, 4) == [0, 1, 2]
+
+
+def _seen(net: nn.Module, kind: str, size: tuple[int, int] = (75, 113)) -> tuple[Any, Tensor, Tensor]:
+    """The first module of a class, what it was given and what it returned."""
+    module: Any = next(m for m in net.modules() if type(m).__name__ == kind)
+    with torch.no_grad():
+        x = inputs_of(net, [module], torch.randn(3, *size, dtype=torch.float64))[module]
+        return module, x, module(x)
+
+
+def test_davit_pictures_reproduce_the_outputs_of_its_attention() -> None:
+    net = create_model("test_davit").double().eval()
+    attn, x, out = _seen(net, "ChannelAttention")
+    q = attn.qkv(x).view(1, -1, 3, attn.num_heads, x.shape[3] // attn.num_heads)[0, :, 0]
+    rebuilt = torch.einsum("hde,nhe->nhd", channel_matrix(attn, x), q).reshape(x.shape)
+    torch.testing.assert_close(attn.proj(rebuilt), out)
+    attn, x, out = _seen(net, "WindowAttention")
+    attn.num_heads = 1  # one head: the mean over heads is its attention
+    with torch.no_grad():
+        attention, (top, left) = window_attention(attn, x, (0.5, 0.5))
+        value = nn.functional.pad(x, (0, 0, 0, 4, 0, 4))[0, top : top + 4, left : left + 4]
+        value = attn.qkv(value)[..., 2 * x.shape[3] :]
+        row, column = token_at((0.5, 0.5), (x.shape[1], x.shape[2]))
+        torch.testing.assert_close(
+            attn.proj(torch.einsum("yx,yxc->c", attention, value)), attn(x)[0, row, column], rtol=1e-6, atol=1e-8
+        )
+
+
+def test_focalnet_pictures_show_the_gates_of_every_level() -> None:
+    module, x, _ = _seen(create_model("test_focalnet").double().eval(), "FocalModulation")
+    with torch.no_grad():
+        gates, length = gates_and_modulator(module, x)
+        assert torch.equal(gates, module.f(x)[0, ..., 2 * module.dim :].permute(2, 0, 1))
+        module.proj = nn.Identity()
+        modulated = module(x)[0] / module.f(x)[0, ..., : module.dim]
+    torch.testing.assert_close(modulated.norm(dim=-1), length, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("border", ["zero", "masked"])
+def test_halonet_pictures_reproduce_the_outputs_of_its_attention(border: str) -> None:
+    net: Any = create_model("test_halonet", border=border, num_heads=1).double().eval()
+    for stage in (1, 2):  # the attention of stage 3 has strided queries in its first block
+        attn = next(m for m in net.stages[stage].modules() if type(m).__name__ == "HaloAttention")
+        with torch.no_grad():
+            x = inputs_of(net, [attn], torch.randn(3, 75, 113, dtype=torch.float64))[attn]
+            attention, (top, left) = halo_window(attn, x, (0.1, 0.6))
+            _, kv = attn.project(x)
+            value = nn.functional.pad(kv[0, :, :, 0, attn.head_dim :], (0, 0, 9, 9, 9, 9))
+            span = len(attention)
+            value = value[top + 9 : top + 9 + span, left + 9 : left + 9 + span]
+            out = attn(x)[0].permute(1, 2, 0)
+            row, column = token_at((0.1, 0.6), (out.shape[0], out.shape[1]))
+            torch.testing.assert_close(torch.einsum("yx,yxc->c", attention, value), out[row, column])
+
+
+def test_ravlt_weights_have_mean_one_and_raise_no_rank_beyond_the_head() -> None:
+    module, x, _ = _seen(create_model("test_ravlt").double().eval(), "GatedAttention")
+    with torch.no_grad():
+        kappa, before, after = key_weights(module, x)
+    torch.testing.assert_close(kappa.mean((1, 2)), torch.ones(module.num_heads, dtype=torch.float64))
+    assert bool((before >= 1).all())
+    assert bool((after <= module.dim // module.num_heads + 1e-4).all())
