@@ -16,6 +16,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from attn_core.engine.averaging import EMAHook
 from attn_core.engine.checkpoint import best_or_newest, list_checkpoints, load_weights
 from attn_core.engine.config import find_recipe, load_recipe, write_config
 from attn_core.engine.distributed import choose_device, same_everywhere, start_processes, stop_processes
@@ -379,6 +380,13 @@ def _draw(runner: Runner, split: str, draw: DrawPredictions, folder: Path) -> li
     """``predictions.png`` and what the package writes beside it; gives their names."""
     folder.mkdir(exist_ok=True)
     runner.bare_model.eval()
-    with torch.inference_mode():
-        further = draw(runner.bare_model, getattr(runner, f"{split}_dataloader"), folder / "predictions.png")
+    averages = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    for hook in averages:  # the weights that were tested
+        hook.before_test_epoch(runner)
+    try:
+        with torch.inference_mode():
+            further = draw(runner.bare_model, getattr(runner, f"{split}_dataloader"), folder / "predictions.png")
+    finally:
+        for hook in averages:
+            hook.after_test_epoch(runner)
     return ["predictions.png", *(further or ())]
