@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attn_core import attention
+from attn_core import attention, merge_attention
 from attn_core.testing import TOLERANCE, cases_of, relative_error
 
 
@@ -182,3 +182,31 @@ def make(**replaced: object) -> dict[str, object]:
 def test_bad_arguments_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attention(**make(**changes))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_query_that_causality_and_a_mask_leave_without_a_key_is_dead() -> None:
+    q, k, v = (torch.randn(1, 1, 4, 8) for _ in range(3))
+    hidden = torch.tensor([[False, False, True, True]])
+    out, lse = attention(q, k, v, causal="upper_left", key_mask=hidden)
+    assert lse[0, 0, :2].isneginf().all()
+    assert not out[0, 0, :2].any()
+    cached = attention(q, k, v)
+    merged, _ = merge_attention([out, cached[0]], [lse, cached[1]])
+    assert relative_error(merged[:, :, :2], cached[0][:, :, :2]) == 0
+
+
+def test_a_hidden_key_at_the_diagonal_does_not_count_behind_a_cache() -> None:
+    q, k, v = torch.randn(1, 1, 4, 8), torch.randn(1, 1, 8, 8), torch.randn(1, 1, 8, 8)
+    visible = torch.arange(8)[None] != 4
+    out, _ = attention(q, k, v, causal="lower_right", key_mask=visible)
+    expected, _ = attention(q[:, :, :1], k[:, :, :4], v[:, :, :4])
+    assert relative_error(out[:, :, :1], expected) <= 2e-6
+
+
+def test_thousands_of_hidden_keys_before_the_first_visible_one_leave_the_softmax_alone() -> None:
+    q, k, v = torch.randn(1, 1, 40, 8), torch.randn(1, 1, 1300, 8), torch.randn(1, 1, 1300, 8)
+    visible = (torch.arange(1300) >= 1270)[None]
+    out, lse = attention(q, k, v, causal="lower_right", key_mask=visible)
+    expected, expected_lse = attention(q, k[:, :, 1270:], v[:, :, 1270:], causal="lower_right")
+    assert relative_error(out, expected) <= 2e-5
+    assert relative_error(lse, expected_lse) <= 2e-5

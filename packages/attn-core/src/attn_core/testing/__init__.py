@@ -4,6 +4,7 @@ Public, so that packages built on attn-core judge their own operators by the sam
 """
 
 from .cases import cases_of, every_case
+from .definitions import DEFINITIONS
 from .harness import (
     TOLERANCE,
     Case,
@@ -16,8 +17,10 @@ from .harness import (
     run,
     tensor,
 )
+from .products import product_cases
 
 __all__ = [
+    "DEFINITIONS",
     "TOLERANCE",
     "Case",
     "assert_matches_reference",
@@ -27,6 +30,7 @@ __all__ = [
     "leaves",
     "peak_memory",
     "poisoned_memory",
+    "product_cases",
     "relative_error",
     "run",
     "tensor",

@@ -66,7 +66,10 @@ def leaves(args: list[Any], kwargs: dict[str, Any]) -> list[Tensor]:
 
 def run(case: Case, args: list[Any], kwargs: dict[str, Any], backend: Backend | None = None) -> tuple[Tensor, ...]:
     """Outputs as a tuple."""
-    result = case.operator(*args, **kwargs, backend=backend)
+    return _as_tuple(case.operator(*args, **kwargs, backend=backend))
+
+
+def _as_tuple(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -84,12 +87,18 @@ def gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor], seed: int = 1) 
 
 
 def assert_matches_reference(
-    case: Case, dtype: torch.dtype, backend: Backend | None = None, device: str = "cpu", factor: float = 1.0
+    case: Case,
+    dtype: torch.dtype,
+    backend: Backend | None = None,
+    device: str = "cpu",
+    factor: float = 1.0,
+    definition: Callable[..., Any] | None = None,
 ) -> None:
     """Outputs and all gradients of ``backend`` against the reference in float64 on the same rounded inputs.
 
     Args:
         factor: on the table's tolerance, 1 unless the caller states a reason.
+        definition: what stands for the reference backend, for example one of ``attn_core.testing.DEFINITIONS``.
 
     Raises:
         AssertionError: names the tensor, its error and the bound.
@@ -98,7 +107,10 @@ def assert_matches_reference(
     outputs = run(case, args, kwargs, backend)
     inputs = leaves(args, kwargs)
     wide_args, wide_kwargs = _widened(args), dict(zip(kwargs, _widened(list(kwargs.values())), strict=True))
-    expected = run(case, wide_args, wide_kwargs, "reference")
+    if definition is None:
+        expected = run(case, wide_args, wide_kwargs, "reference")
+    else:
+        expected = _as_tuple(definition(*wide_args, **wide_kwargs))
     bound = TOLERANCE[dtype] * factor
     for i, (actual, reference) in enumerate(zip(outputs, expected, strict=True)):
         error = relative_error(actual, reference)

@@ -35,7 +35,7 @@ def chunked_forward(
         bias: addends of the scores, broadcastable to (B, H, N, M), kept apart so that their sum is only formed chunk
             by chunk.
         tables: axis tables (B|1, H|1, N, n_a).
-        factor: of the scores before a bias is added, (B, 1, N, M): 0 where a bias says it all.
+        factor: of the scores before a bias is added, (B, 1, N, M): 0 where a bias says it all, else 1.
     """
     batch, heads, queries, _ = q.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -167,7 +167,10 @@ def _scores(
         others = (1,) * axis, (1,) * (len(tables) - 1 - axis)
         grid.add_(table[:, :, rows].to(s.dtype).unflatten(-1, (*others[0], -1, *others[1])))
     if factor is not None:
-        s = s.mul_(factor[:, :, rows])
+        if all(bool(table.isfinite().all()) for table in tables):
+            s = s.mul_(factor[:, :, rows])
+        else:  # −∞·0 would be NaN where a table hides a key and the factor is 0
+            s = s.masked_fill_(factor[:, :, rows] == 0, 0.0)
     for term in bias:
         s = s.add_(slice_rows(term, rows).to(s.dtype))
     if causal != "none":

@@ -25,6 +25,7 @@ def flash_forward(
 
     Args:
         bias: float, broadcastable to (B, H, N, M); −inf hides a key.
+        scale: positive if ``causal``: the kernel hides keys before it scales, and −∞·0 is no number.
         causal: hide keys j > i.
     """
     batch, heads, queries, _ = q.shape
@@ -36,9 +37,19 @@ def flash_forward(
     lse = lse.contiguous()
     # A dead row has lse = 0 or no number at all: only then is it worth reading the whole bias.
     if bias is not None and not bool(((lse != 0) & lse.isfinite()).all()):
-        dead = (bias.amax(-1) == -math.inf).expand(batch, heads, queries)
-        lse = lse.masked_fill(dead, -math.inf)
+        dead = _sees_nothing(bias, queries, causal).expand(batch, heads, queries)
+        out, lse = out.masked_fill(dead.unsqueeze(-1), 0.0), lse.masked_fill(dead, -math.inf)
     return out[..., :value_width], lse
+
+
+def _sees_nothing(bias: Tensor, queries: int, causal: bool) -> Tensor:
+    """Queries whose keys the bias hides, all of them or all that causality leaves: broadcastable to (B, H, N)."""
+    shown = bias > -math.inf
+    dead = ~shown.any(-1)
+    if causal:
+        first = shown.to(torch.uint8).argmax(-1)
+        dead = dead | (first > torch.arange(queries, device=bias.device))
+    return dead
 
 
 def flash_backward(

@@ -57,7 +57,7 @@ def forward(
         return empty_result(q, v)
     if axis_bias and causal == "none" and q.device.type == "cpu":
         return _table_forward(q, k, v, _full_bias(bias, key_mask), axis_bias, scale)
-    if not _fits_flash(q, k, v.shape[-1], bias, key_mask, axis_bias):
+    if not _fits_flash(q, k, v.shape[-1], bias, key_mask, axis_bias, scale, causal):
         out, lse = chunked_forward(q, k, v, _full_bias(bias, key_mask), axis_bias, scale, causal)
         return _token_major_copy(out), lse
     mask = key_mask_bias(key_mask, q) if bias is None else bias
@@ -96,7 +96,7 @@ def backward(
     if q.numel() == 0 or v.numel() == 0:
         wanted = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
         return [_gradient_of(t, torch.zeros_like(t), i < 3) for i, t in enumerate(wanted)]
-    if needs_bias or not _fits_flash(q, k, v.shape[-1], bias, key_mask, axis_bias):
+    if needs_bias or not _fits_flash(q, k, v.shape[-1], bias, key_mask, axis_bias, scale, causal):
         shift = row_shift(grad_out, grad_lse, out, lse.dtype)
         grads = chunked_backward(
             grad_out, shift, lse, q, k, v, _full_bias(bias, key_mask), axis_bias, scale, causal, needs_bias
@@ -163,10 +163,19 @@ def _flash_gradients(
 
 
 def _fits_flash(
-    q: Tensor, k: Tensor, v_width: int, bias: Tensor | None, key_mask: Tensor | None, axis_bias: Sequence[Tensor]
+    q: Tensor,
+    k: Tensor,
+    v_width: int,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    axis_bias: Sequence[Tensor],
+    scale: float,
+    causal: str,
 ) -> bool:
     if q.device.type != "cpu" or (bias is not None and key_mask is not None):
         return False
+    if causal != "none" and scale <= 0:
+        return False  # −∞ of hidden scores times the scale would be NaN or +∞
     if v_width > MAX_VALUE_RATIO * q.shape[-1]:
         return False
     extra = sum(table.shape[-1] for table in axis_bias)

@@ -265,7 +265,10 @@ def _score_terms(
     if plan.kv_holes and not causal:
         bias = _infinite(-(chunk.keys < 0)[:, None, None].to(dtype))
     if factor is not None and self_logit is not None:
-        own = factor.mul(-self_logit).add_(self_logit)
+        if math.isinf(self_logit):
+            own = torch.zeros_like(factor).masked_fill_(factor == 0, self_logit)
+        else:
+            own = factor.mul(-self_logit).add_(self_logit)
         bias = own if bias is None else own.add_(bias)
     tables = []
     if axis_bias:

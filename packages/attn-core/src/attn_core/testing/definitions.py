@@ -1,0 +1,321 @@
+"""The operators by their definitions in float64: one query at a time, over the list of keys that it sees.
+
+Nothing here is shared with a backend, the reference included: a mistake in how mechanisms meet (causality beside a
+mask, a sign of the scale, a row that sees nothing) shows as a difference. ``DEFINITIONS`` maps an operator's name to a
+function of the operator's arguments.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _row(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax average and log-sum-exp over the entries whose logit is not −inf: 0 and −inf if there is none."""
+    seen = logits.detach() > -math.inf
+    if not bool(seen.any()):
+        return values.new_zeros(values.shape[1]), logits.new_full((), -math.inf)
+    logits, values = logits[seen], values[seen]
+    lse = torch.logsumexp(logits, 0)
+    return torch.exp(logits - lse) @ values, lse
+
+
+def _at(x: Tensor, *place: int) -> Tensor:
+    """x[place], where a dimension of size 1 stands for all."""
+    return x[tuple(i % size for i, size in zip(place, x.shape, strict=False))]
+
+
+def _stack(rows: list[Tensor], *shape: int, like: Tensor) -> Tensor:
+    return torch.stack(rows).reshape(*shape, *rows[0].shape) if rows else like.new_zeros(*shape, 0)
+
+
+def _visible(i: int, queries: int, keys: int, causal: str | None) -> list[int]:
+    last = {None: keys - 1, "upper_left": i, "lower_right": i + keys - queries}[causal]
+    return [j for j in range(keys) if j <= last]
+
+
+def _axis_row(tables: Sequence[Tensor] | None, keys: int, *place: int) -> Tensor:
+    """Σ_a T_a[place, coordinate of the key along axis a], keys row-major."""
+    total = torch.zeros(keys, dtype=torch.float64)
+    sizes = [table.shape[-1] for table in tables or ()]
+    for axis, table in enumerate(tables or ()):
+        coordinate = [j // math.prod(sizes[axis + 1 :]) % sizes[axis] for j in range(keys)]
+        total = total + _at(table.double(), *place)[coordinate]
+    return total
+
+
+def _logits(
+    q: Tensor, k: Tensor, keys: list[int], place: tuple[int, int, int], scale: float | None, bias: Tensor | None
+) -> Tensor:
+    b, h, i = place
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    own = k.double()[b, h // (q.shape[1] // k.shape[1])]
+    s = own[keys] @ q.double()[b, h, i] * factor
+    return s if bias is None else s + _at(bias.double(), b, h, i).expand(k.shape[2])[keys]
+
+
+def _places(*sizes: int) -> Iterator[tuple[int, ...]]:
+    return product(*(range(size) for size in sizes))
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    axis_bias: Sequence[Tensor] | None = None,
+    key_mask: Tensor | None = None,
+    causal: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    B, H, N, _ = q.shape
+    M = k.shape[2]
+    outs, lses = [], []
+    for b, h, i in _places(B, H, N):
+        keys = [j for j in _visible(i, N, M, causal) if key_mask is None or bool(_at(key_mask, b, j))]
+        s = _logits(q, k, keys, (b, h, i), scale, bias) + _axis_row(axis_bias, M, b, h, i)[keys]
+        out, lse = _row(s, v.double()[b, h // (H // k.shape[1])][keys])
+        outs.append(out)
+        lses.append(lse)
+    return _stack(outs, B, H, N, like=v), torch.stack(lses).view(B, H, N)
+
+
+def group_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    group: Tensor,
+    num_groups: int,
+    *,
+    group_weight: Tensor | None = None,
+    group_gate: Tensor | None = None,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    causal: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    B, H, N, _ = q.shape
+    outs, masses = [], []
+    for b, h, i in _places(B, H, N):
+        shown = [j for j in _visible(i, N, k.shape[2], causal) if key_mask is None or bool(_at(key_mask, b, j))]
+        parts = []
+        for g in range(num_groups):
+            keys = [j for j in shown if int(_at(group, b, j)) == g]
+            parts.append(_row(_logits(q, k, keys, (b, h, i), scale, bias), v.double()[b, h // (H // k.shape[1])][keys]))
+        averages, mass = torch.stack([out for out, _ in parts]), torch.stack([lse for _, lse in parts])
+        if group_weight is not None:
+            out = _at(group_weight.double(), b, h, i) @ averages
+        else:
+            gate = mass if group_gate is None else _at(group_gate.double(), b, h, i)
+            filled = [g for g in range(num_groups) if float(mass[g].detach()) > -math.inf]
+            out, _ = _row(gate[filled], averages[filled])
+        outs.append(out)
+        masses.append(mass)
+    return _stack(outs, B, H, N, like=v), torch.stack(masses).view(B, H, N, num_groups)
+
+
+def block_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_index: Tensor,
+    kv_index: Tensor,
+    table: Tensor | None = None,
+    *,
+    kv_weight: Tensor | None = None,
+    axis_bias: Sequence[Tensor] | None = None,
+    causal: bool = False,
+    q_pos: Tensor | None = None,
+    k_pos: Tensor | None = None,
+    self_logit: float | None = None,
+    scale: float | None = None,
+    reduce: str = "set",
+) -> tuple[Tensor, Tensor]:
+    B, H, N, D = q.shape
+    factor = D**-0.5 if scale is None else scale
+    slots = kv_index.shape[3]
+    found: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+    for b, h, r in _places(B, H, q_index.shape[2]):
+        hk = h // (H // k.shape[1])
+        listed = [r] if table is None else _at(table, b, h, r).tolist()
+        entries = [  # (table slot, slot in the key block, token)
+            (c, j, u)
+            for c, block in enumerate(listed)
+            if block >= 0
+            for j, u in enumerate(_at(kv_index, b, hk, block).tolist())
+            if u >= 0
+        ]
+        w = torch.ones(len(listed), dtype=torch.float64)
+        if kv_weight is not None:
+            w = _at(kv_weight.double(), b, h, r)
+        for t in _at(q_index, b, h, r).tolist():
+            if t < 0:
+                continue
+            q_at = t if q_pos is None else int(_at(q_pos, b, t))
+            at = [u if k_pos is None else int(_at(k_pos, b, u)) for _, _, u in entries]
+            seen = [n for n, k_at in enumerate(at) if not causal or k_at <= q_at]
+            slot, place, token = ([entries[n][part] for n in seen] for part in range(3))
+            weight = w[slot].unsqueeze(1)
+            s = factor * ((weight * k.double()[b, hk, token]) @ q.double()[b, h, t])
+            s = s + _axis_row(axis_bias, slots, b, h, t)[place]
+            if self_logit is not None:
+                s = torch.where(torch.tensor([at[n] == q_at for n in seen], dtype=torch.bool), self_logit, s)
+            found.setdefault((b, h, t), []).append(_row(s, weight * v.double()[b, hk, token]))
+    outs, lses = [], []
+    for place in _places(B, H, N):
+        rows = found.get(place, [])
+        dead = q.new_full((), -math.inf, dtype=torch.float64)
+        assert reduce == "mean" or len(rows) <= 1
+        outs.append(torch.stack([out for out, _ in rows]).mean(0) if rows else v.double().new_zeros(v.shape[3]))
+        lses.append(rows[0][1] if len(rows) == 1 else dead)
+    return torch.stack(outs).view(B, H, N, -1), torch.stack(lses).view(B, H, N)
+
+
+def neighborhood_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel_size: Any,
+    *,
+    dilation: Any = 1,
+    stride: Any = 1,
+    is_causal: Any = False,
+    scale: float | None = None,
+    rpb: Tensor | None = None,
+    border: str = "shifted",
+) -> tuple[Tensor, Tensor]:
+    grid = q.shape[2:-1]
+    each = [x if isinstance(x, (tuple, list)) else (x,) * len(grid) for x in (kernel_size, dilation, stride, is_causal)]
+    seen = [_window(length, *rules, border) for length, *rules in zip(grid, *each, strict=True)]
+    cells = list(_places(*grid))
+    Q, K, V = (x.double().flatten(2, -2) for x in (q, k, v))
+    outs, lses = [], []
+    for b, h in _places(*q.shape[:2]):
+        for i, cell in enumerate(cells):
+            axes = [allowed[c] for allowed, c in zip(seen, cell, strict=True)]
+            keys = [j for j, other in enumerate(cells) if all(o in a for a, o in zip(axes, other, strict=True))]
+            s = _logits(Q, K, keys, (b, h, i), scale, None)
+            if rpb is not None:
+                offsets = [
+                    tuple((o - c) // d + n - 1 for o, c, d, n in zip(cells[j], cell, each[1], each[0], strict=True))
+                    for j in keys
+                ]
+                s = s + torch.stack([rpb.double()[(h, *offset)] for offset in offsets])
+            out, lse = _row(s, V[b, h][keys])
+            outs.append(out)
+            lses.append(lse)
+    shape = (*q.shape[:2], *grid)
+    return torch.stack(outs).view(*shape, -1), torch.stack(lses).view(shape)
+
+
+def _window(length: int, kernel: int, dilation: int, stride: int, causal: bool, border: str) -> list[set[int]]:
+    """For each cell of an axis the cells that it sees, by the words of the operator's docstring."""
+    seen = []
+    for i in range(length):
+        own = list(range(i % dilation, length, dilation))  # the cells of its residue
+        p, n = i // dilation, len(own)
+        group = list(range(p // stride * stride, p // stride * stride + stride))
+        leader = min(group[-1] if causal else group[stride // 2], n - 1)
+        if causal:
+            window = range(leader - kernel + 1, p + 1)
+        else:
+            start = leader - kernel // 2
+            if border == "shifted":
+                start = max(0, min(start, n - kernel))
+            window = range(start, start + kernel)
+        seen.append({own[w] for w in window if 0 <= w < n})
+    return seen
+
+
+def additive_attention(
+    q: Tensor, k: Tensor, w: Tensor, value: Tensor | None = None, *, key_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    B, N, _ = q.shape
+    M = k.shape[1]
+    results, lses = [], []
+    for b, i in _places(B, N):
+        s = torch.tanh(k.double()[b] + q.double()[b, i]) @ w.double()
+        if key_mask is not None:
+            s = torch.where(key_mask[b % key_mask.shape[0]], s, -math.inf)
+        out, lse = _row(s, s.new_zeros(M, 0) if value is None else value.double()[b])
+        results.append(s if value is None else out)
+        lses.append(lse)
+    return torch.stack(results).view(B, N, -1), torch.stack(lses).view(B, N)
+
+
+def merge_attention(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
+    size = lses[0].shape
+    rows = [
+        _row(
+            torch.stack([lse[place] for lse in lses]).double(),
+            torch.stack([out[place] for out in outs]).double(),
+        )
+        for place in _places(*size)
+    ]
+    return torch.stack([out for out, _ in rows]).view(*size, -1), torch.stack([lse for _, lse in rows]).view(size)
+
+
+def channel_attention(
+    a: Tensor, b: Tensor, x: Tensor, *, scale: float = 1.0, negate_max: bool = False, transpose: bool = False
+) -> Tensor:
+    maps = []
+    for image, head in _places(*a.shape[:2]):
+        rows = []
+        for c in range(a.shape[3]):
+            e = scale * (a.double()[image, head, :, c] @ b.double()[image, head])
+            rows.append(_row(-e if negate_max else e, torch.eye(len(e), dtype=torch.float64))[0])
+        A = torch.stack(rows)
+        maps.append(x.double()[image, head] @ (A if transpose else A.T))
+    return torch.stack(maps).view(x.shape)
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    log_decay: Tensor | None = None,
+    causal: bool = True,
+    scale: float = 1.0,
+    normalize: bool = False,
+    eps: float = 0.0,
+    initial_state: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    B, H, N, D = q.shape
+    M, E = v.shape[2:]
+    outs, states = [], []
+    for b, h in _places(B, H):
+        log = torch.zeros((), dtype=torch.float64) if log_decay is None else log_decay.double()[h]
+        Q, K, V = (x.double()[b, h] for x in (q, k, v))
+        S = torch.zeros(D, E, dtype=torch.float64) if initial_state is None else initial_state.double()[b, h]
+        for i in range(N):
+            keys = range(min(i + 1, M) if causal else M)
+            distance = torch.tensor([abs(i - j) for j in keys], dtype=torch.float64)
+            s = scale * torch.exp(log * distance) * (K[list(keys)] @ Q[i])
+            out = s @ V[list(keys)] + scale * torch.exp(log * (i + 1)) * (Q[i] @ S)
+            outs.append(out / (s.sum() + eps) if normalize else out)
+        for j in range(M):
+            S = torch.exp(log) * S + torch.outer(K[j], V[j])
+        states.append(S)
+    return torch.stack(outs).view(B, H, N, E), torch.stack(states).view(B, H, D, E)
+
+
+DEFINITIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        additive_attention,
+        attention,
+        block_attention,
+        channel_attention,
+        group_attention,
+        linear_attention,
+        merge_attention,
+        neighborhood_attention,
+    )
+}
