@@ -60,6 +60,18 @@ def test_uninitialized_memory_and_nondeterministic_kernels_are_never_used(case: 
 
 
 @pytest.mark.parametrize("case", VARIED, ids=str)
+def test_any_strides_of_every_tensor_give_the_same(case: Case) -> None:
+    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+        args, kwargs = case.build(dtype, device)
+        return [testing.restrided(a) for a in args], {name: testing.restrided(a) for name, a in kwargs.items()}
+
+    moved = Case(case.operator, case.name, build)
+    assert all(not x.is_contiguous() for x in leaves(*moved.inputs(torch.float64)))
+    for dtype in (torch.float64, torch.bfloat16):
+        testing.assert_matches_reference(moved, dtype, "torch")
+
+
+@pytest.mark.parametrize("case", VARIED, ids=str)
 def test_gradients_and_second_derivatives_are_those_of_finite_differences(case: Case) -> None:
     args, kwargs = case.inputs(torch.float64)
     inputs = leaves(args, kwargs)

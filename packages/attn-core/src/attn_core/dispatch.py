@@ -6,17 +6,21 @@ once, when this module is imported) → ``triton`` if the tensors are on a GPU a
 while tracing and leaves nothing in a compiled graph.
 """
 
+import difflib
 import importlib
 import importlib.util
 import inspect
 import logging
 import os
+import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+
+from attn_core.checks import described
 
 from .kernels import torch_internals
 
@@ -120,15 +124,38 @@ def select(operator: str, backend: str | None, q: Tensor, obstacle: Callable[[],
 
 
 def under_autocast(*tensors: Any) -> tuple[Any, ...]:
-    """Data tensors in autocast's dtype where autocast is on; float64 stays, as in torch's own operators."""
+    """Data tensors in autocast's dtype where autocast is on; float64 stays, as in torch's own operators.
+
+    What is no floating tensor stays as well: the checks that follow refuse it by name.
+    """
     if not torch.compiler.is_compiling() and not torch_internals.is_autocast_on():
         return tensors
-    first = next(tensor for tensor in tensors if tensor is not None)
+    first = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
+    if first is None:
+        return tensors
     kind = first.device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return tensors
     dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    return tuple(
+        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
+        for t in tensors
+    )
+
+
+def _operator_package(name: str) -> Any:
+    folder = importlib.import_module("attn_core.ops").__path__
+    operators = sorted(module.name for module in pkgutil.iter_modules(folder))
+    if name in operators:
+        return importlib.import_module(f"attn_core.ops.{name}")
+    composites = importlib.import_module("attn_core.composites").__path__
+    if name in {module.name for module in pkgutil.iter_modules(composites)}:
+        module = vars(importlib.import_module(f"attn_core.composites.{name}"))
+        parts = ", ".join(part for part in operators if part in module)
+        raise ValueError(f"explain: {name} is composed of {parts}, which have backends of their own; explain those")
+    near = difflib.get_close_matches(name, operators, n=1)
+    way = f"; did you mean {near[0]!r}?" if near else f"; operators are {', '.join(operators)}"
+    raise ValueError(f"explain: unknown operator {name!r}{way}")
 
 
 def explain(operator: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> dict[str, str]:
@@ -137,16 +164,22 @@ def explain(operator: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> di
     Args:
         operator: a public operator of :mod:`attn_core`, or its name.
 
+    Raises:
+        ValueError: no operator has that name, a composite among them. TypeError: the arguments are not the operator's.
+
     Example:
         >>> q = torch.zeros(1, 1, 4, 8)
         >>> explain("attention", q, q, q)["torch"]
         'chosen automatically'
     """
-    name = operator if isinstance(operator, str) else operator.__name__
-    package = importlib.import_module(f"attn_core.ops.{name}")
+    name = operator if isinstance(operator, str) else getattr(operator, "__name__", described(operator))
+    package = _operator_package(name)
     bound = inspect.signature(getattr(package, name)).bind(*args, **kwargs)
     bound.apply_defaults()
-    q = next(t for t in torch.utils._pytree.tree_leaves(list(bound.arguments.values())) if isinstance(t, Tensor))  # pyright: ignore[reportAttributeAccessIssue]
+    leaves = torch.utils._pytree.tree_leaves(list(bound.arguments.values()))  # pyright: ignore[reportAttributeAccessIssue]
+    q = next((leaf for leaf in leaves if isinstance(leaf, Tensor)), None)
+    if q is None:
+        raise TypeError(f"explain: the arguments of {name} must hold a tensor, got none")
     given = bound.arguments.get("backend")
     requested, source = next(
         (

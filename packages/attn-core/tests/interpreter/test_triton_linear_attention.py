@@ -24,12 +24,13 @@ def large_case(
     value_width: int = 12,
     decay: bool = True,
     state: bool = False,
+    keys: int | None = None,
     **options: Any,
 ) -> Case:
     """Several chunks and tiles; NaN around every operand."""
 
     def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
-        def data(width: int) -> Tensor:
+        def data(width: int, tokens: int = keys or tokens) -> Tensor:
             x = torch.randn(1, 2, tokens, width, dtype=torch.float64) * 0.5
             return guarded((x.abs() + 0.1 if options.get("normalize") else x).to(dtype))
 
@@ -38,7 +39,7 @@ def large_case(
             arguments["log_decay"] = torch.tensor([-0.05, -3.0])
         if state:
             arguments["initial_state"] = guarded(torch.randn(1, 2, width, value_width))
-        return [data(width), data(width), data(value_width)], arguments
+        return [data(width, tokens), data(width), data(value_width)], arguments
 
     return Case(linear_attention, name, build)
 
@@ -48,6 +49,10 @@ LARGE = [
     large_case("both ways", 53, state=True, causal=False, scale=0.3),
     large_case("both ways, no decay", 48, causal=False, decay=False),
     large_case("several tiles of features", 35, width=37, value_width=50, state=True),
+    large_case("fewer keys than queries", 53, keys=21, state=True, causal=False),
+    large_case("more keys than queries", 18, keys=53, state=True, causal=False),
+    large_case("fewer keys than queries, no decay", 40, keys=17, causal=False, decay=False),
+    large_case("more keys than queries, normalized", 5, keys=37, normalize=True, eps=1e-3, causal=False),
     large_case("normalized", 40, normalize=True, eps=1e-3, causal=False),
     large_case("normalized, causal", 40, normalize=True, value_width=16),
 ]

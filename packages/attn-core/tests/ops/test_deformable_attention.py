@@ -165,7 +165,7 @@ def test_equals_mmcv() -> None:
         ({"weights": torch.zeros(2, 7, 3, 2, 3)}, r"weights must have the shape .* \(2, 7, 3, 2, 4\), got shape"),
         ({"weights": torch.zeros(2, 7, 3, 8)}, r"weights must have 5 dimensions \(B N H L P\)"),
         ({"spatial_shapes": ((6, 5), (3, 3))}, r"spatial_shapes must have 42 cells, those of value, got"),
-        ({"spatial_shapes": ((6, 5), (-3, -4))}, r"spatial_shapes must list the \(h, w\) of at least one map, all at"),
+        ({"spatial_shapes": ((6, 5), (-3, -4))}, "spatial_shapes must be at least 1, got spatial_shapes=-3"),
         ({"spatial_shapes": ()}, r"spatial_shapes must list .* got spatial_shapes=\[\]"),
         ({"locations": torch.zeros(2, 7, 3, 2, 4, 2, device="meta")}, "locations must be on the device of value"),
         ({"depth": torch.zeros(2, 42, 3)}, r"depth must have 4 dimensions \(B S H Z\)"),

@@ -180,7 +180,7 @@ def make(**replaced: object) -> dict[str, object]:
         ({"group": torch.zeros(1, 9)}, "group must be one of int32, int64, got group.dtype=torch.float32"),
         ({"group": torch.zeros(3, 9).long()}, r"group must broadcast to B M = \(2, 9\), got shape \(3, 9\)"),
         ({"group": torch.zeros(2, 1).long()}, r"group must have size 9 along dimension 1 \(one group for each key\)"),
-        ({"num_groups": 0}, "num_groups must be positive, got num_groups=0"),
+        ({"num_groups": 0}, "num_groups must be at least 1, got num_groups=0"),
         (
             {"group_weight": torch.zeros(1, 1, 1, 3), "group_gate": torch.zeros(1, 1, 1, 3)},
             "group_gate must be None when group_weight is given, got both",

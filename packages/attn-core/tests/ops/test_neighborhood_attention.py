@@ -211,7 +211,7 @@ def make(**replaced: object) -> dict[str, Any]:
         ({"k": torch.zeros(2, 4, 9, 7, 8, device="meta")}, r"k must be on the device of q \(cpu\), got k on meta"),
         ({"kernel_size": (3, 3, 3)}, r"kernel_size must be one value or one for each of the 2 axes, got kernel_size="),
         ({"kernel_size": 0}, "kernel_size must be at least 1, got kernel_size=0"),
-        ({"dilation": (1, 0)}, r"dilation must be at least 1, got dilation=\(1, 0\)"),
+        ({"dilation": (1, 0)}, "dilation must be at least 1, got dilation=0"),
         ({"stride": 4}, "stride must not exceed kernel_size=3 along axis 0, got stride=4"),
         (
             {"kernel_size": (3, 4), "dilation": 2},

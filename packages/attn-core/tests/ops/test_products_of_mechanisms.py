@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attn_core.testing import DEFINITIONS, Case, assert_matches_reference, product_cases
+from attn_core.testing import DEFINITIONS, Case, assert_matches_reference, errors, product_cases
 
 
 def failures(cases: list[Case], dtype: torch.dtype, backends: tuple[str, ...]) -> list[str]:
@@ -31,3 +31,16 @@ def test_attention_gives_the_definition_wherever_three_options_meet() -> None:
 def test_narrow_types_give_the_definition_wherever_options_meet(name: str, part: int, dtype: torch.dtype) -> None:
     cases = product_cases(name)
     assert failures(cases if dtype == torch.float32 else cases[part::3], dtype, ("torch",)) == []
+
+
+@pytest.mark.parametrize("name", sorted(DEFINITIONS))
+def test_sixteen_bits_lose_little_beside_the_reference_in_sixteen_bits(name: str) -> None:
+    definition, eps = DEFINITIONS[name], torch.finfo(torch.bfloat16).eps / 2
+    lost = []
+    for case in product_cases(name)[::2]:
+        ours, theirs = (errors(case, torch.bfloat16, backend, "cpu", definition) for backend in ("torch", "reference"))
+        # Rounding the results costs eps / 2 each; what else is rounded on the way may cost a few of them.
+        for (part, error), (_, reference) in zip(ours, theirs, strict=True):
+            if not error <= 4 * reference + 3 * eps:
+                lost.append(f"{case}: {part} is off by {error:.1e}, the reference by {reference:.1e}")
+    assert lost == []

@@ -3,7 +3,8 @@
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attn_core.checks import check_rank, check_size
+from attn_core.checks import check_broadcastable, check_number, check_rank, check_same, check_size, check_width
+from attn_core.dispatch import under_autocast
 from attn_core.ops.attention import attention
 
 OPERATOR = "agent_attention"
@@ -41,9 +42,22 @@ def agent_attention(
 
     Source: Han et al. 2024 (arXiv 2312.08874), LeapLabTHU/Agent-Attention, ``AgentAttention``.
     """
+    q, k, v, agents, agent_bias, query_bias = under_autocast(q, k, v, agents, agent_bias, query_bias)
     check_rank(OPERATOR, "q", q, "B H N D")
+    check_rank(OPERATOR, "k", k, "B Hk M D")
+    check_rank(OPERATOR, "v", v, "B Hk M Dv")
+    check_same(OPERATOR, q, {"k": k, "v": v, "agents": agents, "agent_bias": agent_bias, "query_bias": query_bias})
+    check_same(OPERATOR, q, {"key_mask": key_mask}, dtype=False)
+    check_width(OPERATOR, "q", q)
+    check_number(OPERATOR, "scale", scale, optional=True)
     check_rank(OPERATOR, "agents", agents, "B H A D")
     for dim, meaning in ((0, "the batch of q"), (1, "the heads of q"), (3, "the width of q")):
         check_size(OPERATOR, "agents", agents, dim, q.shape[dim], meaning)
+    batch, heads, queries, _ = q.shape
+    count, keys = agents.shape[2], k.shape[2]
+    if agent_bias is not None:
+        check_broadcastable(OPERATOR, "agent_bias", agent_bias, (batch, heads, count, keys), "B H A M")
+    if query_bias is not None:
+        check_broadcastable(OPERATOR, "query_bias", query_bias, (batch, heads, queries, count), "B H N A")
     collected, _ = attention(agents, k, v, scale=scale, bias=agent_bias, key_mask=key_mask)
     return attention(q, agents, collected, scale=scale, bias=query_bias)[0]

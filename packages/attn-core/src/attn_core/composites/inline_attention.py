@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import check_rank, fail, shape
+from attn_core.checks import check_number, check_rank, check_size, check_sizes, check_width, fail, shape
 from attn_core.ops.linear_attention import linear_attention
 
 OPERATOR = "inline_attention"
@@ -40,6 +40,13 @@ def inline_attention(
     Source: Han et al. 2024 (arXiv 2412.06590), eqs. 4 to 7; LeapLabTHU/InLine, ``InLineAttention``.
     """
     check_rank(OPERATOR, "q", q, "B H N D")
+    check_rank(OPERATOR, "k", k, "B H N D")
+    check_rank(OPERATOR, "v", v, "B H N Dv")
+    check_size(OPERATOR, "k", k, 2, q.shape[2], "the tokens of q")
+    check_width(OPERATOR, "q", q)
+    check_number(OPERATOR, "scale", scale, optional=True)
+    if grid is not None:
+        check_sizes(OPERATOR, "grid", grid, "(height, width)", 1)
     batch, heads, tokens, width = q.shape
     factor: float = width**-0.5 if scale is None else scale
     out, _ = linear_attention(q, k, v, causal=False, scale=factor / max(tokens, 1))
@@ -52,7 +59,7 @@ def inline_attention(
     expected = (batch, heads, v.shape[3], 3, 3)
     if shape(residual) != expected:
         fail(OPERATOR, "residual", f"must be of shape {expected}", shape(residual))
-    if grid is None or not 0 < grid[0] * grid[1] <= tokens:
+    if grid is None or grid[0] * grid[1] > tokens:
         fail(OPERATOR, "grid", f"must be the height and width of a map of at most {tokens} tokens", grid)
     if out.numel() == 0:
         return out  # an empty batch: a convolution knows no 0 groups

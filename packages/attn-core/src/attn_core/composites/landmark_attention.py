@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import check_rank, check_size, fail
+from attn_core.checks import check_integer, check_number, check_rank, check_size, check_width, fail
 from attn_core.ops.block_attention import block_attention
 from attn_core.ops.group_attention import group_attention
 from attn_core.ops.merge_attention import merge_attention
@@ -46,6 +46,10 @@ def landmark_attention(
     check_rank(OPERATOR, "q", q, "B H N D")
     check_rank(OPERATOR, "k", k, "B Hk N D")
     check_size(OPERATOR, "k", k, 2, q.shape[2], "the tokens of q")
+    check_rank(OPERATOR, "v", v, "B Hk N Dv")
+    check_width(OPERATOR, "q", q)
+    check_number(OPERATOR, "scale", scale, optional=True)
+    check_integer(OPERATOR, "block", block)
     if block < 2:
         fail(OPERATOR, "block", "must be at least 2, a token and its landmark", block)
     factor: float = q.shape[3] ** -0.5 if scale is None else scale

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import check_dtype, check_rank, check_same, check_size
+from attn_core.checks import check_dtype, check_rank, check_same, check_size, check_tensor
 from attn_core.ops.linear_scan import linear_scan
 
 OPERATOR = "neural_memory_weights"
@@ -44,6 +44,8 @@ def neural_memory_weights(
     ``NeuralMemory.store_memories``.
     """
     check_rank(OPERATOR, "keys", keys, "B H N D")
+    for name, tensor in (("values", values), ("rate", rate), ("forget", forget), ("weight", weight)):
+        check_tensor(OPERATOR, name, tensor)
     batch, heads, tokens, width = keys.shape
     sizes = {"B": batch, "H": heads, "N": tokens, "D": width, "Dv": values.shape[-1], "T": forget.shape[-1]}
     layouts = {"values": "B H N Dv", "rate": "B H N", "forget": "B H T", "weight": "B H D Dv", "momentum": "B H T"}

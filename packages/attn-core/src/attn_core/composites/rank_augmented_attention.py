@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import check_rank, fail, shape
+from attn_core.checks import check_number, check_rank, check_same, check_size, check_width, fail, shape
 from attn_core.ops.linear_attention import linear_attention
 
 OPERATOR = "rank_augmented_attention"
@@ -41,6 +41,12 @@ def rank_augmented_attention(
     """
     check_rank(OPERATOR, "q", q, "B H N D")
     check_rank(OPERATOR, "k", k, "B H N D")
+    check_rank(OPERATOR, "v", v, "B H N Dv")
+    check_size(OPERATOR, "k", k, 2, q.shape[2], "the tokens of q")
+    check_width(OPERATOR, "q", q)
+    check_number(OPERATOR, "scale", scale, optional=True)
+    check_number(OPERATOR, "eps", eps)
+    check_same(OPERATOR, q, {"sin": sin, "cos": cos}, dtype=False)
     tokens, width = q.shape[2:]
     factor: float = width**-0.5 if scale is None else scale
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32

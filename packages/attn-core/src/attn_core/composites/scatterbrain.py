@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attn_core.checks import check_rank, check_same, check_size
+from attn_core.checks import check_number, check_rank, check_same, check_size, check_values, check_width, fail
 from attn_core.ops.block_attention import block_attention
 
 OPERATOR = "scatterbrain"
@@ -49,10 +49,22 @@ def scatterbrain(
     """
     check_rank(OPERATOR, "q", q, "B H N D")
     check_rank(OPERATOR, "k", k, "B H M D")
+    check_rank(OPERATOR, "v", v, "B H M Dv")
     check_rank(OPERATOR, "projection", projection, "F D")
+    check_width(OPERATOR, "q", q)
+    check_number(OPERATOR, "scale", scale, optional=True)
+    if scale is not None and scale <= 0:
+        fail(OPERATOR, "scale", "must be positive, its root enters the features", scale)
     check_same(OPERATOR, q, {"projection": projection})
     check_size(OPERATOR, "projection", projection, 1, q.shape[3], "the width of q")
     check_size(OPERATOR, "k", k, 1, q.shape[1], "the heads of q")
+    check_rank(OPERATOR, "q_index", q_index, "B H R I")
+    check_rank(OPERATOR, "kv_index", kv_index, "B H S J")
+    check_values(OPERATOR, "q_index", q_index, q.shape[2] - 1, "the tokens of q")
+    check_values(OPERATOR, "kv_index", kv_index, k.shape[2] - 1, "the tokens of k")
+    if table is not None:
+        check_rank(OPERATOR, "table", table, "B H R K")
+        check_values(OPERATOR, "table", table, kv_index.shape[2] - 1, "the blocks of kv_index")
     factor: float = q.shape[3] ** -0.5 if scale is None else scale
     sparse, lse = block_attention(q, k, v, q_index, kv_index, table, scale=factor)
 

@@ -8,7 +8,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from attn_core.checks import check_broadcastable, check_dtype, check_rank, check_same, check_size, fail
+from attn_core.checks import (
+    check_broadcastable,
+    check_choice,
+    check_dtype,
+    check_number,
+    check_rank,
+    check_same,
+    check_size,
+    check_tensor,
+    check_width,
+    fail,
+)
 from attn_core.ops.attention import attention
 from attn_core.ops.group_attention import group_attention
 
@@ -61,6 +72,15 @@ def visual_attention_redistribution(
     """
     check_rank(OPERATOR, "q", q, "B H N D")
     check_rank(OPERATOR, "k", k, "B Hk M D")
+    check_rank(OPERATOR, "v", v, "B Hk M Dv")
+    check_width(OPERATOR, "q", q)
+    check_tensor(OPERATOR, "visual", visual)
+    check_tensor(OPERATOR, "sink", sink)
+    check_same(OPERATOR, q, {"bias": bias, "key_mask": key_mask}, dtype=False)
+    for name, number in (("rho", rho), ("summ", summ), ("p", p)):
+        check_number(OPERATOR, name, number)
+    check_number(OPERATOR, "scale", scale, optional=True)
+    check_choice(OPERATOR, "causal", causal, (None, "upper_left", "lower_right"))
     batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
     for name, mask, size in (("visual", visual, keys), ("sink", sink, keys), ("query_mask", query_mask, queries)):
         if mask is not None:

@@ -103,6 +103,21 @@ def assert_matches_reference(
     Raises:
         AssertionError: names the tensor, its error and the bound.
     """
+    bound = TOLERANCE[dtype] * factor
+    for name, error in errors(case, dtype, backend, device, definition):
+        allowed = bound if name.startswith("output") else 2 * bound
+        if not error <= allowed:
+            raise AssertionError(f"{case}: {name} is off by {error:.2e}, allowed {allowed:.0e} in {dtype}")
+
+
+def errors(
+    case: Case,
+    dtype: torch.dtype,
+    backend: Backend | None = None,
+    device: str = "cpu",
+    definition: Callable[..., Any] | None = None,
+) -> Iterator[tuple[str, float]]:
+    """Relative errors of all outputs and gradients, by name, as :func:`assert_matches_reference` judges them."""
     args, kwargs = case.inputs(dtype, device)
     outputs = run(case, args, kwargs, backend)
     inputs = leaves(args, kwargs)
@@ -111,16 +126,11 @@ def assert_matches_reference(
         expected = run(case, wide_args, wide_kwargs, "reference")
     else:
         expected = _as_tuple(definition(*wide_args, **wide_kwargs))
-    bound = TOLERANCE[dtype] * factor
     for i, (actual, reference) in enumerate(zip(outputs, expected, strict=True)):
-        error = relative_error(actual, reference)
-        if not error <= bound:
-            raise AssertionError(f"{case}: output {i} is off by {error:.2e}, allowed {bound:.0e} in {dtype}")
+        yield f"output {i}", relative_error(actual, reference)
     expected_grads = gradients(expected, leaves(wide_args, wide_kwargs))
     for i, (actual, reference) in enumerate(zip(gradients(outputs, inputs), expected_grads, strict=True)):
-        error = relative_error(actual, reference)
-        if not error <= 2 * bound:
-            raise AssertionError(f"{case}: gradient {i} is off by {error:.2e}, allowed {2 * bound:.0e} in {dtype}")
+        yield f"gradient {i}", relative_error(actual, reference)
 
 
 def _widened(values: list[Any]) -> list[Any]:
@@ -162,6 +172,21 @@ def peak_memory(function: Callable[[], Any]) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+def restrided(x: Any) -> Any:
+    """The same tensor, or list of tensors, in memory of its own order: dimensions reversed, every second entry.
+
+    What lies between is NaN in floats and far away in indices, so that a reader of other strides shows.
+    """
+    if isinstance(x, (list, tuple)):
+        return type(x)(restrided(item) for item in x)
+    if not isinstance(x, Tensor) or x.ndim == 0:
+        return x
+    wide = x.new_zeros([2 * size + 1 for size in reversed(x.shape)])
+    wide.fill_(math.nan if x.is_floating_point() else True if x.dtype == torch.bool else 2**20)
+    view = wide[(slice(1, None, 2),) * x.ndim].permute(*reversed(range(x.ndim)))
+    return view.copy_(x.detach()).requires_grad_(x.requires_grad)
 
 
 def tensor(dtype: torch.dtype, device: str, *shape: int, gradient: bool = True) -> Tensor:

@@ -310,7 +310,7 @@ def _linear_attention(
 ) -> tuple[list[Any], dict[str, Any]]:
     queries, keys = lengths
     if causal:
-        queries = keys
+        keys = queries
     args = [_heads(dtype, device, 2, 3, tokens, 4, layout) for tokens in (queries, keys)]
     if end == "normalized":
         args = [(x.detach().abs() + 0.5).requires_grad_() for x in args]
@@ -410,7 +410,7 @@ BUILDERS: dict[str, tuple[Callable[..., tuple[list[Any], dict[str, Any]]], dict[
     "linear_attention": (
         _linear_attention,
         {
-            "lengths": ((11, 11), (5, 5)),
+            "lengths": ((11, 11), (5, 13), (13, 4), (1, 9), (6, 0)),
             "causal": (True, False),
             "decay": (None, 1.0, 30.0),
             "end": (None, "normalized", "state"),

@@ -79,10 +79,11 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
             if value is None:
                 ds = d_out if tiles.hidden is None else d_out.masked_fill(tiles.hidden[images, None], 0.0)
             else:
-                shift = shift - (d_out * out[images].to(dtype)).sum(-1, keepdim=True)
                 ds = d_out @ _entries(value, images).to(dtype).mT
             if value is not None or grad_lse is not None:
                 p = tiles.scores_of_group(images, r).sub_(finite[images, :, None]).exp_()
+                if value is not None:  # Σ_j p·ds equals do·o before o was rounded
+                    shift = shift - torch.linalg.vecdot(p, ds).unsqueeze(-1)
                 ds = (ds + shift) * p if value is not None else torch.addcmul(ds, p, shift)  # pyright: ignore[reportArgumentType]
                 if dvalue is not None:
                     dvalue[images] = p.mT @ d_out

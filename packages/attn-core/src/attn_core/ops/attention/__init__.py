@@ -13,9 +13,12 @@ from attn_core.checks import (
     check_broadcastable,
     check_choice,
     check_dtype,
+    check_number,
     check_rank,
     check_same,
     check_size,
+    check_tensor_list,
+    check_width,
     shape,
 )
 from attn_core.dispatch import Backend, select, under_autocast
@@ -61,13 +64,16 @@ def attention(
         out in the dtype of q; lse in float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit. RuntimeError: the requested backend cannot run.
+        ValueError: shapes, dtypes or devices do not fit. TypeError: an argument is of another kind. RuntimeError: the
+            requested backend cannot run.
 
     Source: Vaswani et al. 2017, eq. 1; axis bias: Lin et al. 2023 (arXiv 2308.01904), BoxRPB.
     """
+    if axis_bias is not None:
+        check_tensor_list(OPERATOR, "axis_bias", axis_bias, "one for each axis")
     q, k, v, bias, *tables = under_autocast(q, k, v, bias, *(axis_bias or ()))
     axis_bias = tables or None
-    _check(q, k, v, bias, axis_bias, key_mask, causal)
+    _check(q, k, v, scale, bias, axis_bias, key_mask, causal)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
     return run(q, k, v, scale=scale, bias=bias, axis_bias=axis_bias, key_mask=key_mask, causal=causal)
 
@@ -92,6 +98,7 @@ def _check(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    scale: float | None,
     bias: Tensor | None,
     axis_bias: Sequence[Tensor] | None,
     key_mask: Tensor | None,
@@ -101,6 +108,8 @@ def _check(
     check_rank(OPERATOR, "k", k, "B Hk M D")
     check_rank(OPERATOR, "v", v, "B Hk M Dv")
     check_dtype(OPERATOR, "q", q, DATA_DTYPES)
+    check_width(OPERATOR, "q", q)
+    check_number(OPERATOR, "scale", scale, optional=True)
     tables = {f"axis_bias[{i}]": table for i, table in enumerate(axis_bias or ())}
     check_same(OPERATOR, q, {"k": k, "v": v, "bias": bias, **tables})
     check_same(OPERATOR, q, {"key_mask": key_mask}, dtype=False)

@@ -84,7 +84,7 @@ def row_shift(grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, dtype: tor
 
 def chunked_backward(
     grad_out: Tensor,
-    shift: Tensor,
+    shift: Tensor | None,
     lse: Tensor,
     q: Tensor,
     k: Tensor,
@@ -95,11 +95,13 @@ def chunked_backward(
     causal: str = "none",
     needs_bias: bool = False,
     factor: Tensor | None = None,
+    grad_lse: Tensor | None = None,
 ) -> list[Tensor | None]:
     """P = exp(s − lse); dS = P∘(dO·Vᵀ − shift); gradients of q, k, v, the first bias term and the tables.
 
     Args:
-        shift: :func:`row_shift`, (B, H, N).
+        shift: :func:`row_shift`, (B, H, N); None where the output was rounded to 16 bits, and δ had better be Σ_j P∘dP.
+        grad_lse: wanted without ``shift``.
         factor: as in :func:`chunked_forward`; not beside ``needs_bias``.
     """
     batch, heads, queries, _ = q.shape
@@ -120,7 +122,12 @@ def chunked_backward(
         p = _scores(rows, q, wide_k, bias, tables, scale, causal, queries, factor, space[0], finite).exp_()
         d_out = _group(grad_out[:, :, rows].to(dtype), key_heads)
         dv = _accumulate(dv, _over_rows(_group(p, key_heads), d_out))
-        ds = _product(d_out, wide_v, 1.0, shift[:, :, rows, None].neg(), space[1]).view_as(p).mul_(p)
+        start_of = None if shift is None else shift[:, :, rows, None].neg()
+        ds = _product(d_out, wide_v, 1.0, start_of, space[1]).view_as(p)
+        if shift is None:
+            delta = torch.linalg.vecdot(p, ds)
+            ds.sub_((delta if grad_lse is None else delta - grad_lse[:, :, rows])[..., None])
+        ds.mul_(p)
         if factor is not None:
             ds = ds.mul_(factor[:, :, rows])
         grouped = _group(ds, key_heads)

@@ -12,6 +12,7 @@ from . import reference
 from .chunked import chunk_rows, chunked_backward, chunked_forward, row_shift, slice_rows
 from .cpu_flash import empty_result, flash_backward, flash_forward
 
+NARROW = (torch.bfloat16, torch.float16)
 # Tables become extra columns of q and k up to this width, and up to this multiple of the head width.
 MAX_AUGMENTED_WIDTH = 256
 MAX_AUGMENTED_RATIO = 4
@@ -90,16 +91,19 @@ def backward(
     scale: float,
     causal: str,
     needs: Sequence[bool],
+    whole: bool = True,
 ) -> list[Tensor]:
+    """``whole=False``: k and v are a part of the keys that ``out`` and ``lse`` belong to."""
     _needs_q, _needs_k, _needs_v, needs_bias, *needs_tables = needs
     tensors = [q, k, v, bias, *axis_bias]
     if q.numel() == 0 or v.numel() == 0:
         wanted = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
         return [_gradient_of(t, torch.zeros_like(t), i < 3) for i, t in enumerate(wanted)]
     if needs_bias or not _fits_flash(q, k, v.shape[-1], bias, key_mask, axis_bias, scale, causal):
-        shift = row_shift(grad_out, grad_lse, out, lse.dtype)
+        shift = None if whole and q.dtype in NARROW else row_shift(grad_out, grad_lse, out, lse.dtype)
+        terms = _full_bias(bias, key_mask)
         grads = chunked_backward(
-            grad_out, shift, lse, q, k, v, _full_bias(bias, key_mask), axis_bias, scale, causal, needs_bias
+            grad_out, shift, lse, q, k, v, terms, axis_bias, scale, causal, needs_bias, grad_lse=grad_lse
         )
         if needs_bias and bias is not None and grads[3] is not None:
             grads[3] = grads[3].sum_to_size(bias.shape)
@@ -181,6 +185,8 @@ def _fits_flash(
     extra = sum(table.shape[-1] for table in axis_bias)
     if extra and k.shape[2] <= MAX_CHUNKED_KEYS and q.dtype == torch.float32:
         return False
+    if extra and q.dtype in NARROW:
+        return False  # scaled queries, tables and each score's gradient would be rounded; sums for a table cancel
     if not all(bool(table.isfinite().all()) for table in axis_bias):
         return False  # 0 · inf would be NaN
     return extra == 0 or (q.shape[-1] + extra <= MAX_AUGMENTED_WIDTH and extra <= MAX_AUGMENTED_RATIO * q.shape[-1])
@@ -196,7 +202,8 @@ def _table_forward(
     out, lse = fake_forward(q, k, v, None, None, [], scale, "none")
     for start in range(0, queries, step):
         rows = slice(start, start + step)
-        total = reference.expand_axis_bias([table[:, :, rows] for table in tables])
+        # Summed in float32 beside 16 bits, which the kernel takes for a mask: a sum of rounded terms would lose more.
+        total = reference.expand_axis_bias([table[:, :, rows].to(lse.dtype) for table in tables])
         for term in bias:
             total = total + slice_rows(term, rows).to(total.dtype)
         result = flash_forward(q[:, :, rows], k, v, total, scale, False)

@@ -14,9 +14,15 @@ from attn_core.checks import (
     check_broadcastable,
     check_choice,
     check_dtype,
+    check_flag,
+    check_no_repeats,
+    check_number,
     check_rank,
     check_same,
     check_size,
+    check_tensor_list,
+    check_values,
+    check_width,
     fail,
     shape,
 )
@@ -78,17 +84,24 @@ def block_attention(
             visible, get −1.
         self_logit: replaces the logit where k_pos = q_pos (shared queries and keys: −5e4 lets a query see itself only
             when it sees nothing else).
-        reduce: ``"set"`` for a query that stands in one block at most; ``"mean"`` averages over its blocks, and lse is
-            −inf for queries in several.
+        reduce: ``"set"`` for queries that q_index lists once at most; ``"mean"`` averages over the places of a query,
+            and lse is −inf for queries in several.
 
     Returns:
         out in the dtype of q; lse in float32 (float64 for float64 inputs), natural logarithm.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit. RuntimeError: the requested backend cannot run.
+        ValueError: shapes, dtypes or devices do not fit, or an index holds a number that it may not: seen on a CPU,
+            on a GPU with ``ATTN_CORE_CHECK_VALUES=1`` in the environment alone. TypeError: an argument is of another
+            kind. RuntimeError: the requested backend cannot run.
 
     Source: Zhu et al. 2023 (arXiv 2303.08810), eq. 5–8; Vaswani et al. 2021 (arXiv 2103.12731), §3.
     """
+    if axis_bias is not None:
+        check_tensor_list(OPERATOR, "axis_bias", axis_bias, "one for each axis")
+    check_flag(OPERATOR, "causal", causal)
+    check_number(OPERATOR, "self_logit", self_logit, optional=True, finite=False)
+    check_number(OPERATOR, "scale", scale, optional=True)
     q, k, v, kv_weight, *tables = under_autocast(q, k, v, kv_weight, *(axis_bias or ()))
     axis_bias = tables or None
     _check(q, k, v, q_index, kv_index, table, kv_weight, axis_bias, q_pos, k_pos, reduce)
@@ -144,6 +157,7 @@ def _check(
     check_rank(OPERATOR, "k", k, "B Hk M D")
     check_rank(OPERATOR, "v", v, "B Hk M Dv")
     check_dtype(OPERATOR, "q", q, DATA_DTYPES)
+    check_width(OPERATOR, "q", q)
     tables = {f"axis_bias[{i}]": bias for i, bias in enumerate(axis_bias or ())}
     check_same(OPERATOR, q, {"k": k, "v": v, "kv_weight": kv_weight, **tables})
     indices = {"q_index": q_index, "kv_index": kv_index, "table": table, "q_pos": q_pos, "k_pos": k_pos}
@@ -189,3 +203,9 @@ def _check(
         sizes = " × ".join(str(shape(bias)[3]) for bias in tables.values())
         fail(OPERATOR, "axis_bias", f"must span the {kv_index.shape[3]} slots of a key block", sizes)
     check_choice(OPERATOR, "reduce", reduce, ("set", "mean"))
+    check_values(OPERATOR, "q_index", q_index, queries - 1, "the tokens of q")
+    check_values(OPERATOR, "kv_index", kv_index, keys - 1, "the tokens of k")
+    if table is not None:
+        check_values(OPERATOR, "table", table, kv_index.shape[2] - 1, "the blocks of kv_index")
+    if reduce == "set":
+        check_no_repeats(OPERATOR, "q_index", q_index, "use reduce='mean'")

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attn_core.checks import fail
+from attn_core.checks import check_integer, check_number, check_rank, check_sizes, fail
 
 
 def window_index(
@@ -19,6 +19,7 @@ def window_index(
     Returns:
         int32 (1, 1, ⌈height/rows⌉·⌈width/columns⌉, rows·columns), windows and their tokens row-major.
     """
+    _check_map("window_index", height, width, window, "window")
     return halo_index(height, width, window, (0, 0), device=device)
 
 
@@ -30,18 +31,19 @@ def halo_index(
     Returns:
         int32 (1, 1, R, (rows + 2·halo_rows)·(columns + 2·halo_columns)), ordered as :func:`window_index`.
     """
-    for argument, value in (("height", height), ("width", width)):
-        if value < 0:
-            fail("halo_index", argument, "must not be negative", value)
-    if min(block) < 1:
-        fail("halo_index", "block", "must be positive", tuple(block))
-    if min(halo) < 0:
-        fail("halo_index", "halo", "must not be negative", tuple(halo))
+    _check_map("halo_index", height, width, block, "block")
+    check_sizes("halo_index", "halo", halo, "(rows, columns)", 0)
     rows = _axis_windows(height, block[0], halo[0], device)  # (block row, row in window)
     columns = _axis_windows(width, block[1], halo[1], device)
     tokens = rows[:, None, :, None] * width + columns[None, :, None, :]
     outside = (rows[:, None, :, None] < 0) | (columns[None, :, None, :] < 0)
     return tokens.masked_fill(outside, -1).flatten(2).flatten(0, 1)[None, None]
+
+
+def _check_map(builder: str, height: int, width: int, block: tuple[int, int], argument: str) -> None:
+    check_integer(builder, "height", height, 0)
+    check_integer(builder, "width", width, 0)
+    check_sizes(builder, argument, block, "(rows, columns)", 1)
 
 
 def _axis_windows(length: int, block: int, halo: int, device: torch.device | str | None) -> Tensor:
@@ -63,6 +65,10 @@ def topk_route(
     Returns:
         table int64 (B, 1, R, topk), best first, and the softmax over the chosen affinities.
     """
+    check_rank("topk_route", "q_regions", q_regions, "B R C")
+    check_rank("topk_route", "k_regions", k_regions, "B S C")
+    check_number("topk_route", "scale", scale)
+    check_integer("topk_route", "topk", topk)
     if not 0 < topk <= k_regions.shape[1]:
         fail("topk_route", "topk", f"must lie in 1…{k_regions.shape[1]}, the number of key regions", topk)
     affinity, table = torch.topk((q_regions * scale) @ k_regions.transpose(-2, -1), topk, dim=-1)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from attn_core.checks import fail
+from attn_core.checks import check_flag, check_integer, fail
 
 BUILDER = "local_stride_table"
 
@@ -55,8 +55,11 @@ def local_stride_table(
         ("num_kv_heads", kv_heads, 1),
         ("num_dense_heads", num_dense_heads, 0),
     ):
-        if value < least:
-            fail(BUILDER, argument, f"must be at least {least}", value)
+        check_integer(BUILDER, argument, value, least)
+    if step is not None:
+        check_integer(BUILDER, "step", step)
+    check_integer(BUILDER, "offset", offset)
+    check_flag(BUILDER, "causal", causal)
     if num_heads % kv_heads:
         raise ValueError(f"{BUILDER}: num_heads must be a multiple of num_kv_heads, got {num_heads} and {kv_heads}")
     if num_dense_heads > kv_heads:

@@ -176,6 +176,7 @@ def backward(
         return dense_backward(plan, grad_out, grad_lse, out, lse, q, k, v, scale, needs[:3])
     Q, K, V, dO = (rows_of(x) for x in (q, k, v, grad_out))
     shift, L = (rows_of(x[..., None]) for x in (row_shift(grad_out, grad_lse, out, lse.dtype), lse))
+    d_lse = None if grad_lse is None else rows_of(grad_lse[..., None])
     dQ = _rows_like(Q, len(Q), plan.q_covered, _accumulator(q.dtype))
     dK, dV = (_rows_like(x, len(x), plan.kv_covered, _accumulator(x.dtype)) for x in (K, V))
     dW = None if kv_weight is None else kv_weight.new_zeros(kv_weight.shape, dtype=L.dtype)
@@ -187,13 +188,22 @@ def backward(
         hole = chunk.tokens < 0 if plan.q_holes else None
         dO_c, shift_c, L_c = (take(x, at, hole) for x in (dO, shift, L))
         shift_c, L_c = shift_c[..., 0], L_c[..., 0]
-        if factor is None and not _is_small(kc):
+        terms = [] if bias is None else [bias]
+        all_keys = chunk.slots.stop - chunk.slots.start == plan.table.shape[2]
+        if tables and all_keys and q.dtype in dense.NARROW:  # δ of a rounded output is too coarse for sums over cells
+            lse_grad = None if d_lse is None else take(d_lse, at, hole)[..., 0]
+            grads = chunked_backward(
+                dO_c, None, L_c, qc, kc, vc, terms, tables, scale, factor=factor, grad_lse=lse_grad
+            )
+            dq, dk, dv, *dt = [grad for grad in grads if grad is not None]
+        elif factor is None and not _is_small(kc):
             # The fused kernel computes δ by itself: an output of zeros leaves it to the gradient of lse.
             wanted = [True, True, True, False, *(True for _ in tables)]
             results = (-shift_c, torch.zeros_like(dO_c), L_c)
-            dq, dk, dv, *dt = dense.backward(dO_c, *results, qc, kc, vc, bias, None, tables, scale, "none", wanted)
+            dq, dk, dv, *dt = dense.backward(
+                dO_c, *results, qc, kc, vc, bias, None, tables, scale, "none", wanted, False
+            )
         else:
-            terms = [] if bias is None else [bias]
             grads = chunked_backward(dO_c, shift_c, L_c, qc, kc, vc, terms, tables, scale, factor=factor)
             dq, dk, dv, *dt = [grad for grad in grads if grad is not None]
         if weight is not None:

@@ -7,7 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, remembered
+from attn_core.checks import (
+    DATA_DTYPES,
+    check_dtype,
+    check_flag,
+    check_number,
+    check_rank,
+    check_same,
+    check_size,
+    remembered,
+)
 from attn_core.dispatch import Backend, select, under_autocast
 
 from . import torch_backend
@@ -55,7 +64,7 @@ def channel_attention(
     eq. 3, junfu1115/DANet.
     """
     a, b, x = under_autocast(a, b, x)
-    _check(a, b, x)
+    _check(a, b, x, scale, negate_max, transpose)
     run = _implementation(select(OPERATOR, backend, a, lambda: triton_obstacle(a=a)))
     return run(Arguments(a, b, x, scale, negate_max, transpose))
 
@@ -76,8 +85,11 @@ def triton_obstacle(*, a: Tensor, **_: Any) -> str | None:
 
 
 @remembered
-def _check(a: Tensor, b: Tensor, x: Tensor) -> None:
+def _check(a: Tensor, b: Tensor, x: Tensor, scale: float, negate_max: bool, transpose: bool) -> None:
     check_dtype(OPERATOR, "a", a, DATA_DTYPES)
+    check_number(OPERATOR, "scale", scale)
+    check_flag(OPERATOR, "negate_max", negate_max)
+    check_flag(OPERATOR, "transpose", transpose)
     for name, tensor in (("a", a), ("b", b), ("x", x)):
         check_rank(OPERATOR, name, tensor, "B H N C")
     check_same(OPERATOR, a, {"b": b, "x": x}, first_name="a")

@@ -1,5 +1,6 @@
 """Multi-scale deformable attention on feature maps, and on feature maps lifted by a depth distribution (DFA3D)."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,7 +8,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, fail, remembered, shape
+from attn_core.checks import (
+    DATA_DTYPES,
+    check_dtype,
+    check_integer,
+    check_rank,
+    check_same,
+    check_size,
+    check_width,
+    described,
+    fail,
+    remembered,
+    shape,
+)
 from attn_core.dispatch import Backend, select, under_autocast
 
 from . import torch_backend
@@ -52,11 +65,22 @@ def deformable_attention(
     function loses the gradient of x and y in a copy; this one has it.
     """
     value, weights, depth = under_autocast(value, weights, depth)
-    shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
-    shapes = [(h, w) for h, w in shapes]
+    shapes = _map_sizes(spatial_shapes)
     _check(value, shapes, locations, weights, depth)
     run = _implementation(select(OPERATOR, backend, value, lambda: triton_obstacle(value=value)))
     return run(Arguments(value, locations, weights, depth, [size for shape in shapes for size in shape]))
+
+
+def _map_sizes(spatial_shapes: object) -> list[tuple[int, int]]:
+    pairs: Any = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
+    try:
+        shapes = [(h, w) for h, w in pairs]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{OPERATOR}: spatial_shapes must list the (h, w) of each map, got "
+            f"spatial_shapes={described(spatial_shapes)}"
+        ) from None
+    return shapes
 
 
 def _implementation(backend: Backend) -> Callable[[Arguments], Tensor]:
@@ -81,14 +105,17 @@ def _check(
     check_rank(OPERATOR, "locations", locations, "B N H L P 2")
     check_rank(OPERATOR, "weights", weights, "B N H L P")
     check_dtype(OPERATOR, "value", value, DATA_DTYPES)
+    check_width(OPERATOR, "value", value)
     check_same(OPERATOR, value, {"weights": weights, "depth": depth}, first_name="value")
     check_same(OPERATOR, value, {"locations": locations}, dtype=False, first_name="value")
     exact = torch.float64 if value.dtype == torch.float64 else torch.float32
     if locations.dtype != exact:
         name = str(exact).removeprefix("torch.")
         fail(OPERATOR, "locations", f"must be {name} when value is {value.dtype}", locations.dtype)
-    if not shapes or any(h < 1 or w < 1 for h, w in shapes):
-        fail(OPERATOR, "spatial_shapes", "must list the (h, w) of at least one map, all at least 1", shapes)
+    for size in itertools.chain(*shapes):
+        check_integer(OPERATOR, "spatial_shapes", size, 1)
+    if not shapes:
+        fail(OPERATOR, "spatial_shapes", "must list the (h, w) of at least one map", shapes)
     batch, cells, heads, _ = value.shape
     if sum(h * w for h, w in shapes) != cells:
         fail(OPERATOR, "spatial_shapes", f"must have {cells} cells, those of value", shapes)

@@ -167,7 +167,7 @@ def _corners(locations: Tensor, height: int, width: int, bins: Tensor | None) ->
         size = bins.shape[1]
         tap, z, slope_z = (t[:, None, None] for t in _linear(locations[..., 2] * size - 0.5, size))
         at = index.long() * size + tap
-        depth = bins.view(-1)[at]
+        depth = bins.reshape(-1)[at]
         taps, read = _Taps(at, z, slope_z * size * depth), (z * depth).sum(0)
     return _Corners(index, y * x, y * slope_x, slope_y * x, read, taps)
 

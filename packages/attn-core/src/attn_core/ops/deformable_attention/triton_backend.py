@@ -58,7 +58,7 @@ class _Problem:
         self.value, self.levels, self.points = unit_stride(value), len(shapes) // 2, locations.shape[4]
         self.locations, self.weights = locations.contiguous(), weights.contiguous()
         self.depth = None if depth is None else unit_stride(depth)
-        self.shapes = torch.tensor(list(shapes), dtype=torch.int32, device="cpu").to(value.device, non_blocking=True)
+        self.shapes = _sizes_on(tuple(shapes), value.device)
 
     def launch(self, kernel: Any, arguments: tuple[Any, ...]) -> None:
         batch, _, heads, width = self.value.shape
@@ -83,6 +83,12 @@ class _Problem:
             P=self.points,
             X=self.locations.shape[5],
         )
+
+
+@functools.lru_cache(maxsize=256)
+def _sizes_on(shapes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Map sizes on the device, copied in the first call alone: a later one may be captured in a CUDA graph."""
+    return torch.tensor(shapes, dtype=torch.int32).to(device)
 
 
 def _batch_stride(x: Tensor) -> int:

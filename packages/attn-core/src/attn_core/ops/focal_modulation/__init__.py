@@ -6,7 +6,17 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, remembered, shape
+from attn_core.checks import (
+    DATA_DTYPES,
+    check_dtype,
+    check_flag,
+    check_rank,
+    check_same,
+    check_size,
+    check_tensor_list,
+    remembered,
+    shape,
+)
 from attn_core.dispatch import Backend, select, under_autocast
 
 from . import torch_backend
@@ -45,6 +55,8 @@ def focal_modulation(
 
     Source: Yang et al. 2022 (FocalNet, arXiv 2203.11926), eq. 4–6; microsoft/FocalNet, classification/focalnet.py.
     """
+    check_tensor_list(OPERATOR, "weights", weights, "one for each level")
+    check_flag(OPERATOR, "normalize", normalize)
     ctx, gates, *weights = under_autocast(ctx, gates, *weights)
     _check(ctx, gates, weights)
     run = _implementation(select(OPERATOR, backend, ctx, lambda: triton_obstacle(weights=weights)))

@@ -13,10 +13,12 @@ from attn_core.checks import (
     check_broadcastable,
     check_choice,
     check_dtype,
+    check_integer,
+    check_number,
     check_rank,
     check_same,
     check_size,
-    fail,
+    check_width,
 )
 from attn_core.dispatch import Backend, select, under_autocast
 
@@ -76,7 +78,7 @@ def group_attention(
     (arXiv 2503.03321), masses that are redistributed, seilk/VisAttnSink.
     """
     q, k, v, bias = under_autocast(q, k, v, bias)
-    _check(q, k, v, group, num_groups, group_weight, group_gate, bias, key_mask, causal)
+    _check(q, k, v, group, num_groups, group_weight, group_gate, scale, bias, key_mask, causal)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
     return run(
         q,
@@ -117,6 +119,7 @@ def _check(
     num_groups: int,
     group_weight: Tensor | None,
     group_gate: Tensor | None,
+    scale: float | None,
     bias: Tensor | None,
     key_mask: Tensor | None,
     causal: str | None,
@@ -125,6 +128,8 @@ def _check(
     check_rank(OPERATOR, "k", k, "B Hk M D")
     check_rank(OPERATOR, "v", v, "B Hk M Dv")
     check_dtype(OPERATOR, "q", q, DATA_DTYPES)
+    check_width(OPERATOR, "q", q)
+    check_number(OPERATOR, "scale", scale, optional=True)
     check_same(OPERATOR, q, {"k": k, "v": v, "bias": bias})
     factors = {"group_weight": group_weight, "group_gate": group_gate}
     check_same(OPERATOR, q, {"group": group, "key_mask": key_mask, **factors}, dtype=False)
@@ -140,8 +145,7 @@ def _check(
     check_dtype(OPERATOR, "group", group, INDEX_DTYPES)
     check_broadcastable(OPERATOR, "group", group, (batch, keys), "B M")
     check_size(OPERATOR, "group", group, 1, keys, "one group for each key")
-    if num_groups < 1:
-        fail(OPERATOR, "num_groups", "must be positive", num_groups)
+    check_integer(OPERATOR, "num_groups", num_groups, 1)
     if group_weight is not None and group_gate is not None:
         raise ValueError(f"{OPERATOR}: group_gate must be None when group_weight is given, got both")
     for name, factor in factors.items():

@@ -7,7 +7,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, fail
+from attn_core.checks import (
+    DATA_DTYPES,
+    check_dtype,
+    check_flag,
+    check_integer,
+    check_number,
+    check_rank,
+    check_same,
+    check_size,
+    check_width,
+)
 from attn_core.dispatch import Backend, select, under_autocast
 
 from . import reference, torch_backend
@@ -18,8 +28,8 @@ MAX_TRITON_WIDTH = 256
 
 def linear_attention(
     q: Float[Tensor, "B H N D"],
-    k: Float[Tensor, "B H N D"],
-    v: Float[Tensor, "B H N Dv"],
+    k: Float[Tensor, "B H M D"],
+    v: Float[Tensor, "B H M Dv"],
     *,
     log_decay: Float[Tensor, " H"] | None = None,
     causal: bool = True,
@@ -34,11 +44,11 @@ def linear_attention(
 
     out_i = scale·Σ_j λ^|i−j| (q_i·k_j) v_j, over j ≤ i if causal, with λ = exp(log_decay) of the head (1 by default),
     plus scale·λ^(i+1)·q_iᵀS_0 if there is an initial state. ``normalize`` divides by scale·Σ_j λ^|i−j| q_i·k_j + eps.
-    The state is S_N = λ^N S_0 + Σ_j λ^(N−1−j) k_j v_jᵀ: a sequence may be given in pieces, the state of one being the
-    initial state of the next.
+    The state is S_M = λ^M S_0 + Σ_j λ^(M−1−j) k_j v_jᵀ: a sequence may be given in pieces, the state of one being the
+    initial state of the next. Without causality there may be more or fewer keys than queries (cross attention).
 
     Feature maps, rotations and gates are the caller's. Lightning attention is ``log_decay=-slopes`` with the slopes of
-    ALiBi. Empty B and N are legal.
+    ALiBi. Empty B, N and M are legal.
 
     Args:
         log_decay: ≤ 0 and finite (values are not checked), in float32, or float64 beside float64; differentiable.
@@ -56,8 +66,12 @@ def linear_attention(
     Source: Katharopoulos et al. 2020 (arXiv 2006.16236), eqs. 4 and 9; decay and chunks: Qin et al. 2024 (arXiv
     2401.04658), Lightning Attention-2, https://github.com/OpenNLPLab/lightning-attention.
     """
+    check_flag(OPERATOR, "causal", causal)
+    check_flag(OPERATOR, "normalize", normalize)
+    check_number(OPERATOR, "scale", scale)
+    check_number(OPERATOR, "eps", eps)
     q, k, v = under_autocast(q, k, v)
-    _check(q, k, v, log_decay, normalize, initial_state, chunk_size)
+    _check(q, k, v, log_decay, causal, normalize, initial_state, chunk_size)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
     return run(
         q,
@@ -93,20 +107,25 @@ def _check(
     k: Tensor,
     v: Tensor,
     log_decay: Tensor | None,
+    causal: bool,
     normalize: bool,
     initial_state: Tensor | None,
     chunk_size: int | None,
 ) -> None:
     check_rank(OPERATOR, "q", q, "B H N D")
-    check_rank(OPERATOR, "k", k, "B H N D")
-    check_rank(OPERATOR, "v", v, "B H N Dv")
+    check_rank(OPERATOR, "k", k, "B H M D")
+    check_rank(OPERATOR, "v", v, "B H M Dv")
     check_dtype(OPERATOR, "q", q, DATA_DTYPES)
+    check_width(OPERATOR, "q", q)
     check_same(OPERATOR, q, {"k": k, "v": v})
     check_same(OPERATOR, q, {"log_decay": log_decay, "initial_state": initial_state}, dtype=False)
     batch, heads, _, width = q.shape
     for name, tensor in (("k", k), ("v", v)):
-        for dim, what in enumerate(("batch", "heads", "tokens")):
+        for dim, what in enumerate(("batch", "heads")):
             check_size(OPERATOR, name, tensor, dim, q.shape[dim], f"the {what} of q")
+    if causal:
+        check_size(OPERATOR, "k", k, 2, q.shape[2], "the tokens of q, since causal=True")
+    check_size(OPERATOR, "v", v, 2, k.shape[2], "the tokens of k")
     check_size(OPERATOR, "k", k, 3, width, "the width of q")
     exact = (torch.float64 if q.dtype == torch.float64 else torch.float32,)
     if log_decay is not None:
@@ -125,5 +144,5 @@ def _check(
                 f"{OPERATOR}: normalize must be False with initial_state, which lacks the denominator, "
                 "got normalize=True; give v a column of ones and divide by its output"
             )
-    if chunk_size is not None and chunk_size < 1:
-        fail(OPERATOR, "chunk_size", "must be at least 1", chunk_size)
+    if chunk_size is not None:
+        check_integer(OPERATOR, "chunk_size", chunk_size, 1)

@@ -4,12 +4,15 @@ One primitive, :func:`weighted_products`, gives the output and all three gradien
 
     O = (QKᵀ∘W)V      dQ = (dO Vᵀ∘W)K      dV = (KQᵀ∘Wᵀ)dO      dK = (V dOᵀ∘Wᵀ)Q
 
-and the transpose of a causal W walks the sequence backwards. Only powers of λ with exponents ≥ 0 are formed.
+and the transpose of a causal W walks the sequence backwards. Only powers of λ with exponents ≥ 0 are formed. Where
+there are more queries than keys, or fewer, one chunk ends with the shorter sequence: those behind it hold queries or
+keys alone, and a state that starts or ends with the keys does so between two chunks.
 
 Memory beyond the results: a chunk's scores and a few states D×Dv; the states of all chunks if ``log_decay`` has a
 gradient; the normalized form holds its output once more in float32.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +116,8 @@ def backward(
         assert by_query is not None
         assert by_key is not None
         assert log_decay is not None
-        d_decay = decay_gradient(by_query, by_key, q.shape[2], chunk_size).sum_to_size(log_decay.shape)
+        d_decay = decay_gradient(by_query, by_key, chunks(q.shape[2], k.shape[2], chunk_size))
+        d_decay = d_decay.sum_to_size(log_decay.shape)
     gradients = (dq, dk, dv, d_decay, d_initial)
     return [x.contiguous() if i > 2 else x for i, x in enumerate(gradients) if x is not None and needs[i]]
 
@@ -133,7 +137,7 @@ class Products:
     ends: list[list[Tensor]]
 
 
-def decay_gradient(by_query: Products, by_key: Products, tokens: int, chunk: int) -> Tensor:
+def decay_gradient(by_query: Products, by_key: Products, parts: list[slice]) -> Tensor:
     """dlogλ (B, H), chunk by chunk.
 
     Count positions in a chunk from 1. λ's exponent in a term of the forward walk is the query's position less the
@@ -143,8 +147,8 @@ def decay_gradient(by_query: Products, by_key: Products, tokens: int, chunk: int
     """
     total = by_query.moment + by_key.moment
     for first, second in zip(by_query.ends, by_key.ends, strict=True):
-        for i, (S, dS) in enumerate(zip(first, second, strict=True)):
-            total = total + min(chunk, tokens - i * chunk) * (S * dS).sum((-2, -1)).view(total.shape)
+        for part, S, dS in zip(parts, first, second, strict=True):
+            total = total + (part.stop - part.start) * (S * dS).sum((-2, -1)).view(total.shape)
     return total
 
 
@@ -164,8 +168,13 @@ def weighted_products(
     dtype: torch.dtype,
     moment_of: Tensor | None = None,
 ) -> Products:
-    """Write ``out`` = out_scale·(abᵀ∘W)·(in_scale·c), or with Wᵀ, plus what the start state adds."""
+    """Write ``out`` = out_scale·(abᵀ∘W)·(in_scale·c), or with Wᵀ, plus what the start state adds.
+
+    a and out have one number of tokens, b and c another. The start state precedes the first token of a, or with
+    ``transposed`` follows the last.
+    """
     batch, heads, tokens, _ = a.shape
+    others = b.shape[2]
     shape = (batch * heads, b.shape[-1], c.shape[-1])
     state = torch.zeros(shape, dtype=dtype, device=a.device)
     if start is not None:
@@ -174,44 +183,55 @@ def weighted_products(
     ends: list[list[Tensor]] = []
     if log_decay is None and not causal:  # two products, in pieces only for the sake of memory
         size = max(chunk, PIECE // max(1, batch * heads * max(a.shape[-1], *shape[1:])))
-        for part in chunks(tokens, size, False):
+        for part in chunks(others, others, size):
             state.baddbmm_(rows(b, part, dtype).transpose(1, 2), rows(c, part, dtype), alpha=in_scale)
         weighted = state if out_scale == 1.0 else state * out_scale
-        for part in chunks(tokens, size, False):
+        for part in chunks(tokens, tokens, size):
             product = torch.bmm(rows(a, part, dtype), weighted)
             out[:, :, part] = product.view(batch, heads, part.stop - part.start, shape[-1])
         return Products(state.view(batch, heads, *shape[1:]), moment, ends)
-    final = state
+    if start is not None and transposed and tokens < others:  # enters on the way, between two chunks
+        entering, state = state, torch.zeros_like(state)
+    else:
+        entering = None
+    parts = chunks(tokens, others, chunk)
+    final = state if others else state.clone()
     # The walk that carries the start state first; without causality the opposite one adds the rest, less the diagonal.
     for reverse in (transposed,) if causal else (transposed, not transposed):
         second = reverse != transposed
         if second:
-            final, state = state, torch.zeros_like(state)
+            state = torch.zeros_like(state)
         weights = (
-            None if log_decay is None else Weights(log_decay.to(dtype), min(chunk, max(tokens, 1)), reverse, second)
+            None
+            if log_decay is None
+            else Weights(log_decay.to(dtype), min(chunk, max(tokens, others, 1)), reverse, second)
         )
         collected: list[Tensor] = []
-        for part in chunks(tokens, chunk, reverse):
+        for part in reversed(parts) if reverse else parts:
+            if entering is not None and not second and part.stop == tokens:
+                state = state + entering
             if moment_of is not None and reverse:
                 collected.append(state.clone())
             A, B, C = (rows(x, part, dtype) for x in (a, b, c))
             if in_scale != 1.0:
                 C = C * in_scale
-            length = A.shape[1]
+            own, length = A.shape[1], part.stop - part.start
             scores = torch.bmm(A, B.transpose(1, 2))
             if weights is None:
                 scores = scores.triu_() if reverse else scores.tril_()
             else:
-                scores.view(batch, heads, length, length).mul_(weights.inside[..., :length, :length])
+                scores.view(batch, heads, own, B.shape[1]).mul_(weights.inside[..., :own, : B.shape[1]])
                 A = weights.scaled(A, weights.arriving(length), batch)
                 B = weights.scaled(B, weights.leaving(length), batch)
             result = torch.bmm(scores, C).baddbmm_(A, state)
             if weights is not None:
                 state.view(batch, heads, *shape[1:]).mul_(weights.powers[..., length, None, None])
             state.baddbmm_(B.transpose(1, 2), C)
-            result = result.mul_(out_scale).view(batch, heads, length, shape[-1])
+            if not second and not reverse and part.stop == others:
+                final = state.clone() if others < tokens else state
+            result = result.mul_(out_scale).view(batch, heads, own, shape[-1])
             if moment_of is not None:
-                position = torch.arange(1, length + 1, dtype=dtype, device=a.device)
+                position = torch.arange(1, own + 1, dtype=dtype, device=a.device)
                 dots = (result * moment_of[:, :, part]).sum(-1) @ position
                 moment += -dots if reverse else dots
                 if not reverse:
@@ -221,8 +241,8 @@ def weighted_products(
             else:
                 out[:, :, part] = result
         ends.append(collected[::-1] if reverse else collected)
-        if not second:
-            final = state
+        if reverse and not second:
+            final = state if entering is None or tokens else state + entering
     return Products(final.view(batch, heads, *shape[1:]), moment, ends)
 
 
@@ -244,17 +264,22 @@ class Weights:
 
     @staticmethod
     def scaled(x: Tensor, weight: Tensor, batch: int) -> Tensor:
+        if x.shape[1] == 0:
+            return x
         return (x.view(batch, weight.shape[-2], *x.shape[1:]) * weight.unsqueeze(-1)).view(x.shape)
 
 
-def chunks(tokens: int, size: int, reverse: bool) -> list[slice]:
-    parts = [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
-    return parts[::-1] if reverse else parts
+def chunks(tokens: int, others: int, size: int) -> list[slice]:
+    """Spans of both sequences: up to the end of the shorter, and what is left of the longer."""
+    shared, longest = min(tokens, others), max(tokens, others)
+    starts = [*range(0, shared, size), *range(shared, longest, size)]
+    return [slice(start, stop) for start, stop in itertools.pairwise([*starts, longest])]
 
 
 def rows(x: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
     """A chunk of every head, contiguous in the accumulation dtype: (B·H, length, width)."""
-    return x[:, :, part].to(dtype).reshape(x.shape[0] * x.shape[1], part.stop - part.start, x.shape[-1])
+    x = x[:, :, part].to(dtype)
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2], x.shape[3])
 
 
 def fake_forward(

@@ -34,7 +34,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, state, denominator = fake_forward(q, k, v, log_decay, initial_state, causal, scale, normalize, eps, chunk_size)
     if q.numel() == 0 or v.numel() == 0:
-        return out.zero_(), state.zero_() if initial_state is None else state.copy_(initial_state), denominator.zero_()
+        options = (causal, scale, normalize, eps, chunk_size or torch_backend.CHUNK)
+        return torch_backend.forward(q, k, v, log_decay, initial_state, *options)
     values, raw, final = v, out, state
     if normalize:
         values = with_ones(v)
@@ -87,6 +88,10 @@ def backward(
         d_values = torch.empty_like(values)
         grad_state = None if grad_state is None else torch.nn.functional.pad(grad_state, (0, 1))
     run = _Run(q, k, values, log_decay, chunk_size)
+    # Behind the last of fewer keys than queries the walk is inside a chunk: what the state asks for joins afterwards.
+    late = None
+    if grad_state is not None and k.shape[2] < q.shape[2]:
+        late = _state_gradients(k, values, log_decay, grad_state)
     if need_q:
         memory = _state_like(k, values)
         states = run.states(k, values, initial_state, memory, 1.0, reverse=False)
@@ -94,17 +99,33 @@ def backward(
         run.output(grad_out, values, k, states, others, dq, scale, scale, transposed=True)
     if need_k or need_v or need_initial:
         d_initial, memory = _state_like(q, grad_out), _state_like(q, grad_out)
-        states = run.states(q, grad_out, grad_state, d_initial, scale, reverse=True)
+        behind = grad_state if late is None else None
+        states = run.states(q, grad_out, behind, d_initial, scale, reverse=True)
         others = None if causal else run.states(q, grad_out, None, memory, scale, reverse=False)
         if need_v:
             run.output(k, q, grad_out, others, states, d_values, scale, 1.0)
         if need_k:
             run.output(values, grad_out, q, others, states, dk, scale, 1.0, transposed=True)
+        if late is not None:
+            for target, piece in zip((dk, d_values, d_initial), late, strict=True):
+                target += piece
         if normalize:
             dv.copy_(d_values[..., :-1])
             d_initial = d_initial[..., :-1].contiguous()
     gradients = (dq, dk, dv, d_decay, d_initial)
     return [x for x, need in zip(gradients, needs, strict=True) if need and x is not None]
+
+
+def _state_gradients(
+    k: Tensor, v: Tensor, log_decay: Tensor | None, grad_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of keys, values and initial state through the final state alone."""
+    keys = k.shape[2]
+    log = grad_state.new_zeros(1, k.shape[1]) if log_decay is None else log_decay
+    left = torch.arange(keys - 1, -1, -1, device=k.device, dtype=log.dtype)
+    weight = torch.exp(log[..., None] * left).unsqueeze(-1)
+    d_k = (v.float() * weight) @ grad_state.transpose(-2, -1)
+    return d_k, (k.float() * weight) @ grad_state, torch.exp(log * keys)[..., None, None] * grad_state
 
 
 def _state_like(b: Tensor, c: Tensor) -> Tensor:
@@ -116,7 +137,8 @@ class _Run:
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, chunk_size: int) -> None:
         self.log, self.dtype, self.device = log_decay, q.dtype, q.device
-        self.batch, self.heads, self.tokens, _ = q.shape
+        self.batch, self.heads, queries, _ = q.shape
+        self.tokens = max(queries, k.shape[2])
         arch = architecture(q.device)
         # Without tensor cores a product of wider tiles is unrolled into more registers than there are.
         size = 16 if arch == "interpreter" else 32 if q.dtype == torch.float32 else 64
@@ -161,6 +183,7 @@ class _Run:
             self.log_stride(),
             *(start.stride() if start is not None else (0, 0, 0, 0)),
             self.heads,
+            b.shape[2],
             self.tokens,
             self.chunks,
             scale,
@@ -190,13 +213,14 @@ class _Run:
         a, b, c = unit_stride(a), unit_stride(b), unit_stride(c)
         width, value_width = b.shape[3], c.shape[3]
         columns = self.columns(value_width)
+        chunks = math.ceil(a.shape[2] / self.chunk)
         from .triton_kernels import output_kernel
 
         interpreted = self.options()["UPCAST"]
         wide = {torch.float32: self.options()["PRECISION"], torch.float16: "tf32", torch.bfloat16: "ieee"}[self.dtype]
         launch(
             output_kernel,
-            self.batch * self.heads * self.chunks * math.ceil(value_width / columns),
+            self.batch * self.heads * chunks * math.ceil(value_width / columns),
             self.device,
             Tile(self.chunk, columns, 4, 2),
             a,
@@ -213,7 +237,10 @@ class _Run:
             *((1, width) if transposed else (value_width, 1)),
             *out.stride()[:3],
             self.heads,
+            a.shape[2],
+            b.shape[2],
             self.tokens,
+            chunks,
             self.chunks,
             scale_inside,
             scale_state,

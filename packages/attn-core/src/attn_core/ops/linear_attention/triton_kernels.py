@@ -42,11 +42,14 @@ def head_decay(LOG, b, h, log_b):
 def state_kernel(
     B, C, LOG, START, STATES, FINAL,
     b_b, b_h, b_n, c_b, c_h, c_n, log_b, start_b, start_h, start_d, start_c,
-    H, N, CHUNKS, scale,
+    H, N, T, CHUNKS, scale,
     D: tl.constexpr, DV: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
     REVERSE: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: a BK×BN tile of one head's state Σ λ^… b (scale·c)ᵀ, stored as it arrives at each chunk."""
+    """One program: a BK×BN tile of one head's state Σ λ^… b (scale·c)ᵀ, stored as it arrives at each chunk.
+
+    N tokens of T, the longer of the two sequences: the walk goes over T, FINAL is the state behind the last of the N.
+    """
     across = tl.cdiv(DV, BN)
     tiles = across * tl.cdiv(D, BK)
     pid = tl.program_id(0)
@@ -71,48 +74,59 @@ def state_kernel(
         if REVERSE:
             chunk = CHUNKS - 1 - step
         first = tl.cast(chunk, tl.int64) * BM
-        length = tl.minimum(N - chunk * BM, BM)
+        length = tl.minimum(T - chunk * BM, BM)
+        own = tl.maximum(tl.minimum(N - chunk * BM, BM), 0)
         tl.store(STATES + tl.cast(chunk, tl.int64) * (D * DV) + at, state, mask=inside)
-        here = s < length
+        here = s < own
         tile_b = load_tile(B + first * b_n, s, b_n, here, d, D)
         tile_c = load_tile(C + first * c_n, s, c_n, here, e, DV)
         if REVERSE:
             power = s + 1
         else:
-            power = tl.maximum(length - 1 - s, 0)
+            power = tl.maximum(own - 1 - s, 0)
         weighted = (tile_b.to(tl.float32) * tl.exp2(decay * power.to(tl.float32))[:, None]).to(tile_b.dtype)
         if UPCAST:
             sums = tl.dot(tl.trans(weighted).to(tl.float32), tile_c.to(tl.float32), input_precision="ieee")
         else:
             sums = tl.dot(tl.trans(weighted), tile_c, input_precision=PRECISION)
-        state = state * tl.exp2(decay * length.to(tl.float32)) + sums * scale
-    tl.store(FINAL + (b * H + h) * D * DV + at, state, mask=inside)
+        if REVERSE:
+            state = state * tl.exp2(decay * length.to(tl.float32)) + sums * scale
+        else:
+            state = state * tl.exp2(decay * own.to(tl.float32)) + sums * scale
+            if (own > 0) & (chunk * BM + BM >= N):
+                tl.store(FINAL + (b * H + h) * D * DV + at, state, mask=inside)
+            state = state * tl.exp2(decay * (length - own).to(tl.float32))
+    if REVERSE:
+        tl.store(FINAL + (b * H + h) * D * DV + at, state, mask=inside)
 
 
 @triton.jit
 def output_kernel(
     A, B, C, LOG, FORWARD, BACKWARD, OUT,
     a_b, a_h, a_n, b_b, b_h, b_n, c_b, c_h, c_n, log_b, state_d, state_c, o_b, o_h, o_n,
-    H, N, CHUNKS, scale_inside, scale_state,
+    H, N, M, T, ROWS, CHUNKS, scale_inside, scale_state,
     D: tl.constexpr, DV: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
     NARROW: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr, WIDE_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BN columns of a chunk's rows, from the chunk itself and the states that arrive at it.
+
+    N tokens of A and OUT in ROWS chunks, M of B and C, T the longer, in CHUNKS chunks.
 
     FORWARD and BACKWARD hold the states of the two walks; with one of them W is lower or upper triangular, with both
     it is full.
     """
     across = tl.cdiv(DV, BN)
     pid = tl.program_id(0)
-    chunk = pid // across % CHUNKS
-    bh = pid // across // CHUNKS
+    chunk = pid // across % ROWS
+    bh = pid // across // ROWS
     b = (bh // H).to(tl.int64)
     h = (bh % H).to(tl.int64)
     e = pid % across * BN + tl.arange(0, BN)
     first = tl.cast(chunk, tl.int64) * BM
     r = tl.arange(0, BM)
-    length = tl.minimum(N - chunk * BM, BM)
-    here = r < length
+    length = tl.minimum(T - chunk * BM, BM)
+    here = r < N - chunk * BM
+    there = r < M - chunk * BM
     A += b * a_b + h * a_h + first * a_n
     B += b * b_b + h * b_h + first * b_n
     C += b * c_b + h * c_h + first * c_n
@@ -129,7 +143,7 @@ def output_kernel(
         inside = (d < D)[:, None] & (e < DV)[None, :]
         at = states + d[:, None] * state_d + e[None, :] * state_c
         a = load_tile(A, r, a_n, here, d, D)
-        tile_b = load_tile(B, r, b_n, here, d, D)
+        tile_b = load_tile(B, r, b_n, there, d, D)
         if UPCAST:
             scores = tl.dot(a.to(tl.float32), tl.trans(tile_b).to(tl.float32), scores, input_precision="ieee")
         else:
@@ -151,7 +165,7 @@ def output_kernel(
         out += before * arriving[:, None]
     if BACKWARD is not None:
         out += behind * leaving[:, None]
-    c = load_tile(C, r, c_n, here, e, DV)
+    c = load_tile(C, r, c_n, there, e, DV)
     out = wide_product(scores, c, out, NARROW, WIDE_PRECISION)
     OUT += b * o_b + h * o_h + first * o_n
     tl.store(OUT + (r[:, None] * o_n + e[None, :]), out, mask=here[:, None] & (e < DV)[None, :])

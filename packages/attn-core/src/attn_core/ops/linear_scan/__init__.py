@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_same, fail, remembered, shape
+from attn_core.checks import DATA_DTYPES, check_dtype, check_flag, check_same, check_tensor, fail, remembered, shape
 from attn_core.dispatch import Backend, select, under_autocast
 
 from . import torch_backend
@@ -43,6 +43,8 @@ def linear_scan(
 
     Source: Martin and Cundy 2018 (arXiv 1709.04057), eq. 5.
     """
+    check_flag(OPERATOR, "reverse", reverse)
+    check_tensor(OPERATOR, "b", b)
     (b,) = under_autocast(b)
     _check(a, b, h0)
     x = _canonical(a, b, h0, reverse)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, remembered
+from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, check_tensor_list, remembered
 from attn_core.dispatch import Backend, select, under_autocast
 
 from . import torch_backend
@@ -49,6 +49,11 @@ def merge_attention(
 
 
 def _check_parts(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Tensor) -> None:
+    for name, parts in (("outs", outs), ("lses", lses)):
+        if not isinstance(parts, Tensor):
+            check_tensor_list(OPERATOR, name, parts, "one for each part, or a stack of them")
+        elif parts.ndim == 0:
+            check_rank(OPERATOR, name, parts, "S B H N Dv" if name == "outs" else "S B H N")
     if len(outs) == 0 or len(outs) != len(lses):
         raise ValueError(
             f"{OPERATOR}: outs and lses must have one entry for each part, at least one, "

@@ -7,7 +7,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_choice, check_dtype, check_same, check_size, fail, remembered, shape
+from attn_core.checks import (
+    DATA_DTYPES,
+    check_choice,
+    check_dtype,
+    check_flag,
+    check_integer,
+    check_number,
+    check_same,
+    check_size,
+    check_tensor,
+    check_width,
+    fail,
+    remembered,
+    shape,
+)
 from attn_core.dispatch import Backend, select, under_autocast
 
 from . import torch_backend
@@ -64,7 +78,7 @@ def neighborhood_attention(
     https://github.com/SHI-Labs/NATTEN.
     """
     q, k, v, rpb = under_autocast(q, k, v, rpb)
-    rules = _check(q, k, v, kernel_size, dilation, stride, is_causal, rpb, border)
+    rules = _check(q, k, v, kernel_size, dilation, stride, is_causal, scale, rpb, border)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
     grid = list(q.shape[2:-1])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -99,13 +113,18 @@ def _check(
     dilation: int | Sequence[int],
     stride: int | Sequence[int],
     is_causal: bool | Sequence[bool],
+    scale: float | None,
     rpb: Tensor | None,
     border: str,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
     """The window parameters, one for each axis."""
+    for argument, tensor in (("q", q), ("k", k), ("v", v)):
+        check_tensor(OPERATOR, argument, tensor)
+    check_number(OPERATOR, "scale", scale, optional=True)
     if q.ndim not in (4, 5, 6):
         raise ValueError(f"{OPERATOR}: q must have 4, 5 or 6 dimensions (B H *space D), got shape {shape(q)}")
     check_dtype(OPERATOR, "q", q, DATA_DTYPES)
+    check_width(OPERATOR, "q", q)
     check_same(OPERATOR, q, {"k": k, "v": v, "rpb": rpb})
     grid = q.shape[2:-1]
     for argument, tensor in (("k", k), ("v", v)):
@@ -121,8 +140,11 @@ def _check(
         rules[argument] = per_axis(value, len(grid))
         if len(rules[argument]) != len(grid):
             fail(OPERATOR, argument, f"must be one value or one for each of the {len(grid)} axes", value)
-        if argument != "is_causal" and min(rules[argument]) < 1:
-            fail(OPERATOR, argument, "must be at least 1", value)
+        for item in rules[argument]:
+            if argument == "is_causal":
+                check_flag(OPERATOR, argument, item)
+            else:
+                check_integer(OPERATOR, argument, item, 1)
     kernel, dilated, strided, causal = rules.values()
     for axis, length in enumerate(grid):
         if length < 1:

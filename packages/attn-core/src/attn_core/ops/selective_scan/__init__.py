@@ -7,7 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from attn_core.checks import DATA_DTYPES, check_dtype, check_rank, check_same, check_size, remembered
+from attn_core.checks import (
+    DATA_DTYPES,
+    check_dtype,
+    check_flag,
+    check_rank,
+    check_same,
+    check_size,
+    check_tensor,
+    remembered,
+)
 from attn_core.dispatch import Backend, select, under_autocast
 
 from . import torch_backend
@@ -56,6 +65,10 @@ def selective_scan(
     Source: Gu and Dao 2023 (arXiv 2312.00752), algorithm 2; https://github.com/state-spaces/mamba,
     ``selective_scan_ref``.
     """
+    for name, tensor in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
+        check_tensor(OPERATOR, name, tensor)
+    check_flag(OPERATOR, "delta_softplus", delta_softplus)
+    check_flag(OPERATOR, "reverse", reverse)
     u, B, C, z = under_autocast(u, B, C, z)
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     run = _implementation(select(OPERATOR, backend, u, lambda: triton_obstacle(A=A)))
