@@ -237,7 +237,7 @@ def test_bad_arguments_are_named(changes: dict[str, object], message: str) -> No
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: window_index(-1, 4, (2, 2)), "halo_index: height must not be negative, got height=-1"),
+        (lambda: window_index(-1, 4, (2, 2)), "window_index: height must be at least 0, got height=-1"),
         (lambda: window_index(4, 4, (0, 2)), "window_index: window must be at least 1, got window=0"),
         (lambda: halo_index(4, 4, (2, 2), (-1, 0)), "halo must be at least 0, got halo=-1"),
         (

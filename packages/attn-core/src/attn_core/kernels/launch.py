@@ -100,8 +100,15 @@ def product_options(dtype: torch.dtype) -> dict[str, Any]:
 
     float32 operands are multiplied as float32 unless torch was told that less will do.
     """
-    precision = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
-    return {"UPCAST": interpreting(), "PRECISION": precision if dtype == torch.float32 else "ieee"}
+    return {"UPCAST": interpreting(), "PRECISION": float32_precision() if dtype == torch.float32 else "ieee"}
+
+
+def float32_precision() -> str:
+    """Precision of ``tl.dot`` that torch's settings allow for float32, the older of them or the newer."""
+    try:
+        return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # torch refuses the older question once the newer setting says something that it cannot
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 # Architectures without warp-group products: what a table lists for sm_80 fits them better than what it lists for sm_90.

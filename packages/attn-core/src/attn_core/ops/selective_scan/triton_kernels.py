@@ -38,9 +38,22 @@ def load_steps(base, t, inside, column, stride, columns):
 def load_delta(base, t, inside, c, stride, channels, bias, SOFTPLUS: tl.constexpr):
     delta = load_steps(base, t, inside, c, stride, channels) + bias[None, :]
     if SOFTPLUS:
-        # log(1 + e^x) = max(x, 0) + log(1 + e^−|x|), whose last term is small enough for log to be exact.
-        delta = tl.maximum(delta, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(delta)))
+        # log(1 + e^x) = max(x, 0) + log1p(e^−|x|). With u the rounded 1 + y, log1p(y) = log(u)·y/(u − 1) to the last
+        # digits: what u lost of y stands below the fraction.
+        y = tl.exp(-tl.abs(delta))
+        u = 1.0 + y
+        rest = tl.where(u == 1.0, y, tl.log(u) * (y / tl.where(u == 1.0, 1.0, u - 1.0)))
+        delta = tl.maximum(delta, 0.0) + rest
     return tl.where(inside[:, None], delta, 0.0)
+
+
+@triton.jit
+def softplus_slope(delta):
+    """The derivative of softplus where it is ``delta``: 1 − e^−Δ, for small steps by way of the logarithm as above."""
+    u = tl.exp(-delta)
+    near = u > 0.5
+    log = tl.where(near & (u < 1.0), -tl.log(tl.where(near, u, 0.5)), 1.0)
+    return tl.where(near, tl.where(u == 1.0, delta, (1.0 - u) * (delta / log)), 1.0 - u)
 
 
 @triton.jit
@@ -182,7 +195,7 @@ def backward_kernel(
             du += tl.load(SKIP + b * skip_b + c)[None, :] * dy
             d_skip += tl.sum(dy * u, 0)
         if SOFTPLUS:
-            d_delta *= 1.0 - tl.exp(-delta)
+            d_delta *= softplus_slope(delta)
         d_bias += tl.sum(tl.where(here, d_delta, 0.0), 0)
         tl.store(DU + at, du, mask=here)
         tl.store(DDELTA + at, d_delta, mask=here)
