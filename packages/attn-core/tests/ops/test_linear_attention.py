@@ -153,7 +153,10 @@ def make(**replaced: object) -> dict[str, object]:
         ({"k": torch.zeros(1, 4, 6, 8)}, r"k must have size 2 along dimension 0 \(the batch of q\)"),
         ({"k": torch.zeros(2, 2, 6, 8)}, r"k must have size 4 along dimension 1 \(the heads of q\)"),
         ({"k": torch.zeros(2, 4, 6, 7)}, r"k must have size 8 along dimension 3 \(the width of q\)"),
-        ({"k": torch.zeros(2, 4, 7, 8)}, r"k must have size 6 along dimension 2 \(the tokens of q, since causal=True\)"),
+        (
+            {"k": torch.zeros(2, 4, 7, 8)},
+            r"k must have size 6 along dimension 2 \(the tokens of q, since causal=True\)",
+        ),
         ({"v": torch.zeros(2, 4, 7, 5)}, r"v must have size 6 along dimension 2 \(the tokens of k\)"),
         ({"v": torch.zeros(2, 4, 6, 5).half()}, r"v must have the dtype of q \(torch.float32\)"),
         ({"v": torch.zeros(2, 4, 6, 5, device="meta")}, r"v must be on the device of q \(cpu\), got v on meta"),
