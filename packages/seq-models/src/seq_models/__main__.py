@@ -1,5 +1,5 @@
 """``python -m seq_models`` is the command ``seq-models``, for ``torchrun -m``."""
 
-from .cli import main
+from seq_models.cli import main
 
 main()

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 from attn_core.registry import ModelCard, did_you_mean
-
-from . import landmark, pointer_network, routing_transformer, titans, transnormer
-from .landmark import LandmarkConfig, LandmarkForCausalLM
-from .pointer_network import PointerNetwork
-from .routing_transformer import RoutingConfig, RoutingForCausalLM
-from .titans import TitansConfig, TitansForCausalLM
-from .transnormer import TransNormerConfig, TransNormerForCausalLM
+from seq_models.language import landmark, routing_transformer, titans, transnormer
+from seq_models.language.landmark import LandmarkConfig, LandmarkForCausalLM
+from seq_models.language.routing_transformer import RoutingConfig, RoutingForCausalLM
+from seq_models.language.titans import TitansConfig, TitansForCausalLM
+from seq_models.language.transnormer import TransNormerConfig, TransNormerForCausalLM
+from seq_models.pointing import pointer_network
+from seq_models.pointing.pointer_network import PointerNetwork
 
 
 @dataclass(frozen=True)
@@ -124,5 +124,5 @@ def card(name: str) -> ModelCard:
         paper=family.paper,
         code=family.code,
         license=family.license,
-        test=f"test_{family.module.__name__.rpartition('.')[2]}.py",
+        test="/test_".join(family.module.__name__.split(".")[-2:]) + ".py",
     )

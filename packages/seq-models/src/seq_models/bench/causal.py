@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from attn_core.engine import BenchmarkRequest
+from seq_models.bench.timing import in_turns, training_step
+from seq_models.bench.titans import benchmark_titans
 from seq_models.models import create_model
-
-from .timing import in_turns, training_step
-from .titans import benchmark_titans
 
 REPEATS = 3
 LENGTH = 8192

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq_models.neural_memory import chunked_memory, fresh_memory, sequential_memory
-from seq_models.titans_lucidrains import LucidrainsMemory
-
-from .timing import in_turns, training_step
+from seq_models.bench.timing import in_turns, training_step
+from seq_models.layers.neural_memory import chunked_memory, fresh_memory, sequential_memory
+from seq_models.layers.titans_lucidrains import LucidrainsMemory
 
 REPEATS = 3
 TOKENS, HEADS, WIDTH, CHUNK = 512, 4, 64, 16  # one layer's memory

@@ -11,7 +11,8 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from seq_models.data import Passkey
-from seq_models.language_task import LanguageTask, RetrievalHook, TokenScore
+from seq_models.language.metrics import TokenScore
+from seq_models.language.task import LanguageTask, RetrievalHook
 from seq_models.models import create_model
 
 steps = 900

@@ -13,7 +13,8 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from seq_models.data import AssociativeRecall
-from seq_models.language_task import LanguageTask, TokenScore
+from seq_models.language.metrics import TokenScore
+from seq_models.language.task import LanguageTask
 from seq_models.models import create_model
 
 steps = 500

@@ -11,7 +11,8 @@ from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
 from seq_models.data import ByteText
-from seq_models.language_task import ByteScore, LanguageTask
+from seq_models.language.metrics import ByteScore
+from seq_models.language.task import LanguageTask
 from seq_models.models import create_model
 
 steps = 600

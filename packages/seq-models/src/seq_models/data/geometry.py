@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from seq_models.geometry import (
+from seq_models.pointing.geometry import (
     GeometryTask,
     canonical_tours,
     convex_hulls,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from seq_models.language_model import IGNORED
+from seq_models.language.language_model import IGNORED
 
 Split = Literal["train", "val", "test"]
 SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}

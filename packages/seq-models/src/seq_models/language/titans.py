@@ -2,7 +2,7 @@
 
 Paper: Behrouz, Zhong, Mirrokni, Titans: Learning to Memorize at Test Time, arXiv 2501.00663. No official code.
 
-Same: the memory of `seq_models.neural_memory` with gates for every token; queries, keys and values pass a causal
+Same: the memory of `seq_models.layers.neural_memory` with gates for every token; queries, keys and values pass a causal
 depthwise convolution and SiLU, queries and keys are normalized; persistent tokens stand before every sequence; the
 four architectures: memory alone (lmm), memory as context (mac), as gate (mag), as layer (mal).
 Ours where the paper is silent: GELU between the layers of the memory; ⊗ is norm(m)·σ(norm(y)); θ < ``theta_max``, at
@@ -30,9 +30,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import attention
 from attn_core.nn import Linear
-
-from .language_model import CausalConfig, CausalLM, CausalModel, register_causal
-from .neural_memory import Memory, apply_memory, chunked_memory, fresh_memory
+from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, register_causal
+from seq_models.layers.neural_memory import Memory, apply_memory, chunked_memory, fresh_memory
 
 
 @strict

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from seq_models.language_model import CausalLM, SequenceState
+from seq_models.language.language_model import CausalLM, SequenceState
 from seq_models.models import create_model, list_models
 
 EXACT = 1e-10  # float64

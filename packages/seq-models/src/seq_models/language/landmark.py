@@ -28,9 +28,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import landmark_attention, merge_attention
 from attn_core.nn import Linear
-
-from .language_model import CausalConfig, CausalLM, CausalModel, Pass, register_causal
-from .rotary import rotate
+from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, Pass, register_causal
+from seq_models.layers.rotary import rotate
 
 QUERIES_AT_ONCE = 64  # of which retrieval gathers keys and values: bounds its memory
 

@@ -1,23 +1,15 @@
-"""Training and scoring of causal language models."""
+"""Training of causal language models."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Int
-from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attn_core.engine import TaskModel
-
-from .data.language import ByteText, counted_bits
-from .language_model import IGNORED
-
-NATS_PER_BIT = 0.6931471805599453
+from seq_models.language.language_model import IGNORED
 
 
 class LanguageTask(TaskModel):
@@ -28,7 +20,7 @@ class LanguageTask(TaskModel):
 
     Args:
         net: the model, or its recipe ``dict(type=TitansForCausalLM, config=dict(type=TitansConfig, ...))``, or
-            ``dict(type="create_model", name=..., ...)`` with a name of ``list_models()``.
+            ``dict(type=create_model, name=..., ...)`` with a name of ``list_models()``.
     """
 
     def __init__(self, net: nn.Module | dict[str, Any]) -> None:
@@ -78,45 +70,3 @@ class RetrievalHook(Hook):
         if step >= self.begin:
             runner.bare_model.net.config.training_reads = "retrieved"
             runner.train_dataloader.dataset.length = self.length
-
-
-class TokenScore(BaseMetric):
-    """``bits_per_token`` (of bytes: bits per byte) and ``accuracy`` over all counted tokens, ``solved``: the share of
-    rows without a mistake.
-    """
-
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        self.results += [
-            (row["nats"], row["tokens"], row["hits"], row["hits"] == row["tokens"]) for row in data_samples
-        ]
-
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        nats, tokens, hits, solved = torch.tensor(results, dtype=torch.float64).sum(0).tolist()
-        tokens = max(tokens, 1.0)
-        return {
-            "bits_per_token": nats / tokens / NATS_PER_BIT,
-            "accuracy": hits / tokens,
-            "solved": solved / len(results),
-        }
-
-
-class ByteScore(TokenScore):
-    """`TokenScore` and ``counted_bits``: what a table of counts of the training text needs for the same bytes.
-
-    Args:
-        text: as of `seq_models.data.ByteText`, whose training part is counted. order: of the table, 0 to 2.
-    """
-
-    def __init__(self, text: bytes | str | None = None, order: int = 2) -> None:
-        super().__init__()
-        self.text, self.order = text, order
-        self.windows: list[np.ndarray] = []
-
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        super().process(data_batch, data_samples)
-        self.windows += [np.asarray(ids).astype(np.uint8) for ids in data_batch["input_ids"]]
-
-    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        windows, self.windows = np.stack(self.windows), []
-        trained = ByteText("train", length=windows.shape[1], text=self.text).windows.ravel()
-        return {**super().compute_metrics(results), "counted_bits": counted_bits(self.order, trained, windows)}

@@ -1,7 +1,7 @@
 """Titans' long-term memory: a small network whose weights are learned while it reads, one gradient step a token.
 
 Paper: Behrouz, Zhong, Mirrokni, Titans: Learning to Memorize at Test Time, arXiv 2501.00663. The authors released no
-code; lucidrains/titans-pytorch is the usual substitute, see `seq_models.titans_lucidrains`.
+code; lucidrains/titans-pytorch is the usual substitute, see `seq_models.layers.titans_lucidrains`.
 
 S_t = η_t S_{t−1} − θ_t ∇ℓ(M_a; x_t),  M_t = (1 − α_t) M_{t−1} + S_t,  y_t = M_t(q_t),  ℓ = ‖M(k_t) − v_t‖² (a sum);
 a is the start of the chunk of token t. The gradient of a layer is a product xᵀδ of what goes in and what comes back, so

@@ -1,6 +1,6 @@
 """The neural memory as lucidrains/titans-pytorch computes it (``titans_pytorch/neural_memory.py``), with its keys.
 
-Differs from the paper, and from `seq_models.neural_memory`: gates of forgetting and momentum for whole chunks, from
+Differs from the paper, and from `seq_models.layers.neural_memory`: gates of forgetting and momentum for whole chunks, from
 their mean; the loss is a mean over channels; no convolutions, RMSNorm instead; the memory is LN(MLP(k))·(γ + 1) + k;
 token t reads what ⌊(t + 1)/chunk⌋ whole chunks have left; and with ``batch_size=None`` every gradient of a sequence is
 taken at the learned weights, so that no chunk sees what earlier ones have stored. ``batch_size=chunk_size`` takes them
@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from attn_core import linear_scan
 from attn_core.nn import Linear
-
-from .neural_memory import backward_trace, forward_trace
+from seq_models.layers.neural_memory import backward_trace, forward_trace
 
 
 class LucidrainsMemory(nn.Module):

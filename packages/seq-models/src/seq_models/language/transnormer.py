@@ -29,8 +29,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import linear_attention
 from attn_core.nn import Linear
-
-from .language_model import CausalConfig, CausalLM, CausalModel, register_causal
+from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, register_causal
 
 
 @strict

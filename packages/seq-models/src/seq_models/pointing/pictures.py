@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
-from .geometry import GeometryTask, tour_lengths
-from .pointing_task import same_cycle, triangles
+from seq_models.pointing.geometry import GeometryTask, tour_lengths
+from seq_models.pointing.metrics import same_cycle, triangles
 
 COLUMNS, ROWS = 6, 4
 RIGHT, WRONG, TRUTH = "#2b8a3e", "#c92a2a", "#adb5bd"
@@ -48,6 +49,31 @@ def draw_answers(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path,
     )
     for axes, sample in zip(figure.subplots(ROWS, COLUMNS, squeeze=False).ravel(), shown, strict=False):
         draw_instance(axes, task, sample["points"], sample["pointers"], sample["truth"])
+    figure.savefig(path, dpi=110)
+
+
+def draw_answer(path: Path, task: GeometryTask, points: torch.Tensor, answer: Sequence[int]) -> None:
+    """One answer whose truth nobody knows."""
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    draw_instance(figure.subplots(), task, points, answer, None)
+    figure.savefig(path, dpi=120)
+
+
+def draw_instances(
+    path: Path,
+    task: GeometryTask,
+    points: Float[Tensor, "12 N 2"],
+    given: Sequence[Sequence[int]],
+    truth: Sequence[Sequence[int]],
+    chances: Sequence[float],
+) -> None:
+    """Twelve answers beside the truth, with their probabilities."""
+    figure = Figure(figsize=(12, 9.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, axes in enumerate(figure.subplots(3, 4).ravel()):
+        draw_instance(axes, task, points[row], given[row], truth[row])
+        axes.set_title(f"p = {chances[row]:.3f}", fontsize=9)
     figure.savefig(path, dpi=110)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from seq_models.titans_lucidrains import LucidrainsMemory
+from seq_models.layers.titans_lucidrains import LucidrainsMemory
 
 CASES: list[dict[str, Any]] = [
     {},

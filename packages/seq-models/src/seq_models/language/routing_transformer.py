@@ -36,9 +36,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import block_attention
 from attn_core.nn import Linear
-
-from .language_model import CausalConfig, CausalLM, CausalModel, register_causal
-from .rotary import rotate
+from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, register_causal
+from seq_models.layers.rotary import rotate
 
 SELF_LOGIT = -5e4  # of the peer: a query sees itself only when it sees nothing else
 LLOYD_STEPS = 10  # of the peer, on its first batch

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seq_models.models import create_model
-from seq_models.transnormer import (
+from seq_models.language.transnormer import (
     VARIANTS,
     TransNormerConfig,
     TransNormerForCausalLM,
@@ -17,6 +16,7 @@ from seq_models.transnormer import (
     lightning_attention,
     slopes,
 )
+from seq_models.models import create_model
 
 # What config.json of the 385M checkpoint says.
 OFFICIAL = {

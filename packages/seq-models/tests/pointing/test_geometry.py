@@ -9,7 +9,7 @@ from scipy.spatial import ConvexHull, Delaunay
 
 from seq_models.data import PointBatches, only_item
 from seq_models.data.geometry import answers
-from seq_models.geometry import (
+from seq_models.pointing.geometry import (
     GeometryTask,
     convex_hulls,
     delaunay_triangles,
@@ -20,7 +20,7 @@ from seq_models.geometry import (
     tour_lengths,
     two_opt_tours,
 )
-from seq_models.pointing_task import DelaunayScore, HullScore, TourScore, same_cycle
+from seq_models.pointing.metrics import DelaunayScore, HullScore, TourScore, same_cycle
 
 
 def cloud(count: int, n: int) -> torch.Tensor:

@@ -8,8 +8,8 @@ import torch
 
 from seq_models.data import AssociativeRecall, ByteText, Needle, Passkey, SelectiveCopy
 from seq_models.data.language import counted_bits, standard_library
-from seq_models.language_model import IGNORED
-from seq_models.language_task import ByteScore
+from seq_models.language.language_model import IGNORED
+from seq_models.language.metrics import ByteScore
 
 TASKS: list[Any] = [AssociativeRecall, SelectiveCopy, Passkey, Needle]
 

@@ -1,0 +1,54 @@
+"""Scores of causal language models."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.evaluator import BaseMetric
+
+from seq_models.data.language import ByteText, counted_bits
+
+NATS_PER_BIT = 0.6931471805599453
+
+
+class TokenScore(BaseMetric):
+    """``bits_per_token`` (of bytes: bits per byte) and ``accuracy`` over all counted tokens, ``solved``: the share of
+    rows without a mistake.
+    """
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        self.results += [
+            (row["nats"], row["tokens"], row["hits"], row["hits"] == row["tokens"]) for row in data_samples
+        ]
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        nats, tokens, hits, solved = torch.tensor(results, dtype=torch.float64).sum(0).tolist()
+        tokens = max(tokens, 1.0)
+        return {
+            "bits_per_token": nats / tokens / NATS_PER_BIT,
+            "accuracy": hits / tokens,
+            "solved": solved / len(results),
+        }
+
+
+class ByteScore(TokenScore):
+    """`TokenScore` and ``counted_bits``: what a table of counts of the training text needs for the same bytes.
+
+    Args:
+        text: as of `seq_models.data.ByteText`, whose training part is counted. order: of the table, 0 to 2.
+    """
+
+    def __init__(self, text: bytes | str | None = None, order: int = 2) -> None:
+        super().__init__()
+        self.text, self.order = text, order
+        self.windows: list[np.ndarray] = []
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        super().process(data_batch, data_samples)
+        self.windows += [np.asarray(ids).astype(np.uint8) for ids in data_batch["input_ids"]]
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        windows, self.windows = np.stack(self.windows), []
+        trained = ByteText("train", length=windows.shape[1], text=self.text).windows.ravel()
+        return {**super().compute_metrics(results), "counted_bits": counted_bits(self.order, trained, windows)}

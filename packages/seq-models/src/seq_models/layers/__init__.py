@@ -1,0 +1,1 @@
+"""Layers that sit inside other networks, one file per idea."""
