@@ -6,10 +6,9 @@ from seq_models.bench.causal import benchmark_causal
 from seq_models.commands.demo import demo
 from seq_models.commands.export import export_target
 from seq_models.commands.generate import generate
-from seq_models.commands.info import info
 from seq_models.commands.predict import predict
 from seq_models.commands.train import draw_predictions
-from seq_models.models import list_models
+from seq_models.models import info, list_models
 from seq_models.package import PACKAGE
 
 CLI = TaskPackage(

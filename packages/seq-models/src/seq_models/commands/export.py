@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from attn_core.engine import ExportTarget, TrainedRun
 from seq_models.language.language_model import CausalLM
 from seq_models.models import create_model
-from seq_models.pointing.pointer_network import PointerNetwork
+from seq_models.models.pointer_network import PointerNetwork
 
 
 class _Scores(nn.Module):

@@ -9,8 +9,8 @@ from mmengine.optim import LinearLR
 from torch.optim import Adam
 
 from seq_models.data import PointBatches, only_item
+from seq_models.models.pointer_network import PointerNetwork
 from seq_models.pointing.metrics import HullScore
-from seq_models.pointing.pointer_network import PointerNetwork
 from seq_models.pointing.task import PointingTask
 
 steps = 30000

@@ -14,7 +14,9 @@ Shapes: input_ids (B, N) → logits (B, N, V).
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -26,6 +28,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from attn_core.catalog import Card, Entry
 from attn_core.nn import Linear
 
 IGNORED = -100  # a label that does not count, as everywhere in transformers
@@ -505,3 +508,22 @@ def register_causal(config: type[CausalConfig], model: type[CausalModel], causal
     AutoConfig.register(config.model_type, config)
     AutoModel.register(config, model)
     AutoModelForCausalLM.register(config, causal)
+
+
+def causal_entries(
+    causal: type[CausalLM], variants: Mapping[str, Mapping[str, Any]], card: Card
+) -> list[Entry[nn.Module]]:
+    """Catalogue entries of a family: a name and fields of the configuration for each variant."""
+
+    def build(variant: Mapping[str, Any], **options: Any) -> CausalLM:
+        return causal(causal.config_class(**{**variant, **options}))
+
+    return [
+        Entry(name, partial(build, variant), card(sizes_of(variant)), accepts=(causal.config_class,))
+        for name, variant in variants.items()
+    ]
+
+
+def sizes_of(variant: Mapping[str, Any]) -> str:
+    """What a table says of a causal language model."""
+    return "causal language model; " + ", ".join(f"{key}={value}" for key, value in variant.items())

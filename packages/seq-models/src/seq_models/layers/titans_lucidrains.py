@@ -1,13 +1,13 @@
 """The neural memory as lucidrains/titans-pytorch computes it (``titans_pytorch/neural_memory.py``), with its keys.
 
-Differs from the paper, and from `seq_models.layers.neural_memory`: gates of forgetting and momentum for whole chunks, from
-their mean; the loss is a mean over channels; no convolutions, RMSNorm instead; the memory is LN(MLP(k))·(γ + 1) + k;
-token t reads what ⌊(t + 1)/chunk⌋ whole chunks have left; and with ``batch_size=None`` every gradient of a sequence is
-taken at the learned weights, so that no chunk sees what earlier ones have stored. ``batch_size=chunk_size`` takes them
-at the start of each chunk, as the paper does.
-Differs from the original: weights of heads are parameters of their own memory (there, views of one, which no optimizer
-can update on a CPU), and its unused copies of them are left out; gradients are products written out, not vmapped.
-Numbers are checked in ``test_titans_lucidrains.py`` against the installed original.
+Differs from the paper, and from `seq_models.layers.neural_memory`: gates of forgetting and momentum for whole chunks,
+from their mean; the loss is a mean over channels; no convolutions, RMSNorm instead; the memory is LN(MLP(k))·(γ + 1) +
+k; token t reads what ⌊(t + 1)/chunk⌋ whole chunks have left; and with ``batch_size=None`` every gradient of a sequence
+is taken at the learned weights, so that no chunk sees what earlier ones have stored. ``batch_size=chunk_size`` takes
+them at the start of each chunk, as the paper does. Differs from the original: weights of heads are parameters of their
+own memory (there, views of one, which no optimizer can update on a CPU), and its unused copies of them are left out;
+gradients are products written out, not vmapped. Numbers are checked in ``test_titans_lucidrains.py`` against the
+installed original.
 
 Shapes: x (B, N, C) → (B, N, C).
 """

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from attn_core.engine import TaskModel
-from seq_models.pointing.pointer_network import Constraint, PointerNetwork
+from seq_models.models.pointer_network import Constraint, PointerNetwork
 
 
 class PointingTask(TaskModel):

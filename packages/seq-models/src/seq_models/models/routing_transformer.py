@@ -35,8 +35,9 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import block_attention
+from attn_core.catalog import Card
 from attn_core.nn import Linear
-from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, register_causal
+from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, causal_entries, register_causal
 from seq_models.layers.rotary import rotate
 
 SELF_LOGIT = -5e4  # of the peer: a query sees itself only when it sees nothing else
@@ -538,3 +539,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "style": "lucidrains",
     },
 }
+
+CARD = Card(
+    family="Routing Transformer",
+    paper="2003.05997",
+    code="https://github.com/google-research/google-research/tree/master/routing_transformer",
+    license="Apache-2.0",
+    test="models/test_routing_transformer.py",
+)
+ENTRIES = causal_entries(RoutingForCausalLM, VARIANTS, CARD)

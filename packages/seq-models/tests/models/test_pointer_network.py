@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seq_models import PointerNetwork, create_model
-from seq_models.pointing.pointer_network import Constraint
+from seq_models.models.pointer_network import Constraint
 from seq_models.pointing.task import PointingTask
 
 KINDS: list[dict[str, Any]] = [

@@ -27,8 +27,16 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import landmark_attention, merge_attention
+from attn_core.catalog import Card
 from attn_core.nn import Linear
-from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, Pass, register_causal
+from seq_models.language.language_model import (
+    CausalConfig,
+    CausalLM,
+    CausalModel,
+    Pass,
+    causal_entries,
+    register_causal,
+)
 from seq_models.layers.rotary import rotate
 
 QUERIES_AT_ONCE = 64  # of which retrieval gathers keys and values: bounds its memory
@@ -386,3 +394,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_retrieved": 2,
     },
 }
+
+CARD = Card(
+    family="Landmark attention",
+    paper="2305.16300",
+    code="https://github.com/epfml/landmark-attention",
+    license="Apache-2.0",
+    test="models/test_landmark.py",
+)
+ENTRIES = causal_entries(LandmarkForCausalLM, VARIANTS, CARD)

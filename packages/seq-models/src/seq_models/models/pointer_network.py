@@ -17,6 +17,7 @@ Shapes: points (B, N, C) float → pointers (B, T) int64, from 1; 0 is the end a
 """
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from attn_core import additive_attention, attention
+from attn_core.catalog import Card, Entry
 from attn_core.nn import Linear
 
 Constraint = Literal["none", "distinct", "tour"]
@@ -358,3 +360,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "tanh_clip": 10.0,
     },
 }
+
+CARD = Card(family="Pointer Networks", paper="1506.03134", code="", license="", test="models/test_pointer_network.py")
+ENTRIES = [
+    Entry(
+        name,
+        partial(PointerNetwork, **variant),
+        CARD(
+            "points in the plane → indices of points; " + ", ".join(f"{key}={value}" for key, value in variant.items())
+        ),
+    )
+    for name, variant in VARIANTS.items()
+]

@@ -28,8 +28,9 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import linear_attention
+from attn_core.catalog import Card
 from attn_core.nn import Linear
-from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, register_causal
+from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, causal_entries, register_causal
 
 
 @strict
@@ -331,3 +332,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "style": "example",
     },
 }
+
+CARD = Card(
+    family="TransNormerLLM",
+    paper="2307.14995",
+    code="https://github.com/OpenNLPLab/TransnormerLLM",
+    license="Apache-2.0",
+    test="models/test_transnormer.py",
+)
+ENTRIES = causal_entries(TransNormerForCausalLM, VARIANTS, CARD)

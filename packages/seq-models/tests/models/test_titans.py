@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from seq_models import create_model
-from seq_models.language.titans import TitansConfig, TitansForCausalLM
 from seq_models.layers.neural_memory import Memory, apply_memory, chunked_memory, fresh_memory, sequential_memory
+from seq_models.models.titans import TitansConfig, TitansForCausalLM
 
 ARCHITECTURES = ["lmm", "mac", "mag", "mal"]
 

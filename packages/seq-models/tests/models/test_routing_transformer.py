@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attn_core.testing import TOLERANCE
-from seq_models.language.routing_transformer import (
+from seq_models.models.routing_transformer import (
     VARIANTS,
     Centroids,
     RoutingAttention,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from seq_models.data import Passkey
-from seq_models.language.landmark import VARIANTS, LandmarkConfig, LandmarkForCausalLM, from_official_keys
 from seq_models.language.task import LanguageTask, RetrievalHook
 from seq_models.layers.rotary import rotate
+from seq_models.models.landmark import VARIANTS, LandmarkConfig, LandmarkForCausalLM, from_official_keys
 
 
 def config(name: str = "test_landmark", **options: Any) -> LandmarkConfig:

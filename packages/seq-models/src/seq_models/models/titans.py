@@ -29,8 +29,9 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import attention
+from attn_core.catalog import Card
 from attn_core.nn import Linear
-from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, register_causal
+from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, causal_entries, register_causal
 from seq_models.layers.neural_memory import Memory, apply_memory, chunked_memory, fresh_memory
 
 
@@ -402,3 +403,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         for architecture in ("lmm", "mac", "mag", "mal")
     },
 }
+
+CARD = Card(family="Titans", paper="2501.00663", code="", license="", test="models/test_titans.py")
+ENTRIES = causal_entries(TitansForCausalLM, VARIANTS, CARD)

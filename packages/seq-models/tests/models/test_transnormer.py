@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from seq_models.language.transnormer import (
+from seq_models.models import create_model
+from seq_models.models.transnormer import (
     VARIANTS,
     TransNormerConfig,
     TransNormerForCausalLM,
@@ -16,7 +17,6 @@ from seq_models.language.transnormer import (
     lightning_attention,
     slopes,
 )
-from seq_models.models import create_model
 
 # What config.json of the 385M checkpoint says.
 OFFICIAL = {
