@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -192,7 +192,7 @@ class Pass(NamedTuple):
         hidden: after the final norm.
         state: for the tokens that follow; None unless it was asked for.
         auxiliary: a loss of the model's own, such as the commitment of centroids to their tokens, or None.
-        layers: the input of the first layer and the output of every one, if asked for.
+        layers: the input of the first layer and the output of every one, the last behind the norm, if asked for.
     """
 
     hidden: Float[Tensor, "B N C"]
@@ -258,6 +258,23 @@ class CausalModel(PreTrainedModel):
                 raise ValueError(f"{name}: input_ids must be in 0…{vocabulary - 1}, got {bad}")
         return self.embed_tokens(input_ids)
 
+    def enter(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """What the layers get of embeddings, from tokens or from the caller alike: a family that scales does it here."""
+        return x
+
+    def _given(self, x: Tensor) -> Float[Tensor, "B N C"]:
+        """Embeddings of the caller.
+
+        Raises:
+            ValueError: not floating-point of shape (B, N, hidden_size), or no tokens.
+        """
+        if x.ndim != 3 or x.shape[-1] != self.config.hidden_size or not x.is_floating_point() or x.shape[1] == 0:
+            raise ValueError(
+                f"{type(self).__name__}: inputs_embeds must be numbers (B, N, {self.config.hidden_size}) with N ≥ 1, "
+                f"got {tuple(x.shape)} of {x.dtype}"
+            )
+        return x
+
     def run(self, x: Float[Tensor, "B N C"], start: int, state: Any, *, keep: bool, all_layers: bool = False) -> Pass:
         """The layers over rows of one length, all of whose ``start`` tokens before x are in ``state``."""
         states: list[Any] = [None] * len(self.layers) if state is None else list(state)
@@ -268,7 +285,8 @@ class CausalModel(PreTrainedModel):
             if loss is not None:
                 losses.append(loss)
         auxiliary = torch.stack(losses).sum() if losses else None
-        return Pass(self.norm(x), states if keep else None, auxiliary, tuple(seen) if all_layers else ())
+        seen[-1] = x = self.norm(x)
+        return Pass(x, states if keep else None, auxiliary, tuple(seen) if all_layers else ())
 
     def forward(
         self,
@@ -277,6 +295,7 @@ class CausalModel(PreTrainedModel):
         past_key_values: SequenceState | None = None,
         inputs_embeds: Float[Tensor, "B N C"] | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         cu_seqlens: Int[Tensor, " S+1"] | None = None,
@@ -287,16 +306,24 @@ class CausalModel(PreTrainedModel):
             attention_mask: 1 for tokens, 0 for padding, anywhere; the last N columns are those of the input (earlier
                 ones, which ``generate`` passes, belong to the state). Hidden states of padding are 0.
             past_key_values: the state that an earlier call returned; left unchanged.
+            inputs_embeds: in place of input_ids, what ``get_input_embeddings()`` gives for them.
             use_cache: whether to return the state; by default the config's outside training.
+            output_attentions: None or False, since no layer forms a matrix of attention.
+            output_hidden_states: whether to return the input of the first layer and the output of every one.
             cu_seqlens: packed sequences: B is 1, sequence s is the tokens cu_seqlens[s]…cu_seqlens[s + 1].
 
         Raises:
-            ValueError: tokens, mask, state and boundaries that do not fit each other.
+            ValueError: tokens, mask, state and boundaries that do not fit each other; ``output_attentions``.
         """
         name = type(self).__name__
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(f"{name}: give either input_ids or inputs_embeds")
-        x: Any = self.embed(input_ids) if input_ids is not None else inputs_embeds
+        if self.config.output_attentions if output_attentions is None else output_attentions:
+            raise ValueError(
+                f"{name}: output_attentions must be None or False, got True: these layers form no matrices of "
+                "attention; output_hidden_states=True gives what every layer passes on"
+            )
+        x: Any = self.enter(self.embed(input_ids) if input_ids is not None else self._given(inputs_embeds))  # pyright: ignore[reportArgumentType]
         batch, tokens = x.shape[:2]
         keep = bool((self.config.use_cache and not self.training) if use_cache is None else use_cache)
         all_layers = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
@@ -413,6 +440,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     backbone_class: ClassVar[type[CausalModel]] = CausalModel
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # num_items_in_batch, for transformers' Trainer
     _supports_sdpa = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012  transformers' own form
 
@@ -431,6 +459,26 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         self.model._init_weights(module)
 
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What ``generate`` gives to the next step.
+
+        Raises:
+            ValueError: a prompt of embeddings without a state: the second step would no longer see it.
+        """
+        if inputs_embeds is not None and not kwargs.get("use_cache", True):
+            raise ValueError(
+                f"{type(self).__name__}.generate: inputs_embeds needs use_cache=True, as later steps give tokens alone"
+            )
+        return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
+
+    def _assisted_decoding(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            f"{type(self).__name__}.generate: assisted decoding (assistant_model, prompt_lookup_num_tokens) takes "
+            "tokens back, which a recurrent state cannot; leave it out, or use num_beams"
+        )
+
     def forward(
         self,
         input_ids: Int[Tensor, "B N"] | None = None,
@@ -439,29 +487,37 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         inputs_embeds: Float[Tensor, "B N C"] | None = None,
         labels: Int[Tensor, "B N"] | None = None,
         use_cache: bool | None = None,
+        output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Int[Tensor, " L"] = 0,
         cu_seqlens: Int[Tensor, " S+1"] | None = None,
+        num_items_in_batch: int | Int[Tensor, ""] | None = None,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Logits of the next tokens, and the loss if there are labels.
 
         Args:
             labels: the tokens themselves (shifted here), −100 where they do not count.
-            logits_to_keep: the last so many positions (0: all), or a list of them.
+            logits_to_keep: the last so many positions (0: all), or a list of them; the loss counts these alone.
+            num_items_in_batch: counted tokens of all batches whose gradients are added up (transformers' Trainer gives
+                it); by default those of this batch.
 
         Returns:
-            ``loss`` is the mean cross-entropy in nats plus ``auxiliary_loss``, if the model has one and trains.
+            ``loss`` is the mean cross-entropy in nats plus ``auxiliary_loss``, if the model has one and trains. With
+            ``num_items_in_batch`` both are this batch's share, so that the sum over batches is the loss of all.
 
         Raises:
-            ValueError: as :meth:`CausalModel.forward`; labels of another shape than the tokens.
+            ValueError: as :meth:`CausalModel.forward`; labels of another shape than the tokens; logits_to_keep below 0.
         """
+        if isinstance(logits_to_keep, int) and logits_to_keep < 0:
+            raise ValueError(f"{type(self).__name__}: logits_to_keep must not be negative, got {logits_to_keep}")
         out: Any = self.model(
             input_ids,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             cu_seqlens=cu_seqlens,
         )
@@ -477,10 +533,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
                 )
             target = _next_tokens(labels, attention_mask, cu_seqlens)
             target = target if isinstance(kept, int) else target[:, kept]
-            exact = logits if logits.dtype == torch.float64 else logits.float()
-            loss = F.cross_entropy(exact.flatten(0, 1), target.flatten(), ignore_index=IGNORED)
-            if out.auxiliary_loss is not None and self.training:
-                loss = loss + out.auxiliary_loss
+            loss = _mean_loss(logits, target, out.auxiliary_loss if self.training else None, num_items_in_batch)
         output = CausalLMOutput(
             loss=loss,  # pyright: ignore[reportArgumentType]
             logits=logits,
@@ -489,6 +542,18 @@ class CausalLM(PreTrainedModel, GenerationMixin):
             auxiliary_loss=out.auxiliary_loss,
         )
         return output if return_dict is None or return_dict else output.to_tuple()
+
+
+def _mean_loss(
+    logits: Tensor, target: Tensor, auxiliary: Tensor | None, items: int | Tensor | None
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy and the model's own loss; with ``items`` this batch's share of a mean over so many tokens."""
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    reduction = "mean" if items is None else "sum"
+    loss = F.cross_entropy(exact.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction=reduction)
+    if auxiliary is not None:
+        loss = loss + (auxiliary if items is None else auxiliary * (target != IGNORED).sum())
+    return loss if items is None else loss / items
 
 
 def _next_tokens(labels: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:

@@ -24,6 +24,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import landmark_attention, merge_attention
@@ -277,11 +278,11 @@ class LandmarkMLP(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.c_fc = Linear(size, 4 * size, bias=False, activation="gelu")
+        self.c_fc = Linear(size, 4 * size, bias=False)  # GELU apart: what LoRA adds to the layer comes before it
         self.c_proj = Linear(4 * size, size, bias=False)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        return self.c_proj(self.c_fc(x))
+        return self.c_proj(F.gelu(self.c_fc(x)))
 
 
 class LandmarkLayer(GradientCheckpointingLayer):
@@ -322,7 +323,7 @@ class LandmarkModel(CausalModel):
         seen, now = start // content, (start + tokens) // content  # landmarks
         order = torch.arange(start, start + tokens, device=x.device)
         place = order + order // content - (start + seen)  # of each token among tokens and landmarks
-        landmark = self.embed_tokens.weight[self.config.landmark_id]
+        landmark = self.embed_tokens(place.new_tensor(self.config.landmark_id))  # called: an adapter may have a part in it
         mixed = landmark.expand(batch, tokens + now - seen, size).to(x.dtype).index_copy(1, place, x)
         result = super().run(mixed, start + seen, state, keep=keep, all_layers=all_layers)
         layers = tuple(layer[:, place] for layer in result.layers)

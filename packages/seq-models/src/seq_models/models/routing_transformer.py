@@ -427,13 +427,13 @@ class GatedFeedForward(nn.Module):
         super().__init__()
         size, inner = config.hidden_size, config.feedforward_size or config.hidden_size
         gated = config.style == "official"
-        self.w1 = Linear(size, inner, bias=not gated, activation=None if gated else "gelu")
+        self.w1 = Linear(size, inner, bias=not gated)  # GELU apart: what LoRA adds to the layer comes before it
         self.gate = Linear(size, inner, bias=False) if gated else None
         self.w2 = Linear(inner, size, bias=not gated)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         inner = self.w1(x)
-        return self.w2(inner if self.gate is None else F.gelu(inner, approximate="tanh") * self.gate(x))
+        return self.w2(F.gelu(inner) if self.gate is None else F.gelu(inner, approximate="tanh") * self.gate(x))
 
 
 class RoutingLayer(GradientCheckpointingLayer):

@@ -297,8 +297,8 @@ class TransNormerModel(CausalModel):
         self.embed_scale = math.sqrt(config.hidden_size) if config.scale_embedding else 1.0
         self.post_init()
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        return super().embed(input_ids) * self.embed_scale
+    def enter(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        return x * self.embed_scale
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
