@@ -16,8 +16,10 @@ def command(*arguments: str) -> int:
     return int(caught.value.code or 0)
 
 
-def _trained(directory: Path, recipe: str, *settings: str) -> Path:
-    assert command("train", recipe, "--out", str(directory), *(part for s in settings for part in ("--set", s))) == 0
+def _trained(directory: Path, recipe: str, *settings: str, text: Path | None = None) -> Path:
+    own = [] if text is None else ["--text", str(text)]
+    sets = [part for s in settings for part in ("--set", s)]
+    assert command("train", recipe, "--out", str(directory), *own, *sets) == 0
     return directory
 
 
@@ -33,10 +35,13 @@ def hulls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model of bytes after two steps."""
+    """A language model of bytes after two steps on a folder of text."""
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(2):
+        (folder / f"{number}.txt").write_text("def f(x):\n    return x\n" * 40)
     sizes = ["steps=2", "warmup=1", "length=16", "test_dataloader.dataset.limit=4", "val_dataloader.dataset.limit=4"]
     sizes += ["model.net.name=test_transnormer", "model.net.vocab_size=256", "train_dataloader.batch_size=2"]
-    return _trained(tmp_path_factory.mktemp("runs") / "text", "transnormer_text", *sizes)
+    return _trained(tmp_path_factory.mktemp("runs") / "text", "transnormer_text", *sizes, text=folder)
 
 
 def test_training_leaves_scores_and_pictures(hulls: Path) -> None:
@@ -53,7 +58,7 @@ def test_points_of_a_file_are_answered_and_drawn(
     for file in ("square.csv", "same.npy"):
         assert command("predict", str(tmp_path / file), "--run", str(hulls), "--out", str(tmp_path / "out")) == 0
         assert "log p" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"square.png", "same.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"square.png", "same.png"}
 
 
 def test_the_demo_draws_twelve_instances(hulls: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,6 +93,27 @@ def test_a_text_is_continued_and_scored(text: Path, tmp_path: Path, capsys: pyte
     assert "bits per byte over 9 bytes" in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_results_mirror_the_folders_and_stand_in_one_table(hulls: Path, text: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "x.txt").write_text("0 0\n1 0\n0 1\n")
+    for run, columns in ((hulls, {"file", "answer", "log_prob"}), (text, {"file", "bits_per_byte", "bytes"})):
+        out = tmp_path / run.name
+        assert command("predict", str(tmp_path / "in"), "--run", str(run), "--out", str(out)) == 0
+        rows = json.loads((out / "predictions.json").read_text())
+        assert [Path(row["file"]).parent.name for row in rows] == ["a", "b"]
+        assert set(rows[0]) == columns
+    pictures = {str(path.relative_to(tmp_path / hulls.name)) for path in (tmp_path / hulls.name).rglob("*.png")}
+    assert pictures == {"a/x.png", "b/x.png"}
+
+
+def test_a_run_on_own_text_is_evaluated_on_it(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = json.loads((text / "result.json").read_text())["test"]["bits_per_token"]
+    assert json.loads((text / "run.json").read_text())["data_info"]["source"] == "files of text"
+    assert command("eval", str(text)) == 0
+    assert f"{said:.3f}" in capsys.readouterr().out
+
+
 def test_what_a_run_cannot_do_is_one_line(
     hulls: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +124,8 @@ def test_what_a_run_cannot_do_is_one_line(
         (("demo", "--run", str(text)), "holds no Pointer Network"),
         (("export", str(hulls), "--out", str(tmp_path / "x.onnx")), "is a Pointer Network, whose answer is a search"),
         (("predict", str(tmp_path / "empty.txt"), "--run", str(text)), "holds 0 bytes of text, needs at least 2"),
+        (("train", "pointer_hull5", "--text", str(text), "--out", str(tmp_path / "no")), "unknown setting 'text'"),
+        (("train", "routing_text", "--text", str(tmp_path / "none")), "does not exist"),
         (("train", "pointer_hull5", "--set", "n=2", "--out", str(tmp_path / "n2")), "needs at least 3 points, got n=2"),
     ):
         assert command(*arguments) in (1, 2)

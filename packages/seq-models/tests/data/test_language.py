@@ -1,5 +1,6 @@
 """Text and generated tasks: what counts, splits that do not meet, errors."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,17 +110,24 @@ def test_splits_of_the_standard_library_are_disjoint_text() -> None:
     assert torch.equal(item["input_ids"], item["labels"])
 
 
-def test_own_text_is_split_in_order() -> None:
-    text = bytes(range(100))
-    served = [ByteText(split, length=5, text=text).windows for split in ("train", "val", "test")]  # pyright: ignore
+def test_own_files_are_read_and_split_in_order(tmp_path: Path) -> None:
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    (tmp_path / "a.bin").write_bytes(bytes(range(40)))
+    (tmp_path / "b" / "deep" / "X.TXT").write_bytes(bytes(range(40, 100)))
+    (tmp_path / "b" / "picture.png").write_bytes(b"no text")
+    files = [tmp_path / "a.bin", str(tmp_path / "b")]
+    served = [ByteText(split, length=5, text=files).windows for split in ("train", "val", "test")]  # pyright: ignore
     assert np.concatenate([part.ravel() for part in served]).tolist() == list(range(100))
+    with pytest.raises(ValueError, match="the val part of the text has 10 bytes, fewer than one window of 64; give"):
+        ByteText("val", length=64, text=files)
+    with pytest.raises(ValueError, match="def f does not exist"):  # a text itself is no file
+        ByteText(text="def f")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: ByteText("dev"), "ByteText: split must be 'train', 'val' or 'test', got split='dev'"),  # pyright: ignore
-        (lambda: ByteText(text=""), "ByteText: the train part has 0 bytes, fewer than one window of 256"),
         (lambda: ByteText(length=0), "ByteText: length must be at least 1, got length=0"),
         (lambda: AssociativeRecall(pairs=40), "pairs must be at most the 31 keys, got pairs=40"),
         (lambda: AssociativeRecall(length=20), r"length must be at least 4·pairs=32, got length=20"),
@@ -136,8 +144,8 @@ def test_sizes_that_do_not_fit_are_named(make: Any, message: str) -> None:
         make()
 
 
-def test_byte_score_counts_the_training_text_for_the_bytes_it_is_shown() -> None:
-    text = b"abcabcabdabc" * 40
+def test_byte_score_counts_the_training_text_for_the_bytes_it_is_shown(tmp_path: Path) -> None:
+    (text := tmp_path / "a.txt").write_bytes(b"abcabcabdabc" * 40)
     parts = {split: ByteText(split, length=8, text=text) for split in ("train", "test")}
     score = ByteScore(text=text, order=1)
     for item in parts["test"]:

@@ -1,13 +1,13 @@
 """``seq-models generate``: continue a text."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
 from attn_core.engine.run import open_run
-from seq_models.language.language_model import CausalLM
+from seq_models.language.scoring import language_model_of
 from seq_models.package import PACKAGE
 
 
@@ -25,10 +25,9 @@ def generate(
     if not tokens:
         raise ValueError("generate: the prompt is empty; give at least one character")
     trained = open_run(PACKAGE, run, device=device)
-    net: Any = trained.model.net
-    if not isinstance(net, CausalLM) or net.config.vocab_size < 256:
-        raise ValueError(f"generate: {trained.directory} holds no language model of bytes")
+    net = language_model_of(trained)
     torch.manual_seed(seed)
-    sampled = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    out = net.generate(torch.tensor([tokens], device=trained.device), max_new_tokens=length, num_beams=beams, **sampled)  # pyright: ignore[reportAttributeAccessIssue]
+    settings: dict[str, float] = {"temperature": temperature} if temperature else {}
+    ids = torch.tensor([tokens], device=trained.device)
+    out = net.generate(ids, max_new_tokens=length, num_beams=beams, do_sample=bool(settings), **settings)
     yield bytes(token for token in out[0].tolist() if token < 256).decode(errors="replace")

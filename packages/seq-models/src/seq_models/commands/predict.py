@@ -5,31 +5,44 @@ from pathlib import Path
 from typing import Any
 
 from attn_core.engine import TrainedRun
+from attn_core.engine.inputs import PredictionTable, find_inputs
+from seq_models.data.language import TEXT_SUFFIXES
 from seq_models.language.scoring import bits_per_byte
-from seq_models.pointing.files import read_points
+from seq_models.pointing.files import POINT_SUFFIXES, read_points
 from seq_models.pointing.pictures import draw_answer
 from seq_models.pointing.task import PointingTask, trimmed
 
 
 def predict(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
-    """Of each file of points (two columns; .csv, .txt, .npy) the answer and ``<out>/<name>.png``; of each file of text
-    its bits per byte.
+    """Answers to files of points with a picture of each, or bits per byte of files of text; all of them as a table.
+
+    Points are two columns (.csv, .txt, .npy); folders are searched at any depth, and results mirror their tree.
 
     Raises:
-        ValueError: a file without points or text, with other columns, or with numbers that are not finite.
+        ValueError: no files; a file without points or text, with other columns, or with numbers that are not finite.
     """
-    files = [file for path in inputs for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    for file in files:
-        if isinstance(run.model, PointingTask):
-            points = read_points(file)
+    return _point(run, inputs, out) if isinstance(run.model, PointingTask) else _score(run, inputs, out)
+
+
+def _point(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
+    model: Any = run.model
+    files = find_inputs(inputs, POINT_SUFFIXES, what="files of points", out=out)
+    with PredictionTable(out) as table:
+        for file in files:
+            points = read_points(file.path)
             low, high = points.amin(0), points.amax(0)
             unit = (points - low) / (high - low).max().clamp_min(1e-12)  # the square that the network was trained on
-            net: Any = run.model.net
-            found = net.decode(unit[None].to(run.device), constraint=run.model.constraint, beam=run.model.beam)
-            answer = trimmed(found.pointers[0].tolist())
-            out.mkdir(parents=True, exist_ok=True)
-            draw_answer(picture := out / f"{file.stem}.png", run.data_info["task"], points, answer)
-            yield f"{file}: {' '.join(map(str, answer))} (log p {float(found.log_prob):.3f}) → {picture}"
-        else:
-            bits, count = bits_per_byte(run, file.read_bytes(), str(file))
-            yield f"{file}: {bits:.3f} bits per byte over {count:,} bytes"
+            found = model.net.decode(unit[None].to(run.device), constraint=model.constraint, beam=model.beam)
+            answer, log_prob = trimmed(found.pointers[0].tolist()), float(found.log_prob)
+            draw_answer(picture := file.output(out, ".png"), run.data_info["task"], points, answer)
+            table.add(file, answer=answer, log_prob=log_prob)
+            yield f"{file.path}: {' '.join(map(str, answer))} (log p {log_prob:.3f}) → {picture}"
+
+
+def _score(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
+    files = find_inputs(inputs, TEXT_SUFFIXES, what="files of text", out=out)
+    with PredictionTable(out) as table:
+        for file in files:
+            bits, count = bits_per_byte(run, file.path.read_bytes(), str(file.path))
+            table.add(file, bits_per_byte=bits, bytes=count)
+            yield f"{file.path}: {bits:.3f} bits per byte over {count:,} bytes"

@@ -1,15 +1,28 @@
-"""What ``seq-models train`` adds to the engine's: the picture at the end of a run."""
+"""What ``seq-models train`` adds to the engine's: text of your own, and the picture at the end of a run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from torch import nn
 
 from seq_models.language.pictures import draw_accuracy
 from seq_models.language.task import LanguageTask
 from seq_models.pointing.pictures import draw_answers
 from seq_models.pointing.task import PointingTask
+
+
+def train_settings(
+    *,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="Files or folders of text, for recipes whose name ends in _text (repeatable).", exists=True),
+    ] = None,
+) -> Iterator[str]:
+    """Settings of the recipe; paths are made absolute, so that the run can be evaluated from anywhere."""
+    if text:
+        yield f"text={[str(path.absolute()) for path in text]!r}"
 
 
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from seq_models.language.language_model import IGNORED
+from attn_core.engine.inputs import find_inputs
 
+IGNORED = -100  # a label that does not count, as everywhere in transformers
 Split = Literal["train", "val", "test"]
 SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".html", ".xml", ".json", ".csv")
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
 
 
@@ -53,35 +56,53 @@ def standard_library(split: Split) -> np.ndarray:
     return np.frombuffer(b"".join(parts), dtype=np.uint8)
 
 
+def own_text(files: str | Path | Sequence[str | Path], split: Split) -> np.ndarray:
+    """Bytes of your files, one after the other: of all of them the last tenth is ``test``, the tenth before ``val``.
+
+    Args:
+        files: files, and folders, of which those with an ending of ``TEXT_SUFFIXES`` are taken at any depth.
+
+    Raises:
+        ValueError: no files, a path that does not exist, or a folder without text.
+    """
+    paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
+    found = find_inputs(paths, TEXT_SUFFIXES, what="files of text")
+    whole = np.frombuffer(b"".join(item.path.read_bytes() for item in found), dtype=np.uint8)
+    cuts = [0, len(whole) * 8 // 10, len(whole) * 9 // 10, len(whole)]
+    return whole[cuts[SPLITS[split]] : cuts[SPLITS[split] + 1]]
+
+
 class ByteText(Dataset[dict[str, Tensor]]):
     """Windows of ``length`` bytes of text, one after the other.
 
     Args:
-        text: None is the interpreter's standard library; otherwise a text of your own, of which the last tenth is
-            ``test`` and the tenth before ``val``.
+        text: None is the interpreter's standard library; otherwise files of your own, see :func:`own_text`.
         limit: windows that are served, evenly spread; None is all of them.
 
     Raises:
-        ValueError: unknown split, sizes below 1, or a part that is shorter than one window.
+        ValueError: unknown split, sizes below 1, as :func:`own_text`, or a part that is shorter than one window.
     """
 
     def __init__(
-        self, split: Split = "train", *, length: int = 256, limit: int | None = None, text: bytes | str | None = None
+        self,
+        split: Split = "train",
+        *,
+        length: int = 256,
+        limit: int | None = None,
+        text: str | Path | Sequence[str | Path] | None = None,
     ) -> None:
         _checked("ByteText", split, length=length, **({} if limit is None else {"limit": limit}))
-        if text is None:
-            data = standard_library(split)
-        else:
-            whole = np.frombuffer(text.encode() if isinstance(text, str) else text, dtype=np.uint8)
-            cuts = [0, len(whole) * 8 // 10, len(whole) * 9 // 10, len(whole)]
-            data = whole[cuts[SPLITS[split]] : cuts[SPLITS[split] + 1]]
+        data = standard_library(split) if text is None else own_text(text, split)
         windows = len(data) // length
         if windows == 0:
-            raise ValueError(f"ByteText: the {split} part has {len(data)} bytes, fewer than one window of {length}")
+            raise ValueError(
+                f"ByteText: the {split} part of the text has {len(data)} bytes, fewer than one window of {length}; "
+                "give more text, or a shorter length"
+            )
         self.windows = data[: windows * length].reshape(windows, length)
         if limit is not None and limit < windows:
             self.windows = self.windows[np.linspace(0, windows - 1, limit).astype(int)]
-        source = "given text" if text is not None else f"standard library of Python {sys.version.split()[0]}"
+        source = "files of text" if text is not None else f"standard library of Python {sys.version.split()[0]}"
         self.metainfo: dict[str, Any] = {"task": "text", "source": source, "length": length}
 
     def __len__(self) -> int:

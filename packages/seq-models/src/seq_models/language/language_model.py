@@ -259,7 +259,7 @@ class CausalModel(PreTrainedModel):
         return self.embed_tokens(input_ids)
 
     def enter(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """What the layers get of embeddings, from tokens or from the caller alike: a family that scales does it here."""
+        """What the layers get of embeddings, those of tokens or of the caller: a family that scales does it here."""
         return x
 
     def _given(self, x: Tensor) -> Float[Tensor, "B N C"]:
@@ -458,20 +458,6 @@ class CausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         self.model._init_weights(module)
-
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        """What ``generate`` gives to the next step.
-
-        Raises:
-            ValueError: a prompt of embeddings without a state: the second step would no longer see it.
-        """
-        if inputs_embeds is not None and not kwargs.get("use_cache", True):
-            raise ValueError(
-                f"{type(self).__name__}.generate: inputs_embeds needs use_cache=True, as later steps give tokens alone"
-            )
-        return super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
     def _assisted_decoding(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Scores of causal language models."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class ByteScore(TokenScore):
         text: as of `seq_models.data.ByteText`, whose training part is counted. order: of the table, 0 to 2.
     """
 
-    def __init__(self, text: bytes | str | None = None, order: int = 2) -> None:
+    def __init__(self, text: str | Path | Sequence[str | Path] | None = None, order: int = 2) -> None:
         super().__init__()
         self.text, self.order = text, order
         self.windows: list[np.ndarray] = []

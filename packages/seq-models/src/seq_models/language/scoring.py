@@ -6,20 +6,37 @@ import torch
 from torch import nn
 
 from attn_core.engine import TrainedRun
+from seq_models.language.language_model import CausalLM
 from seq_models.language.metrics import NATS_PER_BIT
 
 WINDOW = 1024  # tokens that a file of text is scored in at a time
+
+
+def language_model_of(run: TrainedRun) -> Any:
+    """The network of a run.
+
+    Raises:
+        ValueError: it is no language model, or its vocabulary is not that of bytes.
+    """
+    net: Any = getattr(run.model, "net", None)
+    if not isinstance(net, CausalLM):
+        raise ValueError(f"{run.directory} holds no language model of bytes")
+    if net.config.vocab_size < 256:
+        raise ValueError(
+            f"{run.directory} holds no language model of bytes: it knows {net.config.vocab_size} tokens, bytes are 256"
+        )
+    return net
 
 
 def bits_per_byte(run: TrainedRun, text: bytes, what: str) -> tuple[float, int]:
     """Mean −log₂ p of every byte but the first, the state carried along the text.
 
     Raises:
-        ValueError: fewer than two bytes.
+        ValueError: fewer than two bytes; a run that holds no language model of bytes.
     """
+    net = language_model_of(run)
     if len(text) < 2:
         raise ValueError(f"{what} holds {len(text)} bytes of text, needs at least 2")
-    net: Any = run.model.net
     tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8).long().to(run.device)
     state, nats = None, 0.0
     for start in range(0, len(tokens) - 1, WINDOW):

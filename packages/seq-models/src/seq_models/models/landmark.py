@@ -323,7 +323,7 @@ class LandmarkModel(CausalModel):
         seen, now = start // content, (start + tokens) // content  # landmarks
         order = torch.arange(start, start + tokens, device=x.device)
         place = order + order // content - (start + seen)  # of each token among tokens and landmarks
-        landmark = self.embed_tokens(place.new_tensor(self.config.landmark_id))  # called: an adapter may have a part in it
+        landmark = self.embed_tokens(place.new_tensor(self.config.landmark_id))  # a call: adapters may change it
         mixed = landmark.expand(batch, tokens + now - seen, size).to(x.dtype).index_copy(1, place, x)
         result = super().run(mixed, start + seen, state, keep=keep, all_layers=all_layers)
         layers = tuple(layer[:, place] for layer in result.layers)

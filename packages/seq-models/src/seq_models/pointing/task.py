@@ -1,7 +1,7 @@
 """Training of Pointer Networks."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -9,19 +9,20 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from attn_core.engine import TaskModel
-from seq_models.models.pointer_network import Constraint, PointerNetwork
+
+Constraint = Literal["none", "distinct", "tour"]
 
 
 class PointingTask(TaskModel):
-    """Teacher-forced training of a :class:`PointerNetwork`; answers by beam search.
+    """Teacher-forced training of a Pointer Network; answers by beam search.
 
     Args:
-        net: the network, or its recipe ``dict(type=PointerNetwork, ...)``.
+        net: a `seq_models.PointerNetwork`, or its recipe ``dict(type=PointerNetwork, ...)``.
         constraint: which answers beam search considers; in training, which points the softmax leaves out.
         beam: width of the search.
     """
 
-    def __init__(self, net: PointerNetwork | dict[str, Any], *, constraint: Constraint = "none", beam: int = 1) -> None:
+    def __init__(self, net: nn.Module | dict[str, Any], *, constraint: Constraint = "none", beam: int = 1) -> None:
         super().__init__()
         built: nn.Module = net if isinstance(net, nn.Module) else MODELS.build(net)
         self.net: Any = built
