@@ -22,7 +22,7 @@ def train_settings(
 ) -> Iterator[str]:
     """Settings of the recipe; paths are made absolute, so that the run can be evaluated from anywhere."""
     if text:
-        yield f"text={[str(path.absolute()) for path in text]!r}"
+        yield f"texts={[str(path.absolute()) for path in text]!r}"
 
 
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:

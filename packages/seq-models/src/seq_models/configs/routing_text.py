@@ -18,12 +18,12 @@ from seq_models.models import create_model
 steps = 600
 warmup = 60
 length = 256
-text = None  # files of your own: --text FILE
+texts = None  # files of your own: --text FILE
 model = dict(type=LanguageTask, net=dict(type=create_model, name="routing_bytes"))
-train_dataloader = dict(dataset=dict(type=ByteText, split="train", length=length, text=text), batch_size=8)
-val_dataloader = dict(dataset=dict(type=ByteText, split="val", length=length, text=text, limit=64), batch_size=32)
-test_dataloader = dict(dataset=dict(type=ByteText, split="test", length=length, text=text, limit=512), batch_size=32)
-val_evaluator = dict(type=ByteScore, text=text)
+train_dataloader = dict(dataset=dict(type=ByteText, split="train", length=length, text=texts), batch_size=8)
+val_dataloader = dict(dataset=dict(type=ByteText, split="val", length=length, text=texts, limit=64), batch_size=32)
+test_dataloader = dict(dataset=dict(type=ByteText, split="test", length=length, text=texts, limit=512), batch_size=32)
+val_evaluator = dict(type=ByteScore, text=texts)
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
     clip_grad=dict(max_norm=1.0),
