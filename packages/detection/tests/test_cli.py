@@ -109,9 +109,9 @@ def test_unreadable_pictures_end_in_one_line_and_nothing_is_written(
     (tmp_path / "text.png").write_text("text")
     out = tmp_path / "out"
     for name, message in (
-        (folder, "z.jpg: the image is damaged"),
+        (folder, "z.jpg: the picture is damaged"),
         (tmp_path / "empty", "holds no pictures"),
-        (tmp_path / "text.png", "not an image"),
+        (tmp_path / "text.png", "not a picture"),
         (tmp_path / "absent.png", "absent.png does not exist"),
     ):
         capsys.readouterr()
@@ -166,7 +166,7 @@ def test_a_damaged_training_picture_is_named(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "train" / "a.png").write_bytes((tmp_path / "train" / "a.png").read_bytes()[:60])
     assert command(*own_data(tmp_path)) == 1
     shown = capsys.readouterr().err.strip().splitlines()
-    assert "a.png: the image is damaged" in shown[-1]
+    assert "a.png: the picture is damaged" in shown[-1]
     assert "Traceback" not in "".join(shown)
     assert not list((tmp_path / "run").glob("*.safetensors"))
 

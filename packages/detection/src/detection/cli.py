@@ -1,14 +1,15 @@
-"""The command ``detection``: train, eval, predict, export, benchmark, ring3d, list, info."""
+"""The command ``detection``: train, eval, predict, export, benchmark, check, ring3d, list, info."""
 
 from attn_core.engine import TaskPackage
 from attn_core.engine.cli import run_cli
 from detection.bench.attention import benchmark
+from detection.commands.check import check
 from detection.commands.end_of_run import draw_predictions
 from detection.commands.export import export_target
-from detection.commands.info import info
+from detection.commands.own_data import train_settings
 from detection.commands.predict import predict
 from detection.commands.ring3d import write_samples
-from detection.models import list_models
+from detection.models import info, list_models
 from detection.package import PACKAGE
 
 CLI = TaskPackage(
@@ -20,7 +21,8 @@ CLI = TaskPackage(
     export=export_target,
     benchmark=benchmark,
     draw_predictions=draw_predictions,
-    commands={"ring3d": write_samples},
+    train_settings=train_settings,
+    commands={"check": check, "ring3d": write_samples},
 )
 
 

@@ -90,8 +90,22 @@ def test_perfect_boxes_score_one_for_each_class() -> None:
          "boxes": torch.tensor([[5.0, 5, 45, 45]]), "scores": torch.tensor([0.9]), "labels": torch.tensor([i])}
         for i in range(2)
     ]  # fmt: skip
-    numbers = evaluated(CocoMap(per_class=True), given)
-    assert numbers["mAP"] == pytest.approx(1.0) == numbers["AP_0"] == numbers["AP_1"]
+    metric = CocoMap(per_class=True)
+    metric.dataset_meta = {"classes": ["Katze 猫", "dog", "never"]}
+    numbers = evaluated(metric, given)
+    assert numbers["mAP"] == pytest.approx(1.0) == numbers["AP/Katze 猫"] == numbers["AP/dog"]
+    assert "AP/never" not in numbers
+    metric.dataset_meta = {"classes": ["x", "x"]}
+    nothing = [{**sample, "boxes": torch.empty(0, 4), "scores": [], "labels": []} for sample in given]
+    metric.results.clear()
+    assert [name for name in evaluated(metric, nothing) if name.startswith("AP/")] == ["AP/x (0)", "AP/x (1)"]
+    assert not [name for name in evaluated(CocoMap(), given) if name.startswith("AP/")]
+
+
+def test_boxes_in_pictures_without_objects_are_counted_without_an_error() -> None:
+    given = [{"image_id": 1, "annotations": [], "boxes": torch.tensor([[5.0, 5, 45, 45]]), "scores": [0.9],
+              "labels": [0]}]  # fmt: skip
+    assert set(evaluated(CocoMap(per_class=True), given).values()) == {-1.0}
 
 
 def test_an_absent_library_is_named() -> None:

@@ -1,51 +1,81 @@
-"""``predictions.png`` of a run: pictures of the test split beside what the best weights find in them."""
+"""``predictions.png`` and ``categories.csv`` of a run: test pictures beside what is found in them, AP by category."""
 
-from collections.abc import Iterable, Mapping
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torchvision.transforms.v2 import functional as F
+from torch import Tensor, nn
 
-from detection.pictures.boxes import draw
+from detection.pictures.boxes import Boxes, sheet
 from detection.pictures.ring3d import draw_scenes
 from detection.tasks.bevformer import BEVDetectionTask
 from detection.tasks.detection import DetectionTask
 
+SHOWN = 6
+THRESHOLD = 0.3
+
 
 @torch.no_grad()
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:
-    """Twelve test pictures: what is there on the left, boxes above a score of 0.3 on the right.
+    """Six test pictures: what is there on the left, boxes with a score of at least 0.3 on the right.
 
-    Of a `BEVDetectionTask` one sample is drawn in all cameras and from above; of other models nothing.
+    Of a `BEVDetectionTask` one sample is drawn in all cameras and from above; of other models nothing. Beside the
+    picture stands ``categories.csv``.
     """
+    write_categories(path.parent)
     if isinstance(model, BEVDetectionTask):
         draw_scenes(model, loader, path)
         return
     if not isinstance(model, DetectionTask):
         return
-    info: Mapping[str, Any] = loader.dataset.metainfo  # pyright: ignore[reportAttributeAccessIssue]
-    classes = info["classes"]
-    pairs = []
+    classes: Sequence[str] = loader.dataset.metainfo["classes"]  # pyright: ignore[reportAttributeAccessIssue]
+    rows, titles = [], []
+    for item, found in _found(model, loader):
+        labels = item["labels"].tolist()
+        truth = Boxes(item["boxes"], labels, [classes[label] for label in labels])
+        kept = found["scores"] >= THRESHOLD
+        labels, scores = found["labels"][kept].tolist(), found["scores"][kept].tolist()
+        texts = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+        rows.append(((item["image"] * 255).round().to(torch.uint8), truth, Boxes(found["boxes"][kept], labels, texts)))
+        best = f", the best has {found['scores'].max():.2f}" if len(found["scores"]) and not len(labels) else ""
+        titles.append(
+            (
+                f"truth, image {item['image_id']}: {len(truth.labels)} objects",
+                f"prediction: {len(labels)} boxes with a score of at least {THRESHOLD}{best}",
+            )
+        )
+    if rows:
+        sheet(rows, titles).save(path)
+
+
+def write_categories(run: Path) -> None:
+    """``categories.csv``: the AP of each category in the run's ``result.json``, if there are any."""
+    file = run / "result.json"
+    metrics = json.loads(file.read_text()).get("test", {}) if file.is_file() else {}
+    rows = [(name.removeprefix("AP/"), value) for name, value in metrics.items() if name.startswith("AP/")]
+    if rows:
+        with open(run / "categories.csv", "w", newline="", encoding="utf-8") as table:
+            csv.writer(table).writerows([("category", "AP"), *rows])
+
+
+def _found(
+    model: DetectionTask, loader: Iterable[dict[str, Any]]
+) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Items of the loader with what the detector finds in them, on the CPU, as many as are shown."""
+    device = next(model.parameters()).device
+    count = 0
     for batch in loader:
-        net: Any = model.net
-        device = next(model.parameters()).device
-        results = net([image.to(device) for image in batch["image"]])
-        for image, boxes, labels, found in zip(batch["image"], batch["boxes"], batch["labels"], results, strict=True):
-            pixels = (image * 255).round().to(torch.uint8).cpu()
-            kept = found["scores"].cpu() > 0.3
-            kinds = found["labels"].cpu()[kept].tolist()
-            shares = found["scores"].cpu()[kept].tolist()
-            truth = draw(pixels, boxes.cpu(), labels.tolist(), [classes[label] for label in labels.tolist()])
-            texts = [f"{classes[label]}: {100 * share:.0f} %" for label, share in zip(kinds, shares, strict=True)]
-            pairs.append(torch.cat([truth, draw(pixels, found["boxes"].cpu()[kept], kinds, texts)], 2))
-            if len(pairs) == 12:
-                break
-        if len(pairs) == 12:
-            break
-    height, width = (max(pair.shape[axis] for pair in pairs) for axis in (1, 2))
-    cells = [nn.functional.pad(p, (0, width - p.shape[2] + 8, 0, height - p.shape[1] + 8), value=255) for p in pairs]
-    cells += [torch.full_like(cells[0], 255)] * (-len(cells) % 3)
-    rows = [torch.cat(cells[start : start + 3], 2) for start in range(0, len(cells), 3)]
-    F.to_pil_image(torch.cat(rows, 1)).save(path)
+        images = batch["image"][: SHOWN - count]
+        results = model.net([image.to(device) for image in images])
+        for index, found in enumerate(results):
+            item = {name: batch[name][index] for name in ("image", "boxes", "labels", "image_id")}
+            yield (
+                item,
+                {name: value.float().cpu() if name != "labels" else value.cpu() for name, value in found.items()},
+            )
+        count += len(images)
+        if count == SHOWN:
+            return

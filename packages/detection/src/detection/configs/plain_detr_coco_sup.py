@@ -23,7 +23,7 @@ variant = "plain_detr_swin_v2_small_sup"
 num_classes = 91
 labels = "category_id"  # "contiguous" for other data than COCO
 epochs = 12
-batch = 2  # of each process
+batch = 16  # of all processes; on one GPU --set batch=2, and a lower rate
 model = dict(
     type=DetectionTask,
     net=dict(type=pretrained, name=variant, weights="", num_classes=num_classes),
@@ -50,9 +50,14 @@ val_dataloader = dict(
     num_workers=4,
     collate_fn=collate_detection,
 )
-test_dataloader = val_dataloader
+test_dataloader = dict(
+    dataset=dict(type=CocoDetection, root=data_root, split=("test", "val"), labels=labels, num_classes=num_classes),
+    batch_size=batch,
+    num_workers=4,
+    collate_fn=collate_detection,
+)
 val_evaluator = dict(type=CocoMap)
-test_evaluator = dict(type=CocoMap)
+test_evaluator = dict(type=CocoMap, per_class=True)
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=2e-4, weight_decay=0.05),
     clip_grad=dict(max_norm=0.1),

@@ -60,6 +60,7 @@ train_dataloader = dict(
 val_dataloader = dict(dataset=dict(type=DigitsCoco, split="val"), batch_size=25, collate_fn=collate_detection)
 test_dataloader = dict(dataset=dict(type=DigitsCoco, split="test"), batch_size=25, collate_fn=collate_detection)
 val_evaluator = dict(type=CocoMap)
+test_evaluator = dict(type=CocoMap, per_class=True)
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=2e-3, weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=5.0),

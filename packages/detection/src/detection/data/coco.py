@@ -1,31 +1,29 @@
-"""COCO json and its pictures: validated once, with everything wrong named, repaired or refused.
+"""COCO data sets: which files are a split, one class list for all splits, and items with boxes and their pixels.
 
-Repaired, with one line in the log: annotation ids that do not start at 1 or repeat (pycocotools silently loses the
-match of id 0), boxes that reach over the border (cut off), boxes without area (left out). Refused: json that is
-none, no pictures or categories, unknown ids, repeated picture ids, missing files. Category ids may have gaps.
-
-Format: Lin et al., Microsoft COCO, ECCV 2014; https://cocodataset.org/#format-data. Checked in: ``data/test_coco.py``.
+Format and its repairs: `detection.data.coco_json`. Checked in: ``data/test_coco.py``.
 """
 
-import json
+import functools
+import hashlib
 import logging
-import math
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from attn_core.pictures import ENDINGS, read_picture
+from detection.data.coco_json import AnnotatedPicture, Findings, Turned, load_json, read_categories, read_coco
 from detection.data.transforms import DetectionTransform
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES = frozenset(ENDINGS)
+ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
+HELD_BACK = 0.15  # of the pictures of a set without splits, for val, and as much for test
+MOST_IDS = 100_000
 
 
 def read_image(path: Path) -> Tensor:
@@ -33,178 +31,144 @@ def read_image(path: Path) -> Tensor:
 
     Raises: ValueError if the file is missing, empty, no picture or damaged; the message names it.
     """
-    try:
-        with Image.open(path) as opened:
-            opened.load()  # a truncated file must fail here, under its own name
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-                image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).astype(np.uint8))
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except UnidentifiedImageError:
-        raise ValueError(f"{path}: not an image, or of an unknown format") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        if isinstance(error, FileNotFoundError | IsADirectoryError | PermissionError):
-            raise ValueError(f"{path}: {error.strerror}") from None
-        raise ValueError(f"{path}: the image is damaged: {error}") from None
+    return torch.from_numpy(read_picture(path).rgb().copy()).permute(2, 0, 1).contiguous()
 
 
-@dataclass(frozen=True)
-class AnnotatedPicture:
-    """A picture of a COCO json.
+class Split(NamedTuple):
+    """The json of a split, the folder of its pictures, and which part of them it is (``""``: all)."""
 
-    Attributes:
-        image_id: As in the json.
-        path: Of the file.
-        annotations: COCO records ``bbox`` (x, y, width, height), ``category_id``, ``area``, ``iscrowd``.
+    name: str
+    json: Path
+    folder: Path
+    part: str = ""
+
+
+def find_splits(root: Path, *, divide: bool = False) -> dict[str, Split]:
+    """The splits of a data set: ``train``, ``val``, ``test``, those that it has.
+
+    Three layouts are known: Roboflow's ``train/ valid/ test/``, each with ``_annotations.coco.json`` (or one other
+    json) beside the pictures; COCO's ``annotations/instances_<split>2017.json`` with ``<split>2017/``; and, with
+    ``divide``, one json in the folder or in its ``annotations/``, whose pictures are divided 70 : 15 : 15 by a fixed
+    shuffle.
     """
+    found: dict[str, Split] = {}
+    for split, names in ALIASES.items():
+        for name in names:
+            if split not in found and (file := _only_json(root / name)):
+                found[split] = Split(split, file, root / name)
+            for year in ("2017", "2014", ""):
+                file = root / "annotations" / f"instances_{name}{year}.json"
+                if split not in found and file.is_file():
+                    folders = (root / f"{name}{year}", root / "images" / f"{name}{year}", root / "images")
+                    found[split] = Split(split, file, next((f for f in folders if f.is_dir()), folders[0]))
+    if divide and not found.keys() & {"val", "test"}:
+        file = found["train"].json if found else _only_json(root) or _only_json(root / "annotations")
+        if file is not None:
+            folder = found["train"].folder if found else next((f for f in (root / "images",) if f.is_dir()), root)
+            found = {split: Split(split, file, folder, split) for split in ALIASES}
+    return found
 
-    image_id: int
-    path: Path
-    annotations: tuple[dict[str, Any], ...]
 
+def find_split(root: Path, split: str | Sequence[str], *, divide: bool = False) -> Split:
+    """The first of the wanted splits that a data set has.
 
-def read_coco(path: Path, folder: Path) -> tuple[list[AnnotatedPicture], dict[int, str]]:
-    """Pictures with their annotations, and category id → name in the order of the ids.
-
-    Raises: ValueError naming the file and the first offending records.
+    Raises: ValueError if it has none of them.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a json file: {error}") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"{path}: not a COCO file, it has no list {key!r}")
-    if not content["images"]:
-        raise ValueError(f"{path}: the list of images is empty")
-    if not content["categories"]:
-        raise ValueError(f"{path}: the list of categories is empty, there is nothing to detect")
-    try:
-        names = {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
-        sizes = {int(i["id"]): (i.get("width", math.inf), i.get("height", math.inf)) for i in content["images"]}
-        files = {int(entry["id"]): folder / str(entry["file_name"]) for entry in content["images"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: an image or category lacks id, name or file_name: {error!r}") from None
-    if len(sizes) != len(content["images"]):
-        raise ValueError(f"{path}: {len(content['images']) - len(sizes)} image ids appear more than once")
-    missing = [str(file) for file in files.values() if not file.is_file()]
-    if missing:
-        raise ValueError(f"{path}: {len(missing)} of {len(files)} image files are missing: {_some(missing)}")
-    kept: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    cut = empty = 0
-    for position, record in enumerate(content["annotations"]):
-        try:
-            image_id, category = int(record["image_id"]), int(record["category_id"])
-            x, y, w, h = (float(value) for value in record["bbox"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: annotation {position} lacks image_id, category_id or bbox: {error!r}") from None
-        if image_id not in sizes:
-            raise ValueError(f"{path}: annotation {position} belongs to image_id={image_id}, which is not in the list")
-        if category not in names:
-            raise ValueError(f"{path}: annotation {position} has category_id={category}, which is not in the list")
-        if not all(math.isfinite(value) for value in (x, y, w, h)):
-            raise ValueError(f"{path}: annotation {position} has the box {record['bbox']}")
-        width, height = sizes[image_id]
-        x0, y0, x1, y1 = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
-        if x1 <= x0 or y1 <= y0:
-            empty += 1
-            continue
-        # A quarter of a pixel over the border is rounding and stays, for equal numbers with other tools.
-        if max(x0 - x, y0 - y, x + w - x1, y + h - y1) > 0.25:
-            cut += 1
-            x, y, w, h = x0, y0, x1 - x0, y1 - y0
-        kept[image_id].append(
-            {
-                "bbox": [x, y, w, h],
-                "category_id": category,
-                "area": float(record.get("area", w * h)),
-                "iscrowd": int(record.get("iscrowd", 0)),
-            }
-        )
-    ids = [record.get("id") for record in content["annotations"]]
-    notes = [
-        f"{cut} boxes reached over the border and were cut off" if cut else "",
-        f"{empty} boxes without area inside the image were left out" if empty else "",
-        "annotation ids were missing, 0 or repeated and were numbered anew"
-        if 0 in ids or len({*ids}) < len(ids)
-        else "",
-    ]
-    if any(notes):
-        logger.warning("%s: %s", path, "; ".join(note for note in notes if note))
-    return [AnnotatedPicture(i, file, tuple(kept[i])) for i, file in files.items()], dict(sorted(names.items()))
-
-
-def find_split(root: Path, split: str) -> tuple[Path, Path]:
-    """Annotation file and image folder of ``root/<split>/_annotations.coco.json`` or of COCO's own layout.
-
-    Raises: ValueError if neither is there.
-    """
-    for name in (split, "valid") if split == "val" else (split,):
-        if (root / name / "_annotations.coco.json").is_file():
-            return root / name / "_annotations.coco.json", root / name
-    for year in ("2017", "2014", ""):
-        path = root / "annotations" / f"instances_{split}{year}.json"
-        if path.is_file():
-            return path, root / f"{split}{year}"
+    wanted = (split,) if isinstance(split, str) else tuple(split)
+    if unknown := [name for name in wanted if name not in ALIASES]:
+        raise ValueError(f"CocoDetection: split must be of train, val, test, got split={unknown[0]!r}")
+    found = find_splits(root, divide=divide)
+    for name in wanted:
+        if name in found:
+            return found[name]
+    name = ALIASES[wanted[0]][1 if wanted[0] == "val" else 0]
     raise ValueError(
-        f"CocoDetection: {root} holds neither {split}/_annotations.coco.json nor "
-        f"annotations/instances_{split}2017.json; set data_root in the recipe, or --set data_root=..."
+        f"CocoDetection: {root} holds neither {name}/_annotations.coco.json nor "
+        f"annotations/instances_{wanted[0]}2017.json; set data_root in the recipe, or --set data_root=..."
     )
 
 
 class CocoDetection(Dataset[dict[str, Any]]):
     """A COCO data set, as items of `detection.data.collate_detection`.
 
+    All splits have the class list of the training split: categories of others are found in it by name, and where they
+    disagree the data set is refused.
+
     Args:
-        root: Folder with ``<split>/_annotations.coco.json`` beside the pictures, or COCO's own layout.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        annotations: json file, instead of a split of ``root``.
-        images: Folder of its pictures; by default the json's own.
+        root: Folder in one of the layouts of `find_splits`.
+        split: ``"train"``, ``"val"`` or ``"test"``; of several the first that is there.
+        annotations: json file, instead of a split of ``root``. images: Folder of its pictures; by default its own.
+        classes_from: json file with the class list; by default that of the training split, if ``root`` has one.
+        divide: A set without val and test is divided, see `find_splits`.
         transform: options of `DetectionTransform`.
         labels: ``"contiguous"`` numbers the categories 0 … K−1 by id; ``"category_id"`` keeps the ids, as released
             models with 91 outputs do.
-        num_classes: How many outputs the model has; another number of categories is an error.
+        num_classes: How many outputs the model has; more categories are an error.
         skip_empty: Leave out pictures without objects.
+        turned: of `read_coco`: how boxes of pictures that EXIF turns are meant.
 
-    Raises: ValueError as `read_coco`, and for a wrong number of classes.
+    Raises: ValueError as `read_coco`, for another class list than in training, and for more classes than the model has.
     """
 
     def __init__(
         self,
         root: str | Path | None = None,
         *,
-        split: str = "train",
+        split: str | Sequence[str] = "train",
         annotations: str | Path | None = None,
         images: str | Path | None = None,
+        classes_from: str | Path | None = None,
+        divide: bool = False,
         transform: dict[str, Any] | None = None,
         labels: Literal["contiguous", "category_id"] = "contiguous",
         num_classes: int | None = None,
         skip_empty: bool = False,
+        turned: Turned = "auto",
     ) -> None:
         if (root is None) == (annotations is None):
             raise ValueError("CocoDetection: give either root and split, or annotations")
+        if labels not in ("contiguous", "category_id"):
+            raise ValueError(f"CocoDetection: labels must be 'contiguous' or 'category_id', got labels={labels!r}")
         if annotations is not None:
             path = Path(annotations)
-            folder = path.parent if images is None else Path(images)
+            where = Split("", path, path.parent if images is None else Path(images))
         else:
-            path, folder = find_split(Path(str(root)), split)
-        self.pictures, names = read_coco(path, folder)
+            where = find_split(Path(str(root)), split, divide=divide)
+            training = find_splits(Path(str(root)), divide=divide).get("train")
+            classes_from = classes_from or (training.json if training else None)
+        path = where.json
+        self.pictures, own, findings = read_coco(path, where.folder, turned=turned)
+        if findings.repaired:
+            logger.warning("%s: %s", path, "; ".join(findings.repaired))
+        if where.part:
+            self.pictures = part_of(self.pictures, where.part, path)
         if skip_empty:
             self.pictures = [p for p in self.pictures if any(not record["iscrowd"] for record in p.annotations)]
             if not self.pictures:
                 raise ValueError(f"{path}: no image has an object (skip_empty=True)")
-        if labels == "category_id":
-            ids = list(range(max(names) + 1))
-        else:
-            ids = list(names)
-        if num_classes is not None and len(ids) > num_classes:
+        names = own if classes_from is None or Path(classes_from) == path else categories_of(Path(classes_from))
+        problem, note = compare_categories(names, own, labels)
+        if problem:
+            raise ValueError(f"{path}: categories are not those of training ({classes_from}): {problem}")
+        if note:
+            logger.warning("%s: %s", path, note)
+        count = max(names) + 1 if labels == "category_id" else len(names)
+        if labels == "category_id" and (min(names) < 0 or count > MOST_IDS):
             raise ValueError(
-                f"CocoDetection: {path} has {len(ids)} classes ({labels}), the model has {num_classes}; "
-                f"--set num_classes={len(ids)}"
+                f"CocoDetection: {path} has category ids {min(names)} to {max(names)}, which cannot number outputs; "
+                "use labels='contiguous'"
             )
-        self.label_of = {category: label for label, category in enumerate(ids)}
+        if num_classes is not None and count > num_classes:
+            raise ValueError(
+                f"CocoDetection: {path} has {count} classes ({labels}), the model has {num_classes}; "
+                f"--set num_classes={count}"
+            )
+        ids = list(range(count)) if labels == "category_id" else list(names)
+        place = {name: ids.index(category) for category, name in reversed(names.items())}
+        self.label_of = {
+            category: ids.index(category) if names.get(category) == name else place[name]
+            for category, name in own.items()
+        }
         options = dict(transform or {})
         self.transform = DetectionTransform(**options)
         self.metainfo: dict[str, Any] = {
@@ -219,11 +183,16 @@ class CocoDetection(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         picture = self.pictures[index]
         pixels = read_image(picture.path)
+        height, width = pixels.shape[-2:]
+        if picture.size is not None and picture.size != (width, height):
+            raise ValueError(
+                f"{picture.path}: is {width}×{height}, the json says {picture.size[0]}×{picture.size[1]}; "
+                "'detection check' shows all such pictures"
+            )
         records = [{**r, "category_id": self.label_of[r["category_id"]]} for r in picture.annotations]
         objects = [r for r in records if not r["iscrowd"]]
         boxes = torch.tensor([r["bbox"] for r in objects], dtype=torch.float32).view(-1, 4)
         boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-        height, width = pixels.shape[-2:]
         boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
         image, boxes, labels = self.transform(
             pixels, boxes, torch.tensor([r["category_id"] for r in objects], dtype=torch.int64)
@@ -238,5 +207,64 @@ class CocoDetection(Dataset[dict[str, Any]]):
         }
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def part_of(pictures: Sequence[AnnotatedPicture], part: str, path: Path) -> list[AnnotatedPicture]:
+    """A third of a set without splits, by a shuffle that depends on the file names alone.
+
+    Raises: ValueError if there are fewer than three pictures.
+    """
+    if len(pictures) < 3:
+        raise ValueError(f"{path}: {len(pictures)} pictures cannot be divided into train, val and test; at least 3")
+    order = sorted(pictures, key=lambda picture: hashlib.sha256(picture.path.name.encode("utf-8", "replace")).digest())
+    held = max(1, round(HELD_BACK * len(order)))
+    bounds = {"val": (0, held), "test": (held, 2 * held), "train": (2 * held, len(order))}
+    first, last = bounds[part]
+    chosen = {picture.image_id for picture in order[first:last]}
+    return [picture for picture in pictures if picture.image_id in chosen]
+
+
+def categories_of(path: Path) -> dict[int, str]:
+    """Category id → name of a COCO json.
+
+    Raises: ValueError that names the file and the first wrong record.
+    """
+    try:
+        stamp = path.stat().st_mtime_ns
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    return dict(_categories(path, stamp))
+
+
+@functools.lru_cache(maxsize=8)
+def _categories(path: Path, stamp: int) -> tuple[tuple[int, str], ...]:
+    content = load_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("categories"), list):
+        raise ValueError(f"{path}: not a COCO file, it has no list 'categories'")
+    findings = Findings()
+    names = read_categories(content["categories"], findings)
+    if findings.refused:
+        raise ValueError(f"{path}: {findings.refused[0]}")
+    return tuple(names.items())
+
+
+def compare_categories(training: Mapping[int, str], own: Mapping[int, str], labels: str) -> tuple[str, str]:
+    """What forbids to number the categories of a split as training's (``""``: nothing), and what is worth a line."""
+    missing = sorted(set(training.values()) - set(own.values()))
+    extra = sorted(set(own.values()) - set(training.values()))
+    if extra:
+        lacking = f"; only in training: {', '.join(map(repr, missing))}" if missing else ""
+        return f"only here: {', '.join(map(repr, extra))}{lacking}", ""
+    if labels == "category_id" and (moved := [key for key, name in own.items() if training.get(key) != name]):
+        key = min(moved, key=lambda key: key not in training)
+        there = f"{training[key]!r}" if key in training else "nothing"
+        return f"id {key} is {own[key]!r} here and {there} in training", ""
+    return "", f"it lacks categories of training: {', '.join(map(repr, missing))}" if missing else ""
+
+
+def _only_json(folder: Path) -> Path | None:
+    """The COCO json of a folder: ``_annotations.coco.json``, or the only json there."""
+    if not folder.is_dir():
+        return None
+    if (folder / "_annotations.coco.json").is_file():
+        return folder / "_annotations.coco.json"
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".json" and file.is_file())
+    return files[0] if len(files) == 1 else None

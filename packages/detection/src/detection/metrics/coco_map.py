@@ -6,7 +6,7 @@ Source: https://github.com/cocodataset/cocoapi. Checked in: ``metrics/test_coco_
 import contextlib
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ class CocoMap(BaseMetric):
 
     Args:
         library: ``"pycocotools"`` or ``"faster-coco-eval"``; None takes the faster one if it is installed.
-        per_class: add ``AP_<label>`` for each class.
+        per_class: add ``AP/<category>`` for each class that has objects, by the name that the data set gives it.
 
     Raises: ValueError if the library is not installed.
     """
@@ -78,16 +78,28 @@ class CocoMap(BaseMetric):
             some = [bool(sizes), any(a < 32**2 for a in sizes), any(32**2 <= a < 96**2 for a in sizes),
                     any(a >= 96**2 for a in sizes)]  # fmt: skip
             kinds = [0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2, 3]
-            return {name: 0.0 if some[kind] else -1.0 for name, kind in zip(NAMES, kinds, strict=True)}
+            numbers = {name: 0.0 if some[kind] else -1.0 for name, kind in zip(NAMES, kinds, strict=True)}
+            real = {record["category_id"] for record in truth if not record["iscrowd"]}
+            return numbers | self._by_category({label: np.zeros(label in real) for label in categories})
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = self._evaluate(content, found)
         numbers: dict[str, float] = dict(zip(NAMES, (float(value) for value in evaluation.stats[:12]), strict=True))
-        if self.per_class:
-            precision = evaluation.eval["precision"][:, :, :, 0, 2]
-            for index, category in enumerate(categories):
-                own = precision[:, :, index]
-                numbers[f"AP_{category}"] = float(own[own > -1].mean()) if (own > -1).any() else -1.0
-        return numbers
+        precision = evaluation.eval["precision"][:, :, :, 0, 2]
+        shares = {category: precision[:, :, index] for index, category in enumerate(categories)}
+        return numbers | self._by_category({category: own[own > -1] for category, own in shares.items()})
+
+    def _by_category(self, precisions: Mapping[int, Any]) -> dict[str, float]:
+        """``AP/<name>`` of the categories that have objects; a name that stands twice gets its label."""
+        if not self.per_class:
+            return {}
+        names: Sequence[str] = (self.dataset_meta or {}).get("classes", ())
+        found = {}
+        for label, own in precisions.items():
+            name = names[label] if label < len(names) and names[label] else str(label)
+            name = f"{name} ({label})" if list(names).count(name) > 1 else name
+            if len(own):
+                found[f"AP/{name}"] = float(own.mean())
+        return found
 
     def _evaluate(self, content: dict[str, Any], found: list[dict[str, Any]]) -> Any:
         if self.library == "faster-coco-eval":

@@ -1,74 +1,52 @@
-"""The detectors of this package by name."""
+"""The detectors of this package by name; each file below ends with its own entries."""
 
-import inspect
-import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from attn_core.registry import ModelCard, Registry, did_you_mean
-from detection.models.bevformer import detector as bevformer
-from detection.models.bvr import hosts as bvr
-from detection.models.plain_detr import detector as plain_detr
+from attn_core.catalog import Catalog
 
-REGISTRY: Registry[nn.Module] = Registry("model", "create_model")
-FAMILIES: dict[Any, Callable[..., nn.Module]] = {
-    plain_detr: plain_detr.PlainDETR,
-    bvr: bvr.build_detector,
-    bevformer: bevformer.BEVFormerDFA3D,
-}
-for _module in FAMILIES:
-    for _builder in _module.VARIANTS:
-        REGISTRY.register(_builder)
+CATALOG: Catalog[nn.Module] = Catalog("detection.models")
+list_models, create_model, card, info = CATALOG.names, CATALOG.create, CATALOG.card, CATALOG.info
 
 
-def list_models() -> list[str]:
-    """Names that :func:`create_model` takes, sorted."""
-    return list(REGISTRY)
-
-
-def card(name: str) -> ModelCard:
-    """What the tables say about a model.
-
-    Raises: ValueError for an unknown name, with the nearest known one.
-    """
-    builder = REGISTRY.get(name)
-    summary = (builder.__doc__ or "").split("\n", 1)[0]
-    published = re.search(r"published (AP \d+\.\d+)", summary)
-    family, paper, code, license_, test = _module_of(builder).CARD
-    return ModelCard(family, summary, paper, code, license_, test, published[1] if published else "")
-
-
-def create_model(name: str, **options: Any) -> nn.Module:
-    """Build a detector with fresh weights.
+def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path, *, ignore: Sequence[str] = ()) -> nn.Module:
+    """Copy official weights into a model of this package, every parameter or none; returns it.
 
     Args:
-        name: one of :func:`list_models`.
-        options: arguments of its class, `PlainDETR`.
+        model: built as the checkpoint's was; what is read of each family says its own ``load_official``.
+        source: a file (.pth, .safetensors), ``hf://owner/repo/file``, or what such a file holds.
+        ignore: beginnings of our parameter names that may differ or be missing, such as ``("class_embed.",)``.
 
-    Raises: ValueError: unknown name or option, with the nearest known one.
+    Raises: ValueError for another model, and where names or shapes do not fit, naming them.
     """
-    builder: Callable[..., nn.Module] = REGISTRY.get(name)
-    known = inspect.signature(FAMILIES[_module_of(builder)]).parameters
-    for option in options:
-        if option not in known:
-            raise ValueError(f"create_model: {name} has no option {option!r}{did_you_mean(option, known)}")
-    return builder(**options)
+    from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+
+    from detection.models.bevformer import detector as bevformer
+    from detection.models.bvr import hosts
+    from detection.models.plain_detr import detector as plain_detr
+
+    if isinstance(model, plain_detr.PlainDETR):
+        return plain_detr.load_official(model, source, ignore=ignore)
+    if isinstance(model, bevformer.BEVFormerDFA3D):
+        return bevformer.load_official(model, source, ignore=ignore)
+    if isinstance(model, RetinaNet | FCOS | FasterRCNN):
+        return hosts.load_official(model, source, ignore=ignore)
+    raise ValueError(f"load_official: there are no official weights for a {type(model).__name__}")
 
 
 def pretrained(name: str, weights: str = "", **options: Any) -> nn.Module:
     """`create_model`, with the backbone of an official pre-training file if ``weights`` names one; for recipes.
 
-    Raises: ValueError as `create_model` and `load_official` of Plain-DETR; for weights of another detector.
+    Raises: ValueError as `create_model` and `load_backbone` of Plain-DETR; for weights of another detector.
     """
+    from detection.models.plain_detr.detector import PlainDETR, load_backbone
+
     model = create_model(name, **options)
     if not weights:
         return model
-    if not isinstance(model, plain_detr.PlainDETR):
+    if not isinstance(model, PlainDETR):
         raise ValueError(f"pretrained: weights are read for Plain-DETR only, got name={name!r}")
-    return plain_detr.load_official(model, weights, backbone_only=True)
-
-
-def _module_of(builder: Callable[..., nn.Module]) -> Any:
-    return next(module for module in FAMILIES if builder in module.VARIANTS)
+    return load_backbone(model, weights)

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -219,8 +220,24 @@ def test_head_joins_towers_keys_and_attention_and_ignores_the_official_buffer() 
     head.load_state_dict(state)  # strict
     assert "keypoint_logits" not in head.eval()(maps)
     assert set(logits) == set(POINT_TYPES)
-    shared = BVRHead(Towers(), 3, 32, (8, 16), num_heads=4, share_geometry=True)
-    assert shared.cls_transformer.relative_positional_encoding is shared.reg_transformer.relative_positional_encoding
+
+
+@pytest.mark.parametrize(("geometry", "tables"), [("shared", 1), ("towers", 2), ("sets", 3)])
+def test_each_set_of_keys_reads_the_geometry_table_that_it_has(geometry: Any, tables: int) -> None:
+    head = BVRHead(Towers(), 3, 32, (8, 16), num_heads=4, total=10, geometry=geometry)
+    own = [*head.cls_transformer.geometries(), *head.reg_transformer.geometries()]
+    assert len({id(part) for part in own}) == tables
+    for part in own:
+        torch.nn.init.normal_(part.embedding_transform[0].conv.weight, std=0.3)  # pyright: ignore
+    query, cells = torch.randn(2, 6, 32), torch.rand(6, 2) * 64
+    keys = [Keys(torch.randn(2, 5, 32), torch.rand(2, 5, 2) * 64, torch.rand(2, 5)) for _ in range(2)]
+    alone = query.clone()
+    for layer, key, part in zip(head.reg_transformer.decoder, keys, own[1:], strict=True):
+        offsets = (key.positions[:, None] - cells[:, None]) / 8
+        alone = alone + layer(query, key.features, part(offsets))
+    torch.testing.assert_close(head.reg_transformer.attend(query, cells, keys, 8.0), alone.relu())
+    with pytest.raises(ValueError, match="geometry must be 'shared', 'towers' or 'sets', got geometry='own'"):
+        BVRHead(Towers(), 3, 32, (8, 16), num_heads=4, geometry="own")  # pyright: ignore
 
 
 def test_mistakes_are_named() -> None:

@@ -210,6 +210,25 @@ def test_checkpoints_with_deformable_convolutions_survive_a_round_trip(host: Hos
         torch.testing.assert_close(target.state_dict()[key], value)
 
 
+@pytest.mark.parametrize("geometry", ["shared", "towers", "sets"])
+def test_checkpoints_with_every_sharing_of_geometry_survive_a_round_trip(geometry: Any) -> None:
+    source, target = (small(geometry=geometry) for _ in range(2))
+    for part in {*source.head.cls_transformer.geometries(), *source.head.reg_transformer.geometries()}:
+        torch.nn.init.normal_(part.embedding_transform[0].conv.weight)
+    named = official_names(source.state_dict())
+    load_official(target, named)
+    for key, value in source.state_dict().items():
+        torch.testing.assert_close(target.state_dict()[key], value)
+    others = {"shared": ("sets",), "towers": ("shared", "sets"), "sets": ("shared", "towers")}[geometry]
+    for other in others:
+        with pytest.raises(ValueError, match=f"geometry={geometry!r}, the model as {other!r}; build it with geometry="):
+            load_official(small(geometry=other), named)
+    if geometry == "shared":
+        wider = load_official(small(geometry="towers"), named).state_dict()
+        table = "head.{}_transformer.relative_positional_encoding.embedding_transform.0.conv.weight"
+        assert torch.equal(wider[table.format("cls")], wider[table.format("reg")])
+
+
 @pytest.mark.parametrize(
     ("host", "parameters"),
     [("retinanet", 112_023_140), ("fcos", 102_931_712), ("atss", 106_472_184)],
@@ -234,11 +253,13 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match=r"strides must double, from one of \[.*\], got strides=\(8, 24\)"):
         PyramidBackbone("test_resnet", 32, (8, 24))
     model = small()
-    with pytest.raises(ValueError, match="the checkpoint has nothing for"):
+    with pytest.raises(ValueError, match="the given dict holds no weights"):
         load_official(model, {"state_dict": {}})
     state = official_names(model.state_dict())
-    with pytest.raises(ValueError, match="extra is unknown here"):
+    with pytest.raises(ValueError, match="does not fit this RetinaNet: unexpected extra"):
         load_official(model, {**state, "extra": torch.zeros(1)})
     key = "bbox_head.bbox_head.retina_cls.bias"
-    with pytest.raises(ValueError, match=r"cls_logits.bias has shape \(1,\), the model \(36,\)"):
+    with pytest.raises(ValueError, match=r"missing .*cls_logits\.bias"):
+        load_official(model, {name: value for name, value in state.items() if name != key})
+    with pytest.raises(ValueError, match=r"cls_logits.bias is \(1,\), the model has \(36,\)"):
         load_official(model, {**state, key: torch.zeros(1)})

@@ -16,7 +16,7 @@ from attn_core.testing import peak_memory
 from detection.bench.attention import materialized
 from detection.layers.box_rpb import BoxRPBAttention
 from detection.models import card, create_model, list_models, pretrained
-from detection.models.plain_detr.detector import PlainDETR, load_official, our_name, sine_embedding
+from detection.models.plain_detr.detector import PlainDETR, load_backbone, load_official, our_name, sine_embedding
 from detection.models.plain_detr.swin_v2 import SwinV2
 
 
@@ -226,7 +226,7 @@ def test_official_names_come_back(tmp_path: Path) -> None:
     other: Any = create_model("test_plain_detr", num_classes=3)
     with pytest.raises(ValueError, match=r"class_embed.0.bias is \(10,\), the model has \(3,\)"):
         load_official(other, state)
-    load_official(other, state, new_classes=True)
+    load_official(other, state, ignore=("class_embed.",))
     state.pop("transformer.pos_trans.bias")
     with pytest.raises(ValueError, match=r"missing pos_trans\.bias"):
         load_official(model, {**state, "extra": torch.zeros(1)})
@@ -243,10 +243,10 @@ def test_pre_trained_backbones_load_under_both_spellings() -> None:
     mim = {f"encoder.{k.replace('cpb_mlp', 'rpe_mlp')}": v for k, v in inside.items()} | {
         "decoder.0.weight": torch.ones(1)
     }
-    load_official(model, {"model": mim}, backbone_only=True)
+    load_backbone(model, {"model": mim})
     assert torch.equal(model.body.patch_embed.proj.weight, inside["patch_embed.proj.weight"])
     with pytest.raises(ValueError, match=r"missing body\.layers"):
-        load_official(model, {"model": {"patch_embed.norm.bias": torch.zeros(16)}}, backbone_only=True)
+        load_backbone(model, {"model": {"patch_embed.norm.bias": torch.zeros(16)}})
 
 
 def test_sine_embedding_interleaves_sin_and_cos() -> None:

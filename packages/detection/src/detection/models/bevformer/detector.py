@@ -13,12 +13,14 @@ the official checkpoints and this model share is the lifting: `load_official` re
 ``lifting`` chooses: ``"dfa3d"`` (depth predicted and supervised), ``"dfa2d"`` (no depth anywhere: BEVFormer's
 attention), ``"dfa3d_gt"`` (depth of the ground truth, the paper's upper bound).
 
-Checked in: ``layers/test_dfa3d.py``, ``models/bevformer/test_detector.py``.
+Checked in: ``models/bevformer/test_peer.py`` (a plain network), ``test_detector.py``, ``layers/test_dfa3d.py``.
 Shapes: image (B, K, 3, Y, X), lidar2img (B, K, 4, 4) → heatmaps (B, classes, rows, columns), box codes (B, 10, …).
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import timm
@@ -27,7 +29,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from attn_core import deformable_attention
+from attn_core import deformable_attention, weights
+from attn_core.catalog import Card, Entry
 from attn_core.nn import Linear
 from detection.layers.dfa3d import (
     Bound,
@@ -257,56 +260,59 @@ class BEVFormerDFA3D(nn.Module):
 _OFFICIAL = re.compile(r"pts_bbox_head\.transformer\.encoder\.layers\.(\d+)\.attentions\.1\.(.*)")
 
 
-def load_official(model: BEVFormerDFA3D, checkpoint: Mapping[str, Any]) -> list[str]:
-    """Take the lifting layers and the depth head of an official BEVFormer-DFA3D checkpoint (``["state_dict"]`` or it).
+def load_official(
+    model: BEVFormerDFA3D, source: Mapping[str, Any] | str | Path, *, ignore: Sequence[str] = ()
+) -> BEVFormerDFA3D:
+    """Take the lifting layers and the depth head of an official BEVFormer-DFA3D checkpoint, all of them or none.
 
     The rest (backbone, history, decoder) has no counterpart here and is left alone. Build the model with the official
     sizes first: small is ``dim=256, num_points=8, num_layers=3`` with one level, ``depth_bound=(2, 58, 0.5)``,
     ``depth_groups=(2, 4, 8)``.
 
-    Returns: the names that were loaded.
+    Args:
+        source: a file, ``hf://owner/repo/file``, or what it holds. ignore: beginnings of our names that may differ.
+
     Raises: ValueError if the checkpoint holds no such layers, or they do not fit.
     """
-    state = checkpoint.get("state_dict", checkpoint)
-    ours: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        if match := _OFFICIAL.fullmatch(key):
-            ours[f"layers.{match[1]}.attentions.1.{match[2]}"] = tensor
-        elif key.startswith("pts_dpt_head."):
-            ours[key] = tensor
-    if not ours:
-        raise ValueError("load_official: no key starts with pts_bbox_head.transformer.encoder.layers or pts_dpt_head")
-    own = model.state_dict()
-    for key, tensor in ours.items():
-        if key not in own or own[key].shape != tensor.shape:
-            have = tuple(own[key].shape) if key in own else "nothing of that name"
-            raise ValueError(f"load_official: {key} has shape {tuple(tensor.shape)}, the model has {have}")
-    model.load_state_dict(ours, strict=False)
-    return sorted(ours)
+    checkpoint = weights.read(source, prefixes=("module.",))
+    if not any(_our_name(name) for name in checkpoint.tensors):
+        raise ValueError(
+            f"load_official: {checkpoint.source}: no key starts with pts_bbox_head.transformer.encoder.layers or "
+            "pts_dpt_head"
+        )
+    others = [n for n in model.state_dict() if ".attentions.1." not in n and not n.startswith("pts_dpt_head.")]
+    return weights.fill(model, checkpoint, _our_name, ignore=(*others, *ignore))
 
 
-def bevformer_dfa3d_resnet18(**options: Any) -> BEVFormerDFA3D:
-    """5.3 M parameters, ResNet-18, grid 32×32, depth predicted."""
-    return BEVFormerDFA3D(**options)
+def _our_name(official: str) -> str | None:
+    if match := _OFFICIAL.fullmatch(official):
+        return f"layers.{match[1]}.attentions.1.{match[2]}"
+    return official if official.startswith("pts_dpt_head.") else None
 
 
-def bevformer_dfa2d_resnet18(**options: Any) -> BEVFormerDFA3D:
-    """3.6 M parameters, the same without depth: BEVFormer's own lifting."""
-    return BEVFormerDFA3D(**{"lifting": "dfa2d", **options})
-
-
-def test_bevformer_dfa3d(**options: Any) -> BEVFormerDFA3D:
-    """0.1 M parameters, for tests."""
-    small = {"backbone": "test_resnet", "dim": 16, "num_layers": 1, "num_points": 4, "num_heads": 2, "depth_blocks": 0}
-    return BEVFormerDFA3D(**{**small, "bev_size": (8, 8), "depth_context": None, **options})
-
-
-test_bevformer_dfa3d.__test__ = False  # pyright: ignore  # pytest would take the name for a test's
-VARIANTS = (bevformer_dfa3d_resnet18, bevformer_dfa2d_resnet18, test_bevformer_dfa3d)
-CARD = (
-    "DFA3D",
-    "2307.12972",
-    "https://github.com/IDEA-Research/3D-deformable-attention",
-    "IDEA License 1.0",
-    "layers/test_dfa3d.py",
+TEST: dict[str, Any] = {
+    "backbone": "test_resnet",
+    "dim": 16,
+    "num_layers": 1,
+    "num_points": 4,
+    "num_heads": 2,
+    "bev_size": (8, 8),
+    "depth_blocks": 0,
+    "depth_context": None,
+}
+CARD = Card(
+    family="DFA3D",
+    paper="2307.12972",
+    code="https://github.com/IDEA-Research/3D-deformable-attention",
+    license="IDEA License 1.0",
+    test="models/bevformer/test_peer.py",
 )
+ENTRIES = [
+    Entry("bevformer_dfa3d_resnet18", BEVFormerDFA3D, CARD("5.3 M parameters, ResNet-18, grid 32×32, depth predicted")),
+    Entry(
+        "bevformer_dfa2d_resnet18",
+        partial(BEVFormerDFA3D, lifting="dfa2d"),
+        CARD("3.6 M parameters, the same without depth: BEVFormer's own lifting"),
+    ),
+    Entry("test_bevformer_dfa3d", partial(BEVFormerDFA3D, **TEST), CARD("0.1 M parameters, for tests")),
+]

@@ -33,6 +33,7 @@ from attn_core import attention
 from detection.layers.pyramid import Maps, group_norm
 
 PointType = Literal["top_left_corner", "bottom_right_corner", "center"]
+Geometry = Literal["shared", "towers", "sets"]
 POINT_TYPES: tuple[PointType, ...] = ("top_left_corner", "bottom_right_corner", "center")
 
 
@@ -160,8 +161,9 @@ class BVRTransformer(nn.Module):
     """q' = ReLU(q + Σ_g attention_g): features of all levels look at each set of keys.
 
     Args:
-        dim, num_heads: of the attention. num_sets: of keys. base_size: of the `RelativeGeometry`, one for all sets.
-        geometry: another transformer's, to share it.
+        dim, num_heads: of the attention. num_sets: of keys. base_size: of the `RelativeGeometry`.
+        geometry: another transformer's, to share it; by default an own one.
+        geometry_per_set: a `RelativeGeometry` for each set of keys instead of one for all.
         tile: queries at a time.
     """
 
@@ -173,16 +175,31 @@ class BVRTransformer(nn.Module):
         *,
         base_size: int = 400,
         geometry: RelativeGeometry | None = None,
+        geometry_per_set: bool = False,
         tile: int = 4096,
     ) -> None:
         super().__init__()
         self.decoder = nn.ModuleList([KeyAttention(dim, num_heads) for _ in range(num_sets)])
-        self.relative_positional_encoding = geometry or RelativeGeometry(num_heads, dim, base_size)
+        self.relative_positional_encoding: Any = (
+            nn.ModuleList([RelativeGeometry(num_heads, dim, base_size) for _ in range(num_sets)])
+            if geometry_per_set
+            else geometry or RelativeGeometry(num_heads, dim, base_size)
+        )
         self.tile = tile
+
+    def geometries(self) -> list[RelativeGeometry]:
+        """The one of each set of keys."""
+        own = self.relative_positional_encoding
+        return list(own) if isinstance(own, nn.ModuleList) else [own] * len(self.decoder)
+
+    def tables(self) -> list[Float[Tensor, "H side side"]]:
+        """The table of each set of keys; one that is shared is made once."""
+        made = {geometry: geometry.table() for geometry in self.geometries()}
+        return [made[geometry] for geometry in self.geometries()]
 
     def forward(self, maps: Maps, positions: Maps, keys: Sequence[Keys], unit: float) -> Maps:
         """Maps (B, C, y, x) with cell positions (y·x, 2) in pixels; ``unit`` pixels are one step of the table."""
-        table = self.relative_positional_encoding.table()
+        tables = self.tables()
         out = []
         for features, cells in zip(maps, positions, strict=True):
             query = features.flatten(2).transpose(1, 2)
@@ -190,9 +207,9 @@ class BVRTransformer(nn.Module):
             for start in range(0, query.shape[1], self.tile):
                 part, where = query[:, start : start + self.tile], cells[start : start + self.tile]
                 if torch.is_grad_enabled() and query.shape[1] > self.tile:
-                    tiles.append(checkpoint(self.attend, part, where, keys, unit, table, use_reentrant=False))
+                    tiles.append(checkpoint(self.attend, part, where, keys, unit, tables, use_reentrant=False))
                 else:
-                    tiles.append(self.attend(part, where, keys, unit, table))
+                    tiles.append(self.attend(part, where, keys, unit, tables))
             out.append(torch.cat(tiles, 1).transpose(1, 2).unflatten(2, features.shape[2:]))
         return out
 
@@ -202,16 +219,16 @@ class BVRTransformer(nn.Module):
         cells: Float[Tensor, "N 2"],
         keys: Sequence[Keys],
         unit: float,
-        table: Float[Tensor, "H side side"] | None = None,
+        tables: Sequence[Float[Tensor, "H side side"]] | None = None,
     ) -> Float[Tensor, "B N C"]:
         """The same for queries at any positions in pixels, not tiled; without keys ReLU alone."""
-        table = self.relative_positional_encoding.table() if table is None else table
+        tables = self.tables() if tables is None else tables
         total = query
-        for layer, key in zip(self.decoder, keys, strict=True):
+        for layer, key, geometry, table in zip(self.decoder, keys, self.geometries(), tables, strict=True):
             if not key.features.shape[1]:
                 continue
             offsets = (key.positions.unsqueeze(1) - cells.unsqueeze(1)) / unit
-            bias = self.relative_positional_encoding(offsets, table)
+            bias = geometry(offsets, table)
             total = total + layer(query, key.features, bias)
         return F.relu(total)
 
@@ -392,7 +409,8 @@ class BVRHead(nn.Module):
         bbox_head: the host, a `HostHead`.
         num_classes, dim, strides: of the host.
         num_heads: of the attention. base_size: of the geometry table, 400 or (official X101 configurations) 300.
-        share_geometry: one table for both towers (official ATSS).
+        geometry: ``"shared"`` is one table for both towers (official ATSS), ``"towers"`` one for each (the other
+            official models), ``"sets"`` one for each set of keys (``shared_positional_encoding_inter=False``).
         logits_convs, norm: of the `KeypointHead`.
         per_level, total: number of keys.
     """
@@ -406,7 +424,7 @@ class BVRHead(nn.Module):
         *,
         num_heads: int = 8,
         base_size: int = 400,
-        share_geometry: bool = False,
+        geometry: Geometry = "towers",
         logits_convs: int = 1,
         norm: bool = True,
         per_level: int = 20,
@@ -421,9 +439,13 @@ class BVRHead(nn.Module):
                 )
         self.bbox_head: Any = bbox_head
         self.keypoint_head = KeypointHead(num_classes, dim, strides, logits_convs=logits_convs, norm=norm)
-        self.cls_transformer = BVRTransformer(dim, num_heads, 1, base_size=base_size)
-        shared = self.cls_transformer.relative_positional_encoding if share_geometry else None
-        self.reg_transformer = BVRTransformer(dim, num_heads, 2, base_size=base_size, geometry=shared)
+        if geometry not in ("shared", "towers", "sets"):
+            raise ValueError(f"BVRHead: geometry must be 'shared', 'towers' or 'sets', got geometry={geometry!r}")
+        self.geometry: Geometry = geometry
+        own: dict[str, Any] = {"base_size": base_size, "geometry_per_set": geometry == "sets"}
+        self.cls_transformer = BVRTransformer(dim, num_heads, 1, **own)
+        shared = self.cls_transformer.relative_positional_encoding if geometry == "shared" else None
+        self.reg_transformer = BVRTransformer(dim, num_heads, 2, geometry=shared, **own)
         self.per_level, self.total = per_level, total
 
     def forward(self, features: Maps) -> dict[str, Any]:

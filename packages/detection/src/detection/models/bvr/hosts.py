@@ -14,6 +14,9 @@ Checked in: ``models/bvr/test_hosts.py``. Shapes: as torchvision's detectors: a 
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,11 +26,13 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
+from attn_core import weights
+from attn_core.catalog import Card, Entry
 from detection.layers.deformable_conv import ModulatedDeformConv
 from detection.layers.pyramid import STRIDES, ExactAnchors, Extra, Maps, PyramidBackbone, group_norm
 from detection.models.bvr.atss import ATSS, ATSSHead
 from detection.models.bvr.faster_rcnn import BVRRoIHeads, faster_rcnn
-from detection.models.bvr.head import BVRHead
+from detection.models.bvr.head import BVRHead, Geometry
 
 Host = Literal["retinanet", "fcos", "atss", "faster_rcnn"]
 Detector = RetinaNet | FCOS | FasterRCNN
@@ -89,7 +94,7 @@ def add_bvr(
     strides: Sequence[int] = STRIDES,
     num_heads: int = 8,
     base_size: int = 400,
-    share_geometry: bool = False,
+    geometry: Geometry = "towers",
     logits_convs: int = 1,
     norm: bool = True,
 ) -> Detector:
@@ -97,7 +102,7 @@ def add_bvr(
 
     Args:
         model: any weights; they stay. num_heads, base_size: of the attention and of its geometry table.
-        strides: of the levels in pixels. share_geometry, logits_convs, norm: of `BVRHead`. Faster R-CNN does not read
+        strides: of the levels in pixels. geometry, logits_convs, norm: of `BVRHead`. Faster R-CNN does not read
             these four.
 
     Raises: ValueError for another model, or one that has BVR already.
@@ -123,7 +128,7 @@ def add_bvr(
         strides,
         num_heads=num_heads,
         base_size=base_size,
-        share_geometry=share_geometry,
+        geometry=geometry,
         logits_convs=logits_convs,
         norm=norm,
     )
@@ -160,6 +165,7 @@ def build_detector(
     max_size: int = 1333,
     num_heads: int = 8,
     base_size: int = 400,
+    geometry: Geometry | None = None,
     norm: bool = True,
     norm_eval: bool = True,
     deformable: Literal["none", "backbone", "backbone+towers"] = "none",
@@ -176,7 +182,7 @@ def build_detector(
         anchor_scale: side of the smallest anchor of a level in strides; 4 for RetinaNet, 8 for others, if None.
         region_dim: length of a region's vector, for Faster R-CNN.
         min_size, max_size: images are resized to, in pixels, as torchvision does.
-        num_heads, base_size: of BVR.
+        num_heads, base_size: of BVR. geometry: of its `BVRHead`; ``"shared"`` for ATSS, else ``"towers"`` if None.
         norm: group norm in the pyramid, in the towers and in BVR; the towers of ATSS always have it.
         deformable: convolutions of a ResNet's last three stages, and the last ones of the towers of FCOS and ATSS.
         nms_thresh: 0.5 for RetinaNet and Faster R-CNN, 0.6 otherwise, if None.
@@ -248,7 +254,7 @@ def build_detector(
             strides=strides,
             num_heads=num_heads,
             base_size=base_size,
-            share_geometry=host == "atss",
+            geometry=geometry or ("shared" if host == "atss" else "towers"),
             logits_convs=0 if host == "fcos" else 1,
             norm=norm,
         )
@@ -303,98 +309,92 @@ def map_official_keys(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str
         mapped[key] = tensor
     if scales:
         mapped["head.bbox_head.scales"] = torch.stack([scales[i] for i in range(len(scales))])
-    if "head.reg_transformer.relative_positional_encoding.embedding_transform.0.conv.weight" not in mapped:
-        for name in [key for key in mapped if key.startswith("head.cls_transformer.relative")]:
-            mapped.setdefault(name.replace("cls_transformer", "reg_transformer"), mapped[name])
     return mapped
 
 
-def load_official(model: Detector, checkpoint: Mapping[str, Any]) -> None:
-    """Load an official RelationNet2 checkpoint (``["state_dict"]`` or it) into the detector that it was trained as.
+def load_official(model: Detector, source: Mapping[str, Any] | str | Path, *, ignore: Sequence[str] = ()) -> Detector:
+    """Load an official RelationNet2 checkpoint into the detector that it was trained as, every parameter or none.
 
-    Raises: ValueError that names the first missing, unknown or unfitting parameter.
+    Args:
+        source: a file, ``hf://owner/repo/file``, or what it holds. ignore: beginnings of our names that may differ.
+
+    Raises: ValueError naming what is missing, unknown or of another shape; for geometry tables that the model has not.
     """
-    mapped = map_official_keys(model, checkpoint.get("state_dict", checkpoint))
-    own = model.state_dict()
-    for key in own:
-        if key not in mapped and not key.endswith("num_batches_tracked"):
-            raise ValueError(f"load_official: the checkpoint has nothing for {key}")
-    for key, tensor in mapped.items():
-        if key not in own:
-            raise ValueError(f"load_official: {key} is unknown here; were host and backbone built as the checkpoint's?")
-        if own[key].shape != tensor.shape:
-            raise ValueError(f"load_official: {key} has shape {tuple(tensor.shape)}, the model {tuple(own[key].shape)}")
-    model.load_state_dict(mapped, strict=False)
+    checkpoint = weights.read(source, prefixes=("module.",))
+    mapped = map_official_keys(model, checkpoint.tensors)
+    return weights.fill(model, replace(checkpoint, tensors=_geometry(model, mapped)), ignore=ignore)
 
 
-def bvr_retinanet_resnet50(**options: Any) -> Detector:
-    """46.4 M parameters, RetinaNet with ResNet-50 and BVR, published AP 38.5 (host alone 35.6)."""
-    return build_detector("retinanet", **options)
+def _geometry(model: Detector, mapped: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tables of a checkpoint as the model has them: a shared one counts for both towers."""
+    head: Any = getattr(model, "head", None)
+    if not isinstance(head, BVRHead):
+        return mapped
+    start = "head.cls_transformer.relative_positional_encoding."
+    pairs = {key: key.replace("cls_transformer", "reg_transformer") for key in mapped if key.startswith(start)}
+    same = all(reg not in mapped or torch.equal(mapped[cls], mapped[reg]) for cls, reg in pairs.items())
+    found: Geometry = "sets" if any(key.startswith(f"{start}0.") for key in pairs) else "shared" if same else "towers"
+    if found != head.geometry and not (found == "shared" and head.geometry == "towers"):
+        raise ValueError(
+            f"load_official: the checkpoint has geometry tables as geometry={found!r}, the model as "
+            f"{head.geometry!r}; build it with geometry={found!r}"
+        )
+    return {reg: mapped[cls] for cls, reg in pairs.items()} | mapped if found == "shared" else mapped
 
 
-def bvr_fcos_resnet50(**options: Any) -> Detector:
-    """37.2 M parameters, FCOS with ResNet-50 and BVR; published with ResNeXt-101-DCN only."""
-    return build_detector("fcos", **options)
-
-
-def bvr_atss_resnet50(**options: Any) -> Detector:
-    """40.7 M parameters, ATSS with ResNet-50 and BVR; published with ResNeXt-101-DCN only."""
-    return build_detector("atss", **options)
-
-
-def bvr_faster_rcnn_resnet50(**options: Any) -> Detector:
-    """57.0 M parameters, Faster R-CNN with ResNet-50 and BVR; the paper reports a gain of 1.9 AP, its code lacks it."""
-    return build_detector("faster_rcnn", **options)
-
-
-_X101 = {"backbone": "resnext101_64x4d", "base_size": 300, "norm": False, "nms_thresh": 0.6}
-
-
-def bvr_retinanet_x101_dcn(**options: Any) -> Detector:
-    """112.0 M parameters, RetinaNet with deformable ResNeXt-101 64×4d and BVR, published AP 46.5."""
-    return build_detector("retinanet", **{**_X101, "deformable": "backbone", **options})
-
-
-def bvr_fcos_x101_dcn(**options: Any) -> Detector:
-    """102.9 M parameters, FCOS with deformable ResNeXt-101 64×4d and BVR, published AP 48.7."""
-    return build_detector("fcos", **{**_X101, "deformable": "backbone+towers", **options})
-
-
-def bvr_atss_x101_dcn(**options: Any) -> Detector:
-    """106.5 M parameters, ATSS with deformable ResNeXt-101 64×4d and BVR, published AP 50.6."""
-    return build_detector("atss", **{**_X101, "deformable": "backbone+towers", **options})
-
-
-def test_bvr_retinanet(**options: Any) -> Detector:
-    """0.5 M parameters, for tests."""
-    small = {"backbone": "test_resnet", "channels": 16, "strides": (8, 16, 32), "num_heads": 4, "num_classes": 10}
-    return build_detector("retinanet", **{**small, "min_size": 128, "max_size": 160, **options})
-
-
-def test_bvr_faster_rcnn(**options: Any) -> Detector:
-    """0.4 M parameters, for tests."""
-    small = {"backbone": "test_resnet", "channels": 16, "strides": (8, 16, 32), "num_heads": 4, "num_classes": 10}
-    sizes = {"region_dim": 32, "anchor_scale": 2.0, "min_size": 128, "max_size": 160}
-    return build_detector("faster_rcnn", **{**small, **sizes, **options})
-
-
-test_bvr_retinanet.__test__ = False  # pyright: ignore  # pytest would take the name for a test's
-test_bvr_faster_rcnn.__test__ = False  # pyright: ignore
-VARIANTS = (
-    bvr_retinanet_resnet50,
-    bvr_fcos_resnet50,
-    bvr_atss_resnet50,
-    bvr_faster_rcnn_resnet50,
-    bvr_retinanet_x101_dcn,
-    bvr_fcos_x101_dcn,
-    bvr_atss_x101_dcn,
-    test_bvr_retinanet,
-    test_bvr_faster_rcnn,
+X101 = {"backbone": "resnext101_64x4d", "base_size": 300, "norm": False, "nms_thresh": 0.6}
+TEST = {"backbone": "test_resnet", "channels": 16, "strides": (8, 16, 32), "num_heads": 4, "num_classes": 10}
+CARD = Card(
+    family="RelationNet++ (BVR)",
+    paper="2010.15831",
+    code="https://github.com/microsoft/RelationNet2",
+    license="MIT",
+    test="models/bvr/test_head.py",
 )
-CARD = (
-    "RelationNet++ (BVR)",
-    "2010.15831",
-    "https://github.com/microsoft/RelationNet2",
-    "MIT",
-    "models/bvr/test_head.py",
-)
+ENTRIES: list[Entry[Any]] = [
+    Entry(
+        "bvr_retinanet_resnet50",
+        partial(build_detector, "retinanet"),
+        CARD("46.4 M parameters, RetinaNet with ResNet-50 and BVR (host alone 35.6)", "AP 38.5"),
+    ),
+    Entry(
+        "bvr_fcos_resnet50",
+        partial(build_detector, "fcos"),
+        CARD("37.2 M parameters, FCOS with ResNet-50 and BVR; published with ResNeXt-101-DCN only"),
+    ),
+    Entry(
+        "bvr_atss_resnet50",
+        partial(build_detector, "atss"),
+        CARD("40.7 M parameters, ATSS with ResNet-50 and BVR; published with ResNeXt-101-DCN only"),
+    ),
+    Entry(
+        "bvr_faster_rcnn_resnet50",
+        partial(build_detector, "faster_rcnn"),
+        CARD("57.0 M parameters, Faster R-CNN with ResNet-50 and BVR; the paper reports +1.9 AP, its code lacks it"),
+    ),
+    Entry(
+        "bvr_retinanet_x101_dcn",
+        partial(build_detector, "retinanet", deformable="backbone", **X101),
+        CARD("112.0 M parameters, RetinaNet with deformable ResNeXt-101 64×4d and BVR", "AP 46.5"),
+    ),
+    Entry(
+        "bvr_fcos_x101_dcn",
+        partial(build_detector, "fcos", deformable="backbone+towers", **X101),
+        CARD("102.9 M parameters, FCOS with deformable ResNeXt-101 64×4d and BVR", "AP 48.7"),
+    ),
+    Entry(
+        "bvr_atss_x101_dcn",
+        partial(build_detector, "atss", deformable="backbone+towers", **X101),
+        CARD("106.5 M parameters, ATSS with deformable ResNeXt-101 64×4d and BVR", "AP 50.6"),
+    ),
+    Entry(
+        "test_bvr_retinanet",
+        partial(build_detector, "retinanet", min_size=128, max_size=160, **TEST),
+        CARD("0.5 M parameters, for tests"),
+    ),
+    Entry(
+        "test_bvr_faster_rcnn",
+        partial(build_detector, "faster_rcnn", region_dim=32, anchor_scale=2.0, min_size=128, max_size=160, **TEST),
+        CARD("0.4 M parameters, for tests"),
+    ),
+]

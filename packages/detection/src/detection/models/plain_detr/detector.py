@@ -12,13 +12,15 @@ that reach into padding cost its first three models AP in batches (``padding="of
 of queries follows ``training``. Self-attention runs within each group of queries, where the official code computes all
 pairs and masks. Sizes are Python ints, so that export and torch.compile work.
 
-Checked in: ``models/plain_detr/test_detector.py``, ``losses/test_set_criterion.py``.
-Shapes: pictures (3, Y, X) in [0, 1] → boxes.
+Checked in: ``models/plain_detr/test_peer.py`` (a plain network), ``test_detector.py`` and
+``losses/test_set_criterion.py``. Shapes: pictures (3, Y, X) in [0, 1] → boxes.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -28,8 +30,8 @@ from jaxtyping import Bool, Float
 from timm.layers import freeze_batch_norm_2d, trunc_normal_  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
-from attn_core import attention
-from attn_core.registry import did_you_mean
+from attn_core import attention, weights
+from attn_core.catalog import Card, Entry, did_you_mean
 from detection.boxes import apply_deltas, cxcywh_to_xyxy, inverse_sigmoid, xyxy_to_cxcywh
 from detection.layers.box_rpb import BoxRPBAttention, PositionBias
 from detection.losses import HybridCriterion
@@ -340,8 +342,10 @@ class PlainDETR(nn.Module):
         images: Sequence[Float[Tensor, "3 _ _"]] | Float[Tensor, "B 3 Y X"],
         targets: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training mode, detections in eval mode."""
+        """Losses in training mode, detections in eval mode; of no pictures none."""
         if not self.training:
+            if len(images) == 0:
+                return []
             return self.detections(self.outputs(images), [(x.shape[-2], x.shape[-1]) for x in images])
         if targets is None or len(targets) != len(images):
             raise ValueError(
@@ -379,7 +383,7 @@ class PlainDETR(nn.Module):
         A dict holds ``pred_logits`` (B, Q, K) and ``pred_boxes`` (B, Q, 4) cxcywh: in [0, 1] of the picture, or with
         ``reparam`` in pixels, then also ``pred_deltas`` and ``pred_boxes_old``, the boxes they were applied to.
         """
-        if len(images) == 0:
+        if not isinstance(images, Tensor) and len(images) == 0:  # the length of a tensor would fix an exported graph
             raise ValueError("PlainDETR: the batch holds no picture")
         memory, sizes = self._features(images)
         size = (memory.shape[2], memory.shape[3])
@@ -393,13 +397,13 @@ class PlainDETR(nn.Module):
         if self.query_embed is not None:
             weight = self.query_embed.weight
             rows = [weight[: groups[0]], weight[self.queries : self.queries + groups[1]]]
-            content = torch.cat(rows).expand(len(tokens), -1, -1)
+            content = torch.cat(rows).expand(tokens.shape[0], -1, -1)
         elif self.query_content == "features":
             content = chosen
 
         pixels = None  # of normalized boxes, in the padded image
         if not self.reparam:
-            pixels = tokens.new_tensor([[w * self.stride, h * self.stride] * 2 for h, w in sizes])[:, None]
+            pixels = (_extents(sizes, tokens) * self.stride).repeat(1, 2)[:, None]
         flat_visible = None if visible is None else visible.flatten(1)
         results: list[dict[str, Tensor]] = []
         x, previous = content, reference
@@ -430,12 +434,16 @@ class PlainDETR(nn.Module):
         return torch.sigmoid(deltas + inverse_sigmoid(reference))
 
     def _features(self, images: Sequence[Tensor] | Tensor) -> tuple[Float[Tensor, "B C y x"], Sizes]:
-        """One map for all pictures, padded at the right and the bottom, and the rows and columns of each."""
+        """One map for all pictures, padded at the right and the bottom, and the rows and columns of each.
+
+        Where all have the same size it is given once, so that an exported graph holds for any number of pictures.
+        """
+        if isinstance(images, Tensor):
+            memory = self._embed((images - self.mean) / self.std)
+            return memory, [(memory.shape[2], memory.shape[3])]
         shapes = [(image.shape[-2], image.shape[-1]) for image in images]
-        if isinstance(images, Tensor) or len(set(shapes)) == 1:
-            batch = images if isinstance(images, Tensor) else torch.stack(list(images))
-            memory = self._embed((batch - self.mean) / self.std)
-            return memory, [(memory.shape[2], memory.shape[3])] * len(shapes)
+        if len(set(shapes)) == 1:
+            return self._features(torch.stack(list(images)))
         normed = [(image - self.mean) / self.std for image in images]
         if self.padding == "official":
             height, width = (max(sides) for sides in zip(*shapes, strict=True))
@@ -462,7 +470,7 @@ class PlainDETR(nn.Module):
             count = shown.cumsum(axis).to(like.dtype)
             place = count - 0.5
             if not self.reparam:
-                place = place / (count.select(axis, size[axis - 1] - 1).unsqueeze(axis) + 1e-6)
+                place = place / (count.select(axis, -1).unsqueeze(axis) + 1e-6)
             parts.append(sine_embedding(place.flatten(1)[..., None], like.shape[-1] // 2))
         return torch.cat(parts, -1) + self.level_embed[0]
 
@@ -476,31 +484,34 @@ class PlainDETR(nn.Module):
         for level, (stride, resample) in enumerate(zip(self.proposal_strides, self.enc_output_proj, strict=True)):
             maps = resample(memory)
             rows, columns = maps.shape[2:]
-            if self.padding == "exact":
+            if len(sizes) == 1:
+                own = [(rows, columns)]
+            elif self.padding == "exact":
                 own = [(h * self.stride // stride, w * self.stride // stride) for h, w in sizes]
             else:
                 own = [(_kept(rows, memory.shape[2], h), _kept(columns, memory.shape[3], w)) for h, w in sizes]
             if level == 0:
-                limit = memory.new_tensor([[w * stride, h * stride] * 2 for h, w in own])[:, None]
-                full = own if self.padding == "exact" else [(rows, columns)] * len(own)
-                corner = memory.new_tensor([max(pair) * stride for pair in full]).view(-1, 1, 1)
+                limit = (_extents(own, memory) * stride).repeat(1, 2)[:, None]
+                full = own if self.padding == "exact" else [(rows, columns)]
+                corner = (_extents(full, memory) * stride).amax(1).view(-1, 1, 1)
             y = torch.arange(rows, device=memory.device, dtype=memory.dtype) + 0.5
             x = torch.arange(columns, device=memory.device, dtype=memory.dtype) + 0.5
             center = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).flatten(0, 1)[None]
             if self.reparam:
                 center = (center * stride).expand(len(own), -1, -1)
             else:
-                center = center / memory.new_tensor([(w, h) for h, w in own])[:, None]
+                center = center / _extents(own, memory)[:, None]
             anchors.append(torch.cat([center, torch.full_like(center, self.proposal_size * 2**level)], -1))
             tokens.append(maps.flatten(2).transpose(1, 2))
-            hidden.append(~_inside((rows, columns), own, memory.device).flatten(1))
+            inside = torch.ones_like(center[..., 0], dtype=torch.bool)
+            hidden.append(~(inside if len(own) == 1 else _inside((rows, columns), own, memory.device).flatten(1)))
         anchor, padding = torch.cat(anchors, 1), torch.cat(hidden, 1)
         frame = limit if self.reparam else 1.0
         unusable = padding[..., None] | ~((anchor > 0.01 * frame) & (anchor < 0.99 * frame)).all(-1, keepdim=True)
         state = self.enc_output_norm(self.enc_output(torch.cat(tokens, 1).masked_fill(unusable, 0.0)))
         logits, deltas = self.class_embed[-1](state), self.bbox_embed[-1](state)
         if self.reparam:
-            anchor = torch.where(unusable, corner, anchor)
+            anchor = torch.where(unusable, corner, anchor).expand_as(deltas)
             boxes = apply_deltas(anchor, deltas, limit)
             outputs = {"pred_logits": logits, "pred_boxes": boxes, "pred_deltas": deltas, "pred_boxes_old": anchor}
         else:
@@ -529,6 +540,14 @@ def sine_embedding(positions: Float[Tensor, "B N D"], channels: int) -> Float[Te
 
 def _pad(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(x, (0, size[1] - x.shape[2], 0, size[0] - x.shape[1]))
+
+
+def _extents(sizes: Sizes, like: Tensor) -> Float[Tensor, "B 2"]:
+    """Columns and rows of each; counted by ``arange``, so that one size stays dynamic in an exported graph."""
+    if len(sizes) > 1:
+        return like.new_tensor([(columns, rows) for rows, columns in sizes])
+    counts = [torch.arange(1, length + 1, device=like.device, dtype=like.dtype)[-1] for length in sizes[0][::-1]]
+    return torch.stack(counts)[None]
 
 
 def _kept(cells: int, pixels: int, shown: int) -> int:
@@ -565,106 +584,46 @@ def our_name(official: str) -> str:
     return official
 
 
-def load_official(
-    model: PlainDETR, checkpoint: Mapping[str, Any] | str, *, new_classes: bool = False, backbone_only: bool = False
-) -> PlainDETR:
+def load_official(model: PlainDETR, source: Mapping[str, Any] | str | Path, *, ignore: Sequence[str] = ()) -> PlainDETR:
     """Copy an official checkpoint into ``model``, every parameter or none.
 
     Args:
-        checkpoint: a file, or what it holds; read with ``weights_only=True``.
-        new_classes: keep the model's own class heads, for other classes than the checkpoint's.
-        backbone_only: the file is a pre-trained Swin V2 (also SimMIM's, ``encoder.…``).
+        source: a file, ``hf://owner/repo/file``, or what such a file holds.
+        ignore: beginnings of our names that may differ: ``("class_embed.",)`` for other classes.
 
     Raises: ValueError if the file is no checkpoint, or names and shapes do not fit; the message lists them.
     """
-    source = checkpoint if isinstance(checkpoint, str) else "the given dict"
-    state: Any = _read(checkpoint) if isinstance(checkpoint, str) else checkpoint
-    for key in ("model", "state_dict"):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-    state = {name.removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
-    state = {name: value for name, value in state.items() if not name.endswith(_BUFFERS)}
+    checkpoint = weights.read(source, prefixes=("module.",))
+    # timm's batch norms lie in ``bn1`` as torchvision's do, its FeatureListNet adds ``body.``.
+    deep = any(name.startswith("body.body.") for name in model.state_dict())
+
+    def find(official: str) -> str:
+        ours = our_name(official)
+        return f"body.{ours}" if deep and ours.startswith("body.") else ours
+
+    return weights.fill(model, checkpoint, find, ignore=ignore, computed=_BUFFERS)
+
+
+def load_backbone(model: PlainDETR, source: Mapping[str, Any] | str | Path) -> PlainDETR:
+    """Copy a pre-trained Swin V2 (also SimMIM's, ``encoder.…``) into the backbone.
+
+    Its classifier and masked-image head stay behind; the norm of the last map is trained with the detector.
+
+    Raises: ValueError as `load_official`.
+    """
+    checkpoint = weights.read(source, prefixes=("module.", "encoder."))
     own = model.state_dict()
-    if backbone_only:
-        if any(name.startswith("encoder.") for name in state):
-            state = {name.removeprefix("encoder."): v for name, v in state.items() if name.startswith("encoder.")}
-        inside = {"body." + name.replace("rpe_mlp", "cpb_mlp"): value for name, value in state.items()}
-        # The classifier and the masked-image head stay behind; the norm of the last map is trained with the detector.
-        found = {name: value for name, value in inside.items() if name in own}
-        wanted = {name for name in own if name.startswith("body.") and not name.startswith("body.norm3.")}
-    else:
-        # timm's batch norms lie in ``bn1`` as torchvision's do, its FeatureListNet adds ``body.``.
-        deep = any(name.startswith("body.body.") for name in own)
-        found = {our_name(name).replace("body.", "body.body.", 1) if deep and our_name(name).startswith("body.")
-                 else our_name(name): value for name, value in state.items()}  # fmt: skip
-        wanted = {name for name in own if not name.endswith("num_batches_tracked")}
-    if new_classes:
-        wanted = {name for name in wanted if not name.startswith("class_embed.")}
-        found = {name: value for name, value in found.items() if not name.startswith("class_embed.")}
-    problems = [f"missing {name}" for name in sorted(wanted - found.keys())]
-    problems += [f"unexpected {name}" for name in sorted(found.keys() - own.keys())]
-    problems += [
-        f"{name} is {tuple(value.shape)}, the model has {tuple(own[name].shape)}"
-        for name, value in found.items()
-        if name in own and value.shape != own[name].shape
-    ]
-    if problems:
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"load_official: {source} does not fit this PlainDETR: {'; '.join(problems[:8])}{more}")
-    model.load_state_dict({**own, **found})
-    return model
 
+    def find(official: str) -> str | None:
+        ours = "body." + official.replace("rpe_mlp", "cpb_mlp")
+        return ours if ours in own else None
 
-def _read(path: str) -> Any:
-    import argparse
-    import pickle
-
-    try:
-        # The releases carry their command line, an argparse.Namespace: a bag of attributes that runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"load_official: {path} is not a checkpoint that loads safely: {error}") from error
-
-
-def plain_detr_swin_v2_small_ape(**options: Any) -> PlainDETR:
-    """62.6 M parameters, Swin V2-S supervised, no box bias: sup_pt_ape, published AP 37.2."""
-    return PlainDETR(**{"position_bias": "none", **options})
-
-
-def plain_detr_swin_v2_small_sup(**options: Any) -> PlainDETR:
-    """62.7 M parameters, Swin V2-S supervised, BoxRPB: sup_pt_boxrpe, published AP 46.1."""
-    return PlainDETR(**options)
-
-
-def plain_detr_swin_v2_small_mim(**options: Any) -> PlainDETR:
-    """62.7 M parameters, Swin V2-S pre-trained by SimMIM, BoxRPB: mim_pt_boxrpe, published AP 48.7."""
-    return PlainDETR(**{"backbone_options": {"pretrained_window": 12}, **options})
-
-
-def plain_detr_swin_v2_small_mim_reparam(**options: Any) -> PlainDETR:
-    """62.7 M parameters, the same with boxes in pixels: mim_pt_boxrpe_reparam, published AP 50.9."""
-    return PlainDETR(**{"backbone_options": {"pretrained_window": 12}, "reparam": True, **options})
-
-
-def plain_detr_resnet50(**options: Any) -> PlainDETR:
-    """38 M parameters, ResNet-50 with frozen batch norm, boxes in pixels."""
-    return PlainDETR(**{"backbone": "resnet50", "reparam": True, **options})
-
-
-def plain_detr_swin_v2_large(**options: Any) -> PlainDETR:
-    """213 M parameters, Swin V2-L, boxes in pixels; the paper's 59.8 has 12 more window layers, not released."""
-    return PlainDETR(**{"backbone": "swin_v2_large", "reparam": True, **options})
-
-
-def plain_detr_vit_base(**options: Any) -> PlainDETR:
-    """98 M parameters, timm's ViT-B/16 on pictures of any size, boxes in pixels; not released by the authors."""
-    vit = {"options": {"dynamic_img_size": True, "dynamic_img_pad": True}, "drop_path": 0.1}
-    return PlainDETR(**{"backbone": "vit_base_patch16_224", "backbone_options": vit, "reparam": True, **options})
+    others = [name for name in own if not name.startswith("body.")]
+    return weights.fill(model, checkpoint, find, ignore=(*others, "body.norm3."), computed=_BUFFERS)
 
 
 def test_plain_detr(**options: Any) -> PlainDETR:
-    """0.2 M parameters, for tests."""
+    """A Plain-DETR for tests."""
     body = SwinV2(
         embed_dim=16,
         depths=(1, 1, 2, 2),
@@ -679,20 +638,50 @@ def test_plain_detr(**options: Any) -> PlainDETR:
 
 
 test_plain_detr.__test__ = False  # pyright: ignore  # pytest would take the name for a test's
-VARIANTS = (
-    plain_detr_swin_v2_small_ape,
-    plain_detr_swin_v2_small_sup,
-    plain_detr_swin_v2_small_mim,
-    plain_detr_swin_v2_small_mim_reparam,
-    plain_detr_resnet50,
-    plain_detr_swin_v2_large,
-    plain_detr_vit_base,
-    test_plain_detr,
+VIT = {"options": {"dynamic_img_size": True, "dynamic_img_pad": True}, "drop_path": 0.1}
+SIMMIM = partial(PlainDETR, backbone_options={"pretrained_window": 12})
+CARD = Card(
+    family="Plain-DETR",
+    paper="2308.01904",
+    code="https://github.com/impiga/Plain-DETR",
+    license="MIT",
+    test="models/plain_detr/test_peer.py",
 )
-CARD = (
-    "Plain-DETR",
-    "2308.01904",
-    "https://github.com/impiga/Plain-DETR",
-    "MIT",
-    "models/plain_detr/test_detector.py",
-)
+ENTRIES = [
+    Entry(
+        "plain_detr_swin_v2_small_ape",
+        partial(PlainDETR, position_bias="none"),
+        CARD("62.6 M parameters, Swin V2-S supervised, no box bias: sup_pt_ape", "AP 37.2"),
+    ),
+    Entry(
+        "plain_detr_swin_v2_small_sup",
+        PlainDETR,
+        CARD("62.7 M parameters, Swin V2-S supervised, BoxRPB: sup_pt_boxrpe", "AP 46.1"),
+    ),
+    Entry(
+        "plain_detr_swin_v2_small_mim",
+        SIMMIM,
+        CARD("62.7 M parameters, Swin V2-S pre-trained by SimMIM, BoxRPB: mim_pt_boxrpe", "AP 48.7"),
+    ),
+    Entry(
+        "plain_detr_swin_v2_small_mim_reparam",
+        partial(SIMMIM, reparam=True),
+        CARD("62.7 M parameters, the same with boxes in pixels: mim_pt_boxrpe_reparam", "AP 50.9"),
+    ),
+    Entry(
+        "plain_detr_resnet50",
+        partial(PlainDETR, "resnet50", reparam=True),
+        CARD("44.6 M parameters, ResNet-50 with frozen batch norm, boxes in pixels"),
+    ),
+    Entry(
+        "plain_detr_swin_v2_large",
+        partial(PlainDETR, "swin_v2_large", reparam=True),
+        CARD("213 M parameters, Swin V2-L, boxes in pixels; the paper's 59.8 has 12 more window layers, not released"),
+    ),
+    Entry(
+        "plain_detr_vit_base",
+        partial(PlainDETR, "vit_base_patch16_224", backbone_options=VIT, reparam=True),
+        CARD("98 M parameters, timm's ViT-B/16 on pictures of any size, boxes in pixels; not released by the authors"),
+    ),
+    Entry("test_plain_detr", test_plain_detr, CARD("0.2 M parameters, for tests"), accepts=(PlainDETR,)),
+]

@@ -27,9 +27,18 @@ from attn_core import attention
 EPS = 1e-6
 
 
-@lru_cache(maxsize=32)
 def _offset_index(height: int, width: int) -> Tensor:
     """(N, N) row of the offset table for each pair of cells, N = height·width."""
+    # What is made while a graph is traced stands for a tensor and must not be kept.
+    return _made_index(height, width) if torch.compiler.is_compiling() else _kept_index(height, width)
+
+
+@lru_cache(maxsize=32)
+def _kept_index(height: int, width: int) -> Tensor:
+    return _made_index(height, width)
+
+
+def _made_index(height: int, width: int) -> Tensor:
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     y, x = y.flatten(), x.flatten()
     return (y[:, None] - y + height - 1) * (2 * width - 1) + x[:, None] - x + width - 1
