@@ -81,14 +81,23 @@ def test_a_run_leaves_weights_metrics_and_pictures_and_is_evaluated_again(
     names = {path.name for path in run.iterdir()}
     assert {"config.py", "run.json", "metrics.jsonl", "result.json", "curves.png", "predictions.png"} <= names
     assert np.asarray(Image.open(run / "predictions.png")).std() > 20
+    assert Image.open(run / "predictions.png").width <= 1100
+    table = (run / "categories.csv").read_text()
+    assert table.startswith("category,AP\n")
+    capsys.readouterr()
     assert command("eval", str(run), "--device", "cpu") == 0
-    assert "test mAP50:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "test mAP50:" in shown
+    assert all(f"test AP/{row.split(',')[0]}: " in shown for row in table.splitlines()[1:])
+    assert (run / "eval_test" / "categories.csv").read_text() == table
 
 
 def test_predictions_are_drawn_and_written_as_coco_results(run: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert command("predict", str(folder), "--run", str(run), "--out", str(out), "--threshold", "0") == 0
     results = json.loads((out / "predictions.json").read_text())
+    assert {entry["file"] for entry in results} == {str(folder / "0.png"), str(folder / "1.png")}
+    assert len((out / "predictions.csv").read_text().splitlines()) == len(results) + 1
     assert {entry["image_id"] for entry in results} == {1, 2}
     assert {entry["category_id"] for entry in results} <= set(range(1, 11))
     assert [entry["file_name"] for entry in json.loads((out / "images.json").read_text())] == [
@@ -97,6 +106,17 @@ def test_predictions_are_drawn_and_written_as_coco_results(run: Path, folder: Pa
     drawn = np.asarray(Image.open(out / "0.png").convert("RGB"))
     assert drawn.shape == (384, 384, 3)
     assert (drawn == np.asarray(Image.open(folder / "0.png")).repeat(3, 0).repeat(3, 1)).mean() < 0.99
+
+
+def test_folders_are_searched_and_mirrored_and_no_boxes_are_an_answer(run: Path, folder: Path, tmp_path: Path) -> None:
+    below = folder / "deep" / "er"
+    below.mkdir(parents=True)
+    (folder / "0.png").rename(below / "1.PNG")
+    out = tmp_path / "out"
+    assert command("predict", str(folder), "--run", str(run), "--out", str(out), "--threshold", "1") == 0
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == ["1.png", "deep/er/1.png"]
+    assert json.loads((out / "predictions.json").read_text()) == []
+    assert len(json.loads((out / "images.json").read_text())) == 2
 
 
 def test_unreadable_pictures_end_in_one_line_and_nothing_is_written(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detection.metrics.coco_map import CocoMap
 from detection.pictures.boxes import Boxes, sheet
 from detection.pictures.ring3d import draw_scenes
 from detection.tasks.bevformer import BEVDetectionTask
@@ -19,18 +20,16 @@ THRESHOLD = 0.3
 
 
 @torch.no_grad()
-def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:
+def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> list[str]:
     """Six test pictures: what is there on the left, boxes with a score of at least 0.3 on the right.
 
     Of a `BEVDetectionTask` one sample is drawn in all cameras and from above; of other models nothing. Beside the
-    picture stands ``categories.csv``.
+    picture stands ``categories.csv``; returns its name if it was written.
     """
-    write_categories(path.parent)
     if isinstance(model, BEVDetectionTask):
         draw_scenes(model, loader, path)
-        return
     if not isinstance(model, DetectionTask):
-        return
+        return []
     classes: Sequence[str] = loader.dataset.metainfo["classes"]  # pyright: ignore[reportAttributeAccessIssue]
     rows, titles = [], []
     for item, found in _found(model, loader):
@@ -49,27 +48,41 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
         )
     if rows:
         sheet(rows, titles).save(path)
+    return write_categories(model, loader, path.with_name("categories.csv"))
 
 
-def write_categories(run: Path) -> None:
-    """``categories.csv``: the AP of each category in the run's ``result.json``, if there are any."""
-    file = run / "result.json"
-    metrics = json.loads(file.read_text()).get("test", {}) if file.is_file() else {}
+def write_categories(model: DetectionTask, loader: Iterable[dict[str, Any]], table: Path) -> list[str]:
+    """The AP of each category that has objects: as the run's ``result.json`` has it, or (in ``eval``) measured."""
+    file = table.with_name("result.json")
+    if file.is_file():
+        metrics = json.loads(file.read_text()).get("test", {})
+    else:
+        metric = CocoMap(per_class=True)
+        metric.dataset_meta = loader.dataset.metainfo  # pyright: ignore[reportAttributeAccessIssue]
+        for batch in loader:
+            metric.process(batch, model.predict(**{**batch, "image": _moved(batch["image"], model)}))
+        metrics = metric.compute_metrics(metric.results)
     rows = [(name.removeprefix("AP/"), value) for name, value in metrics.items() if name.startswith("AP/")]
-    if rows:
-        with open(run / "categories.csv", "w", newline="", encoding="utf-8") as table:
-            csv.writer(table).writerows([("category", "AP"), *rows])
+    if not rows:
+        return []
+    with open(table, "w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows([("category", "AP"), *rows])
+    return [table.name]
+
+
+def _moved(images: Sequence[Tensor], model: nn.Module) -> list[Tensor]:
+    device = next(model.parameters()).device
+    return [image.to(device) for image in images]
 
 
 def _found(
     model: DetectionTask, loader: Iterable[dict[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
     """Items of the loader with what the detector finds in them, on the CPU, as many as are shown."""
-    device = next(model.parameters()).device
     count = 0
     for batch in loader:
         images = batch["image"][: SHOWN - count]
-        results = model.net([image.to(device) for image in images])
+        results = model.net(_moved(images, model))
         for index, found in enumerate(results):
             item = {name: batch[name][index] for name in ("image", "boxes", "labels", "image_id")}
             yield (

@@ -80,7 +80,7 @@ class CocoMap(BaseMetric):
             kinds = [0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2, 3]
             numbers = {name: 0.0 if some[kind] else -1.0 for name, kind in zip(NAMES, kinds, strict=True)}
             real = {record["category_id"] for record in truth if not record["iscrowd"]}
-            return numbers | self._by_category({label: np.zeros(label in real) for label in categories})
+            return numbers | self._by_category({label: np.zeros(int(label in real)) for label in categories})
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = self._evaluate(content, found)
         numbers: dict[str, float] = dict(zip(NAMES, (float(value) for value in evaluation.stats[:12]), strict=True))

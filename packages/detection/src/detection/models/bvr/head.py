@@ -16,7 +16,8 @@ processed in tiles that are recomputed in the backward pass, so that neither the
 and keys are in memory. Images without objects give finite losses. Heads are wrapped through an explicit protocol
 (`HostHead`), not by replacing methods.
 
-Checked in: ``models/bvr/test_head.py``. Shapes: feature maps (B, C, y, x) of L levels in, the same out.
+Checked in: ``models/bvr/test_peer.py`` (a plain network), ``test_head.py``. Shapes: feature maps (B, C, y, x) of L
+levels in, the same out.
 """
 
 import math

@@ -349,7 +349,7 @@ CARD = Card(
     paper="2010.15831",
     code="https://github.com/microsoft/RelationNet2",
     license="MIT",
-    test="models/bvr/test_head.py",
+    test="models/bvr/test_peer.py",
 )
 ENTRIES: list[Entry[Any]] = [
     Entry(
