@@ -120,6 +120,8 @@ def check_number(operator: str, argument: str, value: object, *, optional: bool 
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real, torch.SymInt, torch.SymFloat)):
         way = "; a factor with a gradient is multiplied into a tensor" if isinstance(value, Tensor) else ""
         raise TypeError(f"{operator}: {argument} must be a number, got {argument}={described(value)}{way}")
+    if torch.compiler.is_compiling():  # a number may be a symbol there, which math does not take
+        return
     if isinstance(value, float) and (math.isnan(value) or (finite and math.isinf(value))):
         fail(operator, argument, "must be a finite number" if finite else "must be a number", value)
 

@@ -17,10 +17,12 @@ from attn_core.checks import (
     check_same,
     check_size,
     check_width,
+    remembered,
 )
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 
 OPERATOR = "linear_attention"
 MAX_TRITON_WIDTH = 256
@@ -66,33 +68,20 @@ def linear_attention(
     Source: Katharopoulos et al. 2020 (arXiv 2006.16236), eqs. 4 and 9; decay and chunks: Qin et al. 2024 (arXiv
     2401.04658), Lightning Attention-2, https://github.com/OpenNLPLab/lightning-attention.
     """
-    check_flag(OPERATOR, "causal", causal)
-    check_flag(OPERATOR, "normalize", normalize)
-    check_number(OPERATOR, "scale", scale)
-    check_number(OPERATOR, "eps", eps)
     q, k, v = under_autocast(q, k, v)
-    _check(q, k, v, log_decay, causal, normalize, initial_state, chunk_size)
+    _check(q, k, v, log_decay, initial_state, causal, scale, normalize, eps, chunk_size)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
-    return run(
-        q,
-        k,
-        v,
-        log_decay=log_decay,
-        causal=causal,
-        scale=scale,
-        normalize=normalize,
-        eps=eps,
-        initial_state=initial_state,
-        chunk_size=chunk_size,
-    )
+    decay = None if log_decay is None else log_decay[None]
+    options = (causal, float(scale), normalize, float(eps), chunk_size or 0)
+    return run(Arguments(q, k, v, decay, initial_state, *options))
 
 
-def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.linear_attention
-    return reference.linear_attention if backend == "reference" else torch_backend.linear_attention
+    return reference if backend == "reference" else torch_backend.linear_attention
 
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
@@ -102,16 +91,23 @@ def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
     return None
 
 
+@remembered
 def _check(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     log_decay: Tensor | None,
-    causal: bool,
-    normalize: bool,
     initial_state: Tensor | None,
+    causal: bool,
+    scale: float,
+    normalize: bool,
+    eps: float,
     chunk_size: int | None,
 ) -> None:
+    check_flag(OPERATOR, "causal", causal)
+    check_flag(OPERATOR, "normalize", normalize)
+    check_number(OPERATOR, "scale", scale)
+    check_number(OPERATOR, "eps", eps)
     check_rank(OPERATOR, "q", q, "B H N D")
     check_rank(OPERATOR, "k", k, "B H M D")
     check_rank(OPERATOR, "v", v, "B H M Dv")

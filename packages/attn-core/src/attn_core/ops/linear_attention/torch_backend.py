@@ -13,41 +13,34 @@ gradient; the normalized form holds its output once more in float32.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from attn_core.kernels.registration import empty_gradient, register, token_major
+from attn_core.kernels.registration import Grads, empty_gradient
 
-from . import reference
 from .normalization import normalized_gradient, with_ones
+from .reference import LINEAR_ATTENTION, Arguments, fake, reference
 
 CHUNK = 64
 # Entries of an operand that are copied at a time where the order of tokens does not matter: 2²⁰ float32 are 4 MiB.
 PIECE = 2**20
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    initial_state: Tensor | None,
-    causal: bool,
-    scale: float,
-    normalize: bool,
-    eps: float,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, final state, and the denominators (without rows unless ``normalize``)."""
-    out, state, denominator = fake_forward(q, k, v, log_decay, initial_state, causal, scale, normalize, eps, chunk_size)
+def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, log_decay, initial_state, causal, scale, normalize, eps, chunk = a
+    out, state, denominator = fake(a)
+    chunk = chunk or CHUNK
+    if causal and log_decay is None and not normalize and 0 < q.shape[2] <= chunk:
+        return *_one_chunk(a, out, state), denominator
     values, raw = v, out
     if normalize:
         values = with_ones(v)
         raw = torch.empty(*out.shape[:-1], v.shape[-1] + 1, dtype=state.dtype, device=q.device)
     products = weighted_products(
-        q, k, values, raw, log_decay, causal, chunk_size, start=initial_state, out_scale=scale, dtype=state.dtype
+        q, k, values, raw, log_decay, causal, chunk, start=initial_state, out_scale=scale, dtype=state.dtype
     )
     if normalize:
         torch.add(raw[..., -1], eps, out=denominator)
@@ -56,24 +49,11 @@ def forward(
     return out, state.copy_(products.state[..., : v.shape[-1]]), denominator
 
 
-def backward(
-    grad_out: Tensor,
-    grad_state: Tensor | None,
-    out: Tensor,
-    state: Tensor,
-    denominator: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    initial_state: Tensor | None,
-    causal: bool,
-    scale: float,
-    normalize: bool,
-    eps: float,
-    chunk_size: int,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    (grad_out, grad_state), (out, state, denominator) = grads, kept
+    q, k, v, log_decay, initial_state, causal, scale, normalize, _, chunk = a
+    assert grad_out is not None
+    chunk = chunk or CHUNK
     need_q, need_k, need_v, need_decay, need_initial = needs
     dq, dk, dv = (empty_gradient(x, True) for x in (q, k, v))
     values, d_values = v, dv
@@ -82,7 +62,7 @@ def backward(
         d_values = torch.empty_like(values)
         if grad_state is not None:
             grad_state = torch.nn.functional.pad(grad_state, (0, 1))
-    rest = (log_decay, causal, chunk_size)
+    rest = (log_decay, causal, chunk)
     first = None if initial_state is None else initial_state.transpose(-2, -1)
     last = None if grad_state is None else grad_state.transpose(-2, -1)
     dtype = state.dtype
@@ -90,16 +70,9 @@ def backward(
     by_query = by_key = None
     if need_q or need_decay:
         by_query = weighted_products(
-            grad_out,
-            values,
-            k,
-            dq,
-            *rest,
-            start=first,
-            out_scale=scale,
-            dtype=dtype,
-            moment_of=q if need_decay else None,
-        )
+            grad_out, values, k, dq, *rest,
+            start=first, out_scale=scale, dtype=dtype, moment_of=q if need_decay else None,
+        )  # fmt: skip
     if need_k or need_decay:
         by_key = weighted_products(
             values, grad_out, q, dk, *rest,
@@ -116,10 +89,23 @@ def backward(
         assert by_query is not None
         assert by_key is not None
         assert log_decay is not None
-        d_decay = decay_gradient(by_query, by_key, chunks(q.shape[2], k.shape[2], chunk_size))
-        d_decay = d_decay.sum_to_size(log_decay.shape)
-    gradients = (dq, dk, dv, d_decay, d_initial)
-    return [x.contiguous() if i > 2 else x for i, x in enumerate(gradients) if x is not None and needs[i]]
+        d_decay = decay_gradient(by_query, by_key, chunks(q.shape[2], k.shape[2], chunk))
+    return [dq, dk, dv, d_decay, d_initial]
+
+
+def _one_chunk(a: Arguments, out: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal products without decay where one chunk holds all tokens: no state comes in but the initial one."""
+    whole = slice(None)
+    q, k, v = (rows(x, whole, state.dtype) for x in (a.q, a.k, a.v))
+    result = torch.bmm(torch.bmm(q, k.mT).tril_(), v)
+    last = torch.bmm(k.mT, v)
+    if a.initial_state is not None:
+        start = a.initial_state.reshape(last.shape)
+        result.baddbmm_(q, start)
+        last += start
+    if a.scale != 1.0:
+        result.mul_(a.scale)
+    return out.copy_(result.view(out.shape)), last.view(state.shape)
 
 
 @dataclass
@@ -278,85 +264,8 @@ def chunks(tokens: int, others: int, size: int) -> list[slice]:
 
 def rows(x: Tensor, part: slice, dtype: torch.dtype) -> Tensor:
     """A chunk of every head, contiguous in the accumulation dtype: (B·H, length, width)."""
-    x = x[:, :, part].to(dtype)
+    x = (x if part == slice(None) else x[:, :, part]).to(dtype)
     return x.reshape(x.shape[0] * x.shape[1], x.shape[2], x.shape[3])
 
 
-def fake_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    initial_state: Tensor | None,
-    causal: bool,
-    scale: float,
-    normalize: bool,
-    eps: float,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, heads, tokens, width = q.shape
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return (
-        token_major(q, batch, heads, tokens, v.shape[3]),
-        q.new_empty(batch, heads, width, v.shape[3], dtype=dtype),
-        q.new_empty(batch, heads, tokens if normalize else 0, dtype=dtype),
-    )
-
-
-def plain_reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    initial_state: Tensor | None,
-    causal: bool,
-    scale: float,
-    normalize: bool,
-    eps: float,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor]:
-    """The reference with the library operator's arguments."""
-    return reference.linear_attention(
-        q,
-        k,
-        v,
-        log_decay=log_decay,
-        causal=causal,
-        scale=scale,
-        normalize=normalize,
-        eps=eps,
-        initial_state=initial_state,
-    )
-
-
-_linear_attention = register(
-    "linear_attention_torch",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=plain_reference,
-    differentiable=("q", "k", "v", "log_decay", "initial_state"),
-    token_major_gradients=("q", "k", "v"),
-    residuals=1,
-)
-
-
-def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    log_decay: Tensor | None = None,
-    causal: bool = True,
-    scale: float = 1.0,
-    normalize: bool = False,
-    eps: float = 0.0,
-    initial_state: Tensor | None = None,
-    chunk_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`attn_core.linear_attention`."""
-    decay = None if log_decay is None else log_decay[None]
-    options = (causal, float(scale), normalize, float(eps), chunk_size or CHUNK)
-    if torch.compiler.is_exporting():
-        return plain_reference(q, k, v, decay, initial_state, *options)
-    return _linear_attention(q, k, v, decay, initial_state, *options)
+linear_attention = LINEAR_ATTENTION.register("torch", forward, backward, exported=reference)

@@ -6,36 +6,25 @@ walk; the normalized form also its output in float32. The gradient of ``log_deca
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attn_core.kernels.launch import Tile, architecture, launch, power_of_two, product_options, unit_stride
-from attn_core.kernels.registration import empty_gradient, register
+from attn_core.kernels.registration import Grads, empty_gradient
 
 from . import torch_backend
 from .normalization import normalized_gradient, with_ones
-from .torch_backend import fake_forward, plain_reference
+from .reference import LINEAR_ATTENTION, Arguments, fake
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    initial_state: Tensor | None,
-    causal: bool,
-    scale: float,
-    normalize: bool,
-    eps: float,
-    chunk_size: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    out, state, denominator = fake_forward(q, k, v, log_decay, initial_state, causal, scale, normalize, eps, chunk_size)
+def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, log_decay, initial_state, causal, scale, normalize, eps, chunk_size = a
     if q.numel() == 0 or v.numel() == 0:
-        options = (causal, scale, normalize, eps, chunk_size or torch_backend.CHUNK)
-        return torch_backend.forward(q, k, v, log_decay, initial_state, *options)
+        return torch_backend.forward(a)
+    out, state, denominator = fake(a)
     values, raw, final = v, out, state
     if normalize:
         values = with_ones(v)
@@ -51,34 +40,17 @@ def forward(
     return out, state, denominator
 
 
-def backward(
-    grad_out: Tensor,
-    grad_state: Tensor | None,
-    out: Tensor,
-    state: Tensor,
-    denominator: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    initial_state: Tensor | None,
-    causal: bool,
-    scale: float,
-    normalize: bool,
-    eps: float,
-    chunk_size: int,
-    needs: list[bool],
-) -> list[Tensor]:
-    saved = (out, state, denominator, q, k, v, log_decay, initial_state)
-    options = (causal, scale, normalize, eps, chunk_size or torch_backend.CHUNK)
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    (grad_out, grad_state), (out, _, denominator) = grads, kept
+    q, k, v, log_decay, initial_state, causal, scale, normalize, _, chunk_size = a
+    assert grad_out is not None
     if q.numel() == 0 or v.numel() == 0:
-        return torch_backend.backward(grad_out, grad_state, *saved, *options, needs)
+        return torch_backend.backward(grads, kept, a, needs)
     need_q, need_k, need_v, need_decay, need_initial = needs
     dq, dk, dv = (empty_gradient(x, True) for x in (q, k, v))
     d_decay = d_initial = None
     if need_decay:
-        only = [False, False, False, True, False]
-        (d_decay,) = torch_backend.backward(grad_out, grad_state, *saved, *options, only)
+        d_decay = torch_backend.backward(grads, kept, a, (False, False, False, True, False))[3]
     values, d_values = v, dv
     if normalize:
         if q.dtype == torch.float16:  # dO divided by sums over all keys is too small for it
@@ -111,9 +83,8 @@ def backward(
                 target += piece
         if normalize:
             dv.copy_(d_values[..., :-1])
-            d_initial = d_initial[..., :-1].contiguous()
-    gradients = (dq, dk, dv, d_decay, d_initial)
-    return [x for x, need in zip(gradients, needs, strict=True) if need and x is not None]
+            d_initial = d_initial[..., :-1]
+    return [dq, dk, dv, d_decay, d_initial]
 
 
 def _state_gradients(
@@ -172,21 +143,10 @@ class _Run:
             self.batch * self.heads * math.ceil(width / rows) * math.ceil(value_width / columns),
             self.device,
             Tile(self.chunk, columns, 4, 2),
-            b,
-            c,
-            None if self.log is None else unit_stride(self.log),
-            start,
-            states,
-            final,
-            *b.stride()[:3],
-            *c.stride()[:3],
-            self.log_stride(),
+            *(b, c, None if self.log is None else unit_stride(self.log), start, states, final),
+            *(*b.stride()[:3], *c.stride()[:3], self.log_stride()),
             *(start.stride() if start is not None else (0, 0, 0, 0)),
-            self.heads,
-            b.shape[2],
-            self.tokens,
-            self.chunks,
-            scale,
+            *(self.heads, b.shape[2], self.tokens, self.chunks, scale),
             D=width,
             DV=value_width,
             BK=rows,
@@ -223,27 +183,11 @@ class _Run:
             self.batch * self.heads * chunks * math.ceil(value_width / columns),
             self.device,
             Tile(self.chunk, columns, 4, 2),
-            a,
-            b,
-            c,
-            None if self.log is None else unit_stride(self.log),
-            forwards,
-            backwards,
-            out,
-            *a.stride()[:3],
-            *b.stride()[:3],
-            *c.stride()[:3],
-            self.log_stride(),
+            *(a, b, c, None if self.log is None else unit_stride(self.log), forwards, backwards, out),
+            *(*a.stride()[:3], *b.stride()[:3], *c.stride()[:3], self.log_stride()),
             *((1, width) if transposed else (value_width, 1)),
-            *out.stride()[:3],
-            self.heads,
-            a.shape[2],
-            b.shape[2],
-            self.tokens,
-            chunks,
-            self.chunks,
-            scale_inside,
-            scale_state,
+            *(*out.stride()[:3], self.heads, a.shape[2], b.shape[2]),
+            *(self.tokens, chunks, self.chunks, scale_inside, scale_state),
             D=width,
             DV=value_width,
             BK=min(self.columns(width), 32 if self.dtype != torch.bfloat16 else 64),
@@ -254,36 +198,7 @@ class _Run:
         )
 
 
-_linear_attention = register(
-    "linear_attention_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=plain_reference,
-    differentiable=("q", "k", "v", "log_decay", "initial_state"),
-    token_major_gradients=("q", "k", "v"),
-    residuals=1,
-)
-
-
-def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    log_decay: Tensor | None = None,
-    causal: bool = True,
-    scale: float = 1.0,
-    normalize: bool = False,
-    eps: float = 0.0,
-    initial_state: Tensor | None = None,
-    chunk_size: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`attn_core.linear_attention`."""
-    decay = None if log_decay is None else log_decay[None]
-    return _linear_attention(
-        q, k, v, decay, initial_state, causal, float(scale), normalize, float(eps), chunk_size or 0
-    )
+linear_attention = LINEAR_ATTENTION.register("triton", forward, backward)
 
 
 def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -309,7 +224,7 @@ def _aot_run(dtype: torch.dtype, width: int, causal: bool, decay: bool) -> None:
     q, k, v = (meta(2, 4096, 8, width).transpose(1, 2) for _ in range(3))
     state = meta(2, 8, width, width, kind=torch.float32)
     log = meta(1, 8, kind=torch.float32) if decay else None
-    problem = (q, k, v, log, state, causal, 1.0, False, 0.0, 0)
-    out, final, denominator = forward(*problem)
-    needs = [True, True, True, False, True]
-    backward(torch.empty_like(out), torch.empty_like(final), out, final, denominator, *problem, needs)
+    a = Arguments(q, k, v, log, state, causal, 1.0, False, 0.0, 0)
+    out, final, denominator = forward(a)
+    grads = (torch.empty_like(out), torch.empty_like(final))
+    backward(grads, (out, final, denominator), a, (True, True, True, False, True))
