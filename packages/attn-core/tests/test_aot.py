@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from attn_core.kernels import aot
+from attn_core import aot
 from attn_core.kernels.launch import Launch, Tile, record
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

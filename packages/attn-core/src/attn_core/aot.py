@@ -1,8 +1,237 @@
-"""``python -m attn_core.aot``: the command of :mod:`attn_core.kernels.aot`."""
+"""Ahead-of-time gate: compile every shipped kernel for GPUs that are not here, and refuse register spills.
 
+``python -m attn_core.aot`` runs each operator's backend on meta tensors, compiles the kernels that it would have
+started on each architecture, and prints their registers, stack and shared memory. The exit code is 1 if any of them
+spills (NVIDIA), needs more shared memory than a block may have, or does not compile. No driver is needed.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import pkgutil
+import re
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from .kernels.aot import main
+from torch import Tensor
+
+from attn_core import ops
+
+from .kernels.launch import Launch, record
+
+MAX_REGISTERS = 255
+# Bytes of shared memory that one block may have.
+SHARED_LIMIT = {
+    "sm_80": 163 * 1024,
+    "sm_86": 99 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
+    "gfx90a": 64 * 1024,
+    "gfx942": 64 * 1024,
+}
+DEFAULT_ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one compiled kernel needs."""
+
+    operator: str
+    case: str
+    kernel: str
+    architecture: str
+    options: str
+    registers: int
+    stack: int
+    shared: int
+    mma: int
+    seconds: float
+    failure: str | None
+
+
+def operators() -> list[str]:
+    """Operators that have Triton kernels to compile."""
+    return [
+        module.name
+        for module in pkgutil.iter_modules(ops.__path__)
+        if importlib.util.find_spec(f"{ops.__name__}.{module.name}.triton_backend") is not None
+    ]
+
+
+def recorded(operator: str, index: int, architecture: str, quick: bool) -> tuple[str, list[Launch]]:
+    """Name and launches of one case."""
+    backend = importlib.import_module(f"{ops.__name__}.{operator}.triton_backend")
+    label, run = list(backend.aot_cases(quick))[index]
+    with record(architecture) as launches:
+        run()
+    return label, launches
+
+
+def compile_launch(operator: str, index: int, number: int, architecture: str, quick: bool) -> Report:
+    """Compile one launch of one case. Launches cannot be pickled, so each process records its own."""
+    label, launches = recorded(operator, index, architecture, quick)
+    return _report(operator, label, launches[number], architecture)
+
+
+def _report(operator: str, label: str, launch: Launch, architecture: str) -> Report:
+    start = time.perf_counter()
+    block = [str(launch.constants[name]) for name in ("BM", "BN", "BX") if name in launch.constants]
+    options = f"{'×'.join(block)} w{launch.warps} s{launch.stages}"
+    registers = stack = shared = mma = -1
+    try:
+        compiled = _compile(launch, architecture)
+        shared = compiled.metadata.shared
+        if architecture.startswith("sm_"):
+            registers, stack, mma = _nvidia_resources(compiled.asm["cubin"])
+        else:
+            registers, stack, mma = _amd_resources(compiled.asm["amdgcn"])
+        failure = _failure(architecture, registers, stack, shared)
+    except Exception as raised:  # a kernel that does not compile is a finding of the gate, whatever the reason
+        error: BaseException = raised
+        while error.__cause__ is not None:
+            error = error.__cause__
+        failure = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    seconds = time.perf_counter() - start
+    name = launch.kernel.__name__.removesuffix("_kernel")
+    return Report(operator, label, name, architecture, options, registers, stack, shared, mma, seconds, failure)
+
+
+def _failure(architecture: str, registers: int, stack: int, shared: int) -> str | None:
+    nvidia = architecture.startswith("sm_")
+    if nvidia and stack > 0:  # on AMD the stack is printed only: its tiles are not tuned
+        return f"spills: {stack} bytes of stack"
+    if nvidia and registers > MAX_REGISTERS:
+        return f"{registers} registers"
+    if shared > SHARED_LIMIT[architecture]:
+        return f"{shared} bytes of shared memory, the limit is {SHARED_LIMIT[architecture]}"
+    return None
+
+
+def _compile(launch: Launch, architecture: str) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    if architecture.startswith("sm_"):
+        target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
+    else:
+        target = GPUTarget("hip", architecture, 64)
+    backend = make_backend(target)
+    kernel = launch.kernel
+    # What JITFunction.run does up to the point where it asks the driver for a device.
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
+    arguments, specialization, options = bind(*launch.args, **launch.constants, **options)
+    parsed, signature, constants, attributes = kernel._pack_args(backend, options, arguments, specialization, options)
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=parsed.__dict__)
+
+
+def _nvidia_resources(cubin: bytes) -> tuple[int, int, int]:
+    """Registers per thread, bytes of stack (with local-memory instructions counted as stack), tensor-core products."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, encoding="utf-8", check=True
+        )
+        code = subprocess.run([tool, "-sass", file.name], capture_output=True, encoding="utf-8", check=True).stdout
+    found = re.search(r"REG:(\d+)\s+STACK:(\d+)", usage.stdout)
+    if found is None:
+        raise RuntimeError(f"cuobjdump prints no resource usage: {usage.stdout!r}")
+    spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
+    products = len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCIMMA)\b", code))
+    return int(found[1]), int(found[2]) + spills, products
+
+
+def _amd_resources(assembly: str) -> tuple[int, int, int]:
+    def number(key: str) -> int:
+        found = re.search(rf"\.{key}:\s+(\d+)", assembly)
+        return int(found[1]) if found else 0
+
+    stack = number("private_segment_fixed_size") + number("vgpr_spill_count") + number("sgpr_spill_count")
+    return number("vgpr_count"), stack, len(re.findall(r"\bv_mfma", assembly))
+
+
+def run(architectures: list[str], names: list[str], quick: bool, jobs: int) -> Iterator[Report]:
+    """Reports as they are ready; a kernel that several cases start alike is compiled once."""
+    work = []
+    seen = set()
+    for name in names:
+        backend = importlib.import_module(f"{ops.__name__}.{name}.triton_backend")
+        for architecture in architectures:
+            few = quick or not architecture.startswith("sm_")  # AMD: shown to compile, its tiles are not tuned
+            for index in range(len(list(backend.aot_cases(few)))):
+                for number, launch in enumerate(recorded(name, index, architecture, few)[1]):
+                    key = (architecture, _identity(launch))
+                    if key not in seen:
+                        seen.add(key)
+                        work.append((name, index, number, architecture, few))
+    if jobs == 1:
+        yield from (compile_launch(*task) for task in work)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        yield from pool.map(compile_launch, *zip(*work, strict=True))
+
+
+def _identity(launch: Launch) -> str:
+    kinds = [str(x.dtype) if isinstance(x, Tensor) else "none" if x is None else "" for x in launch.args]
+    return f"{launch.kernel} {launch.constants} {launch.warps} {launch.stages} {kinds}"
+
+
+COLUMNS = {
+    "operator": 16, "case": 32, "kernel": 8, "arch": 7, "tile": 18, "reg": 4, "stack": 6, "shared": 7, "mma": 4, "s": 5
+}  # fmt: skip
+
+
+def line(*cells: object) -> str:
+    """One line of the table; the last cell may be longer than any column."""
+    *fixed, last = cells
+    padded = [str(cell).ljust(width) for cell, width in zip(fixed, COLUMNS.values(), strict=True)]
+    return " ".join([*padded, str(last)])
+
+
+def described(r: Report) -> str:
+    resources = (r.registers, r.stack, r.shared, r.mma, f"{r.seconds:.1f}", r.failure or "ok")
+    return line(r.operator, r.case, r.kernel, r.architecture, r.options, *resources)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m attn_core.aot", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--arch", nargs="+", choices=sorted(SHARED_LIMIT), default=list(DEFAULT_ARCHITECTURES))
+    parser.add_argument("--op", nargs="+", choices=operators(), default=operators())
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--quick", action="store_true", help="a few cases of each operator, below a minute")
+    parser.add_argument("--failures", action="store_true", help="print only what fails")
+    arguments = parser.parse_args(argv)
+    start = time.perf_counter()
+    print(line(*COLUMNS, ""), flush=True)
+    reports = []
+    for report in run(arguments.arch, arguments.op, arguments.quick, arguments.jobs):
+        reports.append(report)
+        if report.failure or not arguments.failures:
+            print(described(report), flush=True)
+    failed = [report for report in reports if report.failure]
+    most = max((report.registers for report in reports if report.architecture.startswith("sm_")), default=0)
+    print(
+        f"{len(reports)} kernels for {', '.join(arguments.arch)} in {time.perf_counter() - start:.0f} s: "
+        f"{len(failed)} failed, at most {most} registers"
+    )
+    return 1 if failed else 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from attn_core.checks import described
 
-from .kernels import torch_internals
+from . import torch_internals
 
 logger = logging.getLogger(__name__)
 

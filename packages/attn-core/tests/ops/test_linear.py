@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attn_core import linear
-from attn_core.kernels import torch_internals
+from attn_core import linear, torch_internals
 from attn_core.nn import Linear
 from attn_core.ops.linear import torch_backend
 from attn_core.testing import relative_error

@@ -28,7 +28,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 import torch
 from torch import Tensor
 
-from . import torch_internals
+from attn_core import torch_internals
 
 # One kernel for every device: a composite key would let autograd record what happens inside.
 DEVICE_KEYS = ("CPU", "CUDA", "MPS", "XPU")

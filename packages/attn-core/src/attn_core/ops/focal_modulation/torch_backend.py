@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attn_core.kernels import torch_internals
+from attn_core import torch_internals
 from attn_core.kernels.registration import Grads
 
 from .reference import FOCAL_MODULATION, Arguments, fake, reference

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attn_core.kernels import torch_internals
+from attn_core import torch_internals
 
 # "torch": F.linear, then GELU; "onednn": oneDNN's product, then GELU; "fused": both in one oneDNN call.
 Road = Literal["torch", "onednn", "fused"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_core.kernels import torch_internals
+from attn_core import torch_internals
 from attn_core.kernels.registration import Grads, token_major, token_major_copy
 from attn_core.ops.attention.chunked import chunked_backward, chunked_forward, row_shift
 from attn_core.ops.attention.cpu_flash import empty_result, flash_backward, flash_forward

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attn_core.kernels import torch_internals
+from attn_core import torch_internals
 
 
 def test_nobody_watches_a_plain_call() -> None:

@@ -1,5 +1,5 @@
 # pyright: reportAttributeAccessIssue=false
-"""Every private name of torch that the core asks, in one place; ``tests/kernels/test_torch_internals.py`` tries each.
+"""Every private name of torch that the core asks, in one place; ``tests/test_torch_internals.py`` tries each.
 
 When torch renames one of them, this file and its test are what changes.
 """
