@@ -1,49 +1,24 @@
 """The command ``vlm-tools`` on a run of a few steps: files, lines, and one clear line for every misuse."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from attn_core.engine.cli import run_cli
-from vlm_tools.cli import CLI
-from vlm_tools.data import scene
 from vlm_tools.models.session import open_session
 from vlm_tools.testing.random_models import random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+Command = Callable[..., int]
 
 
-def command(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        run_cli(CLI, list(arguments))
-    return int(caught.value.code or 0)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("runs") / "llava_digits"
-    settings = [
-        "steps=4",
-        "warmup=1",
-        "batch_size=8",
-        "val_dataloader.dataset.count=12",
-        "test_dataloader.dataset.count=12",
-    ]
-    assert command("train", "--out", str(directory), *(part for s in settings for part in ("--set", s))) == 0
-    return directory
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    shown = scene("test", 1003)
-    Image.fromarray((shown.image * 255).astype("uint8")).save(tmp_path / "scene.png")
-    return tmp_path / "scene.png"
-
-
-def test_answers_maps_and_pages(run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_maps_and_pages(
+    command: Command, run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, out = ("--model", str(run)), ("--out", str(tmp_path / "out"))
     assert command("ask", str(picture), "in the image is there a three", *model, "--method", "logit_boost") == 0
     assert "with logit_boost" in capsys.readouterr().out
@@ -55,7 +30,26 @@ def test_answers_maps_and_pages(run: Path, picture: Path, tmp_path: Path, capsys
     assert "positive point" in capsys.readouterr().out
 
 
-def test_demo_writes_a_report(run: Path, tmp_path: Path) -> None:
+def test_predict_mirrors_folders_and_lists_all_captions(
+    command: Command, run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("a", "b/deep"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        (tmp_path / "in" / folder / "scene.png").write_bytes(picture.read_bytes())
+    levels = np.full((20, 30), 1000, dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "in" / "b" / "DARK.TIF")
+    out = tmp_path / "out"
+    assert command("predict", str(tmp_path / "in"), "--run", str(run), "--out", str(out)) == 0
+    rows = json.loads((out / "predictions.json").read_text())
+    files = [Path(row["file"]).relative_to(tmp_path / "in").as_posix() for row in rows]
+    assert sorted(files) == ["a/scene.png", "b/DARK.TIF", "b/deep/scene.png"]
+    captions = {file: row["caption"] for file, row in zip(files, rows, strict=True)}
+    assert captions["a/scene.png"] == captions["b/deep/scene.png"]
+    assert all(row["picture"] is None or (out / row["picture"]).is_file() for row in rows)
+    assert "predictions.csv" in capsys.readouterr().out
+
+
+def test_demo_writes_a_report(command: Command, run: Path, tmp_path: Path) -> None:
     assert command("demo", "--run", str(run), "--out", str(tmp_path), "--scenes", "10") == 0
     rows = json.loads((tmp_path / "demo.json").read_text())["rows"]
     assert {row["method"] for row in rows} >= {"baseline", "VAR", "logit boost 1"}
@@ -65,7 +59,7 @@ def test_demo_writes_a_report(run: Path, tmp_path: Path) -> None:
 
 
 def test_evaluation_of_local_files(
-    run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = {"question_id": 1, "image": picture.name, "text": "in the image is there a three", "label": "yes"}
     (tmp_path / "q.json").write_text(json.dumps([row]))
@@ -102,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_folder_of_transformers_works_as_a_run(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (50, 40), "red").save(tmp_path / "red.png")
     red, model, out = str(tmp_path / "red.png"), ("--model", str(folder)), ("--out", str(tmp_path / "out"))
@@ -123,7 +117,7 @@ def test_a_folder_of_transformers_works_as_a_run(
 
 
 def test_models_that_do_not_fit_are_named(
-    folder: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, folder: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kinds = {"text": {"model_type": "llama"}, "other": {"model_type": "blip-2"}, "empty": None}
     for name, config in kinds.items():
@@ -151,8 +145,8 @@ def test_models_that_do_not_fit_are_named(
     [
         (["ask", "PICTURE", " "], "the prompt is empty"),
         (["ask", "PICTURE", "a giraffe"], "does not know 'giraffe'"),
-        (["ask", "TEXT", "a one"], "is no picture that can be read"),
-        (["ask", "CUT", "a one"], "cannot be read as a picture"),
+        (["ask", "TEXT", "a one"], "text.png: not a picture"),
+        (["ask", "CUT", "a one"], "cut.png: the picture is damaged"),
         (["ask", "missing.png", "a one"], "missing.png"),
         (["ask", "PICTURE", "a one", "--method", "vra"], "unknown method 'vra'; did you mean 'var'"),
         (["ask", "PICTURE", "a one", "--method", "var"], "out of reach"),
@@ -160,17 +154,46 @@ def test_models_that_do_not_fit_are_named(
         (["ask", "PICTURE", "a one", "--method", "pai", "--option", "x"], "must look like KEY=VALUE"),
         (["ask", "PICTURE", "a one", "--method", "pai", "--option", "alpha=x"], "must be a number"),
         (["sinks", "PICTURE"], "no sink dimensions found"),
-        (["ground", "PICTURE", "a one", "--reading", "x"], "reading must be one of"),
+        (["ground", "PICTURE", "a one", "--reading", "flwo"], "unknown reading; did you mean 'flow'"),
+        (["ground", "PICTURE", ""], "the phrase is empty"),
+        (["ground", "PICTURE", " ?"], "the phrase is empty, got ' ?'"),
+        (["explain", "PICTURE", ""], "the prompt is empty"),
+        (["caption", "PICTURE", "--prompt", ""], "the prompt is empty"),
+        (["caption", "FOLDER"], "is a folder, not a picture"),
+        (["ask", "NOTHING", "a one"], "the file is empty (0 bytes)"),
+        (["ask", "PICTURE", "a one", "--method", "pai", "--option", "alpha=NaN"], "alpha must not be negative"),
+        (["ask", "PICTURE", "a one", "--method", "pai", "--option", 'alpha="much"'], "alpha must not be negative"),
+        (["ask", "PICTURE", "a one", "--method", "vcd", "--option", "step=1.5"], "step must lie in 0 … 999"),
+        (["ask", "PICTURE", "a one", "--method", "act", "--option", "heads=[1]"], "heads must map numbers of layers"),
+        (["ask", "PICTURE", "a one", "--method", "var", "--option", "dims=3"], "dims must be a list of numbers"),
+        (["ask", "PICTURE", "a one", "--method", "agla", "--option", "view=1"], "view must be a tensor"),
+        (
+            ["ask", "PICTURE", "a one", "--method", "pai", "--option", "layers=[1.5]"],
+            "layers must be a list of numbers",
+        ),
+        (["sinks", "PICTURE", "--tau", "nan"], "tau must be positive"),
+        (["evaluate", "pope", "TEXT", "--images", "FOLDER"], "text.png, line 1 is no JSON"),
+        (["evaluate", "pope", "FOLDER", "--images", "FOLDER"], "Is a directory"),
+        (["evaluate", "pope", "TEXT", "--images", "FOLDER", "--parser", "srtict"], "did you mean 'strict'"),
+        (["evaluate", "chair", "NOTHING"], "holds no line such as"),
         (["evaluate", "mme", "TEXT"], "benchmark must be pope, chair or amber"),
         (["evaluate", "pope", "TEXT"], "needs --images"),
     ],
 )
 def test_misuse_is_one_line(
-    arguments: list[str], words: str, run: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command,
+    arguments: list[str],
+    words: str,
+    run: Path,
+    picture: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:200])
-    places = {"PICTURE": str(picture), "TEXT": str(tmp_path / "text.png"), "CUT": str(tmp_path / "cut.png")}
+    (tmp_path / "nothing.png").touch()
+    names = {"PICTURE": picture.name, "TEXT": "text.png", "CUT": "cut.png", "NOTHING": "nothing.png", "FOLDER": ""}
+    places = {word: str(tmp_path / name) for word, name in names.items()}
     assert command(*(places.get(word, word) for word in arguments), "--model", str(run)) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1

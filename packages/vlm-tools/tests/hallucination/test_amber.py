@@ -26,10 +26,10 @@ def test_amber_joins_queries_with_annotations(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"query 2 of .* has no annotation"):
         amber.read_amber(tmp_path / "q.json", tmp_path / "a.json")
     (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(ValueError, match="must be a list of objects"):
+    with pytest.raises(ValueError, match="line 1 has no"):
         amber.read_amber(tmp_path / "q.json", tmp_path / "a.json")
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON file"):
+    with pytest.raises(ValueError, match="is no JSON"):
         amber.read_amber(tmp_path / "q.json", tmp_path / "a.json")
 
 
@@ -56,5 +56,5 @@ def test_amber_scores_descriptions(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must map each object"):
         amber.read_relations(tmp_path / "relation.json")
     (tmp_path / "relation.json").write_text("{")
-    with pytest.raises(ValueError, match="is no JSON file"):
+    with pytest.raises(ValueError, match="is no JSON"):
         amber.read_relations(tmp_path / "relation.json")

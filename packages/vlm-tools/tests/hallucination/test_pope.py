@@ -59,7 +59,7 @@ def test_pope_files_and_refusals(tmp_path: Path) -> None:
     (tmp_path / "array.json").write_text(json.dumps(rows))
     assert pope.read_questions(tmp_path / "lines.json") == pope.read_questions(tmp_path / "array.json")
     (tmp_path / "bad.json").write_text('{"question_id": 1}')
-    with pytest.raises(ValueError, match="holds no POPE questions"):
+    with pytest.raises(ValueError, match=r"bad\.json, line 1 has no 'image'"):
         pope.read_questions(tmp_path / "bad.json")
     with pytest.raises(ValueError, match="split must be"):
         pope.build_questions(OBJECTS, "rare")  # type: ignore[arg-type]

@@ -120,7 +120,7 @@ def test_model_is_as_before_after_an_exception(family: tuple[str, Any]) -> None:
     assert model.get_decoder().config._attn_implementation == "sdpa"
     assert {n: len(m._forward_pre_hooks) for n, m in model.named_modules()} == hooks
     assert "generate" not in model.__dict__
-    assert largest(plain, generate(model, inputs)) == 0
+    assert largest(plain, generate(model, inputs)) <= 1e-6
 
 
 def test_models_in_two_threads_do_not_interfere() -> None:
@@ -144,7 +144,8 @@ def test_models_in_two_threads_do_not_interfere() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert got == {"test_llava": 0.0, "test_smolvlm": 0.0}
+    assert max(got.values()) < 1e-5  # not 0: a thread of its own may share out its work in another way
+    assert set(got) == set(models)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -208,7 +209,7 @@ def test_visual_mask_stands_for_missing_ids() -> None:
     plain = model(inputs_embeds=embeds).logits
     with intervene(model, LogitBoost(3.0), visual=visual) as run:
         changed = model(inputs_embeds=embeds).logits
-    assert torch.equal(plain[:, :-1], changed[:, :-1])
-    assert not torch.allclose(plain[:, -1], changed[:, -1])
+    torch.testing.assert_close(plain[:, :-1], changed[:, :-1], atol=1e-5, rtol=0)
+    assert float((plain[:, -1] - changed[:, -1]).abs().max()) > 1e-3
     assert [row["layer"] for row in run.report()] == [1, 2, 3]
     assert all(row["edited"] == 4 and row["mass_moved"] > 0 for row in run.report())

@@ -1,5 +1,8 @@
 """ACT: the published edit of dense maps, planted sinks and heads, options and refusals."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -87,3 +90,34 @@ def test_refusals() -> None:
         intervene(model, ACT(heads={2: [9]})),
     ):
         model(**random_inputs("test_llava"))
+
+
+def test_logits_equal_those_of_edited_dense_maps(check_dense: Callable[..., None]) -> None:
+    heads, threshold, beta, found = (0, 2, 3), 0.06, 0.4, {}
+
+    def edit(scores: Tensor, layer: int, _hidden: Tensor) -> Tensor:
+        p = scores.softmax(-1)
+        if layer != 2:
+            return p
+        out = p.clone()
+        for head in heads:
+            rows, keys = p.shape[2:]
+            if rows == keys:  # the prompt, whose sinks hold for the answer too
+                readers = torch.arange(keys, 0, -1)
+                mean = p[0, head].sum(0) / readers
+                found[head] = ((mean > threshold) & (readers >= 3)).nonzero().flatten()[1:]
+            sinks = found[head]
+            mass = p[0, head][:, sinks].sum(-1, keepdim=True)
+            grown = p[0, head] * (1 + (1 - beta) * mass / (1 - mass))
+            grown[:, sinks] = beta * p[0, head][:, sinks]
+            out[0, head] = torch.where((mass > 0) & (mass < 1 - 1e-6), grown, p[0, head])
+        return out
+
+    check_dense(ACT(threshold=threshold, beta=beta, heads={2: heads}, min_rows=3), edit)
+    assert sum(len(sinks) for sinks in found.values()) > 2
+
+
+def test_relative_threshold_counts_tokens_of_the_prompt(setting: Any) -> None:
+    length = setting.inputs["input_ids"].shape[1]
+    relative, absolute = (setting.under(ACT(min_rows=3, **o)) for o in ({"relative": 1.2}, {"threshold": 1.2 / length}))
+    torch.testing.assert_close(relative, absolute, atol=1e-6, rtol=0)

@@ -39,6 +39,16 @@ def test_a_better_match_keeps_fewer_pixels() -> None:
     assert float((keep_salient(torch.randn(2, 3, 20, 20), 0.6) != 0).float().mean()) == pytest.approx(0.6, abs=0.01)
 
 
+def test_the_share_of_pixels_is_kept_in_each_tile_and_of_each_list_of_patches() -> None:
+    tiles = torch.randn(2, 3, 3, 10, 10)
+    shares = (keep_salient(tiles, 0.3) != 0).float().mean((2, 3, 4))
+    assert float((shares - 0.3).abs().max()) < 0.02
+    patches = torch.cat([torch.randn(40, 12), 3 * torch.randn(20, 12)])
+    kept = keep_salient(patches, 0.5, rows=[40, 20]).abs().sum(1) > 0
+    assert [int(part.sum()) for part in kept.split([40, 20])] == [20, 10]
+    assert int((keep_salient(patches, 0.0) != 0).sum()) == 0
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="AGLA: plausibility"):
         AGLA(plausibility=2)

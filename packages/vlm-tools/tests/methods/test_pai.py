@@ -1,11 +1,14 @@
 """PAI: the edit of one row, its guidance, refusals."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from vlm_tools import PAI
+from vlm_tools import PAI, intervene
 from vlm_tools.methods.pai import grow, guide
 
 
@@ -31,3 +34,27 @@ def test_refusals() -> None:
         PAI(-1)
     with pytest.raises(ValueError, match="plausibility must lie in"):
         PAI(plausibility=0)
+
+
+def test_logits_equal_those_of_edited_dense_maps(setting: Any, check_dense: Callable[..., None]) -> None:
+    def edit(scores: Tensor, layer: int, _hidden: Tensor) -> Tensor:
+        out = scores.clone()
+        if layer >= 2:
+            chosen = setting.visual_of(scores.shape[-1])
+            out[..., -1, chosen] += 0.7 * scores[..., -1, chosen].abs()
+        return out.softmax(-1)
+
+    check_dense(PAI(0.7, gamma=1.0), edit)
+
+
+def test_guidance_reads_the_prompt_without_its_image(setting: Any) -> None:
+    text = setting.inputs["input_ids"][:, ~setting.visual]
+    with torch.no_grad():
+        seen = setting.model(**setting.inputs).logits[0, -1].log_softmax(-1)
+        unseen = setting.model(input_ids=text).logits[0, -1].log_softmax(-1)
+    want = (1.5 * seen - 0.5 * unseen).log_softmax(-1)
+    with intervene(setting.model, PAI(0.0, gamma=1.5, plausibility=1e-9)):
+        out = setting.model.generate(
+            **setting.inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_scores=True
+        )
+    torch.testing.assert_close(out.scores[0][0].double(), want, atol=1e-5, rtol=0)

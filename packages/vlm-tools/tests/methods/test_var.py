@@ -1,5 +1,6 @@
 """VAR: the published edit of dense maps, recovery of injected sinks, and every refusal."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -93,8 +94,9 @@ def test_text_before_the_image_and_keep_one_are_untouched(sinky: tuple[Any, dict
             changed = model(**inputs).logits
         with intervene(model, VAR(dims=(7,), summ=0.0, keep=1.0)):
             kept = model(**inputs).logits
-    assert torch.equal(plain[:, :18], changed[:, :18])
-    assert not torch.allclose(plain[:, 18:], changed[:, 18:])
+    # Two kernels compute these rows, so their last bits depend on the processor.
+    torch.testing.assert_close(plain[:, :18], changed[:, :18], atol=1e-5, rtol=0)
+    assert float((plain[:, 18:] - changed[:, 18:]).abs().max()) > 1e-3
     torch.testing.assert_close(plain, kept, atol=1e-6, rtol=0)
 
 
@@ -134,3 +136,37 @@ def test_refusals_name_the_way_out(sinky: tuple[Any, dict[str, Any], list[int]])
     with pytest.raises(ValueError, match=r"VAR: keep must lie in \[0, 1\], got keep=2"):
         VAR(keep=2)
     assert float(normalized(torch.ones(1, 1, 4)).max()) == pytest.approx(1, abs=1e-5)
+
+
+def test_logits_equal_those_of_edited_dense_maps(setting: Any, check_dense: Callable[..., None]) -> None:
+    dims, tau, ratio, summ, keep = [3, 5], 1.5, 0.3, 0.1, 0.6
+    found: dict[int, Tensor] = {}
+
+    def edit(scores: Tensor, layer: int, hidden: Tensor) -> Tensor:
+        p = scores.softmax(-1)
+        if layer < 2:
+            return p
+        rows, keys = p.shape[2:]
+        if rows == keys:
+            size = hidden[0].abs() / hidden[0].square().mean(-1, keepdim=True).sqrt()
+            found[layer] = size[:, dims].amax(-1) > tau
+        visual = setting.visual_of(keys)
+        sink = torch.nn.functional.pad(found[layer], (0, keys - len(found[layer])))
+        last = int(visual.nonzero().max())
+        out = p.clone()
+        for row in range(rows):
+            if keys - rows + row <= last:
+                continue
+            for head in range(p.shape[1]):
+                a = p[0, head, row]
+                of_sinks, of_rest = a[visual & sink].sum(), a[visual & ~sink].sum()
+                image = of_sinks + of_rest
+                if image < summ or of_sinks / image > 1 - ratio:
+                    continue
+                given = (1 - keep) * a[sink].sum()
+                out[0, head, row, sink] = keep * a[sink]
+                out[0, head, row, visual & ~sink] = a[visual & ~sink] * (1 + given / of_rest)
+        return out
+
+    check_dense(VAR(dims=dims, tau=tau, min_nonsink_ratio=ratio, summ=summ, keep=keep), edit)
+    assert all(0 < int(sinks.sum()) < len(sinks) for sinks in found.values())

@@ -22,6 +22,23 @@ def test_noise_keeps_its_share_and_its_seed() -> None:
     assert abs(float(diffuse(x, 999).mean())) < 0.3
 
 
+def test_noise_follows_the_published_schedule() -> None:
+    kept = 1.0
+    for step in range(301):
+        kept *= 1 - ((0.5e-2 - 1e-5) / (1 + math.exp(6 - 12 * step / 999)) + 1e-5)
+    noise, signal = diffuse(torch.zeros(1, 3, 64, 64), 300), diffuse(torch.ones(1, 3, 64, 64), 300)
+    assert float((signal - noise).mean()) == pytest.approx(kept**0.5, abs=1e-5)
+    assert float(noise.std()) == pytest.approx((1 - kept) ** 0.5, rel=0.02)
+    assert abs(float(noise.mean())) < 0.02
+
+
+def test_an_image_has_the_noise_that_it_has_alone() -> None:
+    x = torch.randn(5, 3, 14, 14)
+    both = diffuse(x, 500, rows=[2, 3])
+    torch.testing.assert_close(both, torch.cat([diffuse(x[:2], 500), diffuse(x[2:], 500)]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(diffuse(x[2:4], 500), both[2:4], atol=1e-6, rtol=0)  # a first tile with fewer behind it
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="step must lie in 0 … 999"):
         VCD(step=1000)

@@ -19,4 +19,4 @@ def caption(
     device: Device = "auto",
 ) -> Iterator[str]:
     """Describe a picture, with and without a method."""
-    return ask(picture, prompt or "describe the image .", model, method, option, tokens, device)
+    return ask(picture, "describe the image ." if prompt is None else prompt, model, method, option, tokens, device)

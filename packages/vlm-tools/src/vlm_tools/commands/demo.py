@@ -21,7 +21,7 @@ def demo(
         "runs/llava_digits"
     ),
     out: Annotated[Path, typer.Option("--out", help="Where the report is written.")] = Path("demo"),
-    scenes: Annotated[int, typer.Option(help="Held-out scenes.", min=10)] = 200,
+    scenes: Annotated[int, typer.Option(help="Held-out scenes.", min=10, max=5000)] = 200,
     seed: Annotated[int, typer.Option(help="Of the training, if there is one.")] = 0,
 ) -> Iterator[str]:
     """Train the digits-world model if needed, test every method on held-out scenes, write a report."""

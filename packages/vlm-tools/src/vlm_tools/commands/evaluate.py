@@ -1,14 +1,15 @@
 """``vlm-tools evaluate``: POPE, CHAIR and AMBER on local files."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from attn_core.catalog import did_you_mean
 from vlm_tools.commands.options import Device, MethodName, Model, Options, Tokens, chosen_method, under
 from vlm_tools.hallucination import amber, chair, pope
+from vlm_tools.hallucination.pope import PARSERS
 from vlm_tools.hallucination.statistics import interval, mcnemar
 from vlm_tools.intervention.method import Method
 from vlm_tools.models.session import Session, open_session, read_picture
@@ -37,6 +38,8 @@ def evaluate(
         return
     if benchmark not in ("pope", "amber"):
         raise ValueError(f"evaluate: benchmark must be pope, chair or amber, got {benchmark!r}")
+    if parser not in PARSERS:
+        raise ValueError(f"--parser {parser}: unknown parser{did_you_mean(parser, PARSERS)}")
     if images is None:
         raise ValueError(f"evaluate: {benchmark} needs --images, the folder of its pictures")
     if benchmark == "amber":
@@ -45,6 +48,8 @@ def evaluate(
         everything = amber.read_amber(file, annotations)
         if relations is not None:
             described = [row for row in everything if not isinstance(row.truth, str)][:limit]
+            if not described:
+                raise ValueError(f"evaluate: {file} holds no query for a description; leave --relations out")
             session = open_session(model, device=device)
             yield from _amber(session, described, images, relations, chosen_method(method, option), tokens)
             return
@@ -112,12 +117,10 @@ def _line(name: str, scores: pope.PopeScores) -> str:
 
 
 def _chair(file: Path, synonyms: Path | None) -> Iterator[str]:
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        captions, objects = [row["caption"] for row in rows], [row["objects"] for row in rows]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f'evaluate: {file} must hold lines {{"caption": …, "objects": […]}} ({error})') from None
+    captions, objects = chair.read_captions(file)
     known = {name: [name] for names in objects for name in names}
+    if synonyms is None and not known:
+        raise ValueError(f"evaluate: no caption of {file} has objects, so no word is known; pass --synonyms")
     found = chair.score(captions, objects, chair.Vocabulary(chair.read_synonyms(synonyms) if synonyms else known))
     low, high = interval(found.hallucinated)
     yield f"CHAIR_s {found.chair_s:.3f} (95 % {low:.3f} … {high:.3f}), CHAIR_i {found.chair_i:.3f}"

@@ -18,11 +18,12 @@ from vlm_tools.commands.options import (
     Picture,
     ReadingName,
     Tokens,
+    check_reading,
     chosen_method,
     under,
 )
 from vlm_tools.models.session import open_session, read_picture
-from vlm_tools.pictures.overlay import common_limits, overlay, strip
+from vlm_tools.pictures.overlay import common_limits, overlay, shrunk, strip
 from vlm_tools.pictures.page import write_page
 from vlm_tools.readings.explain import explain, on_picture, record, with_answer
 
@@ -40,24 +41,28 @@ def explain_answer(
 ) -> Iterator[str]:
     """Where each word of an answer looks: a strip of pictures, raw maps, and a page to explore."""
     shown, chosen = read_picture(picture), chosen_method(method, option)
+    check_reading(reading)
     session = open_session(model, device=device)
     inputs = session.prepare(shown, prompt)
     with under(session, chosen):
         answer = session.answer(inputs, tokens)
     words = session.words(answer[0].tolist())
     yield f"answer: {session.text(answer[0].tolist())}"
+    kept = [number for number, word in enumerate(words) if word.strip()]
+    if not kept:
+        raise ValueError("the answer has no word that could be explained; ask something else")
     whole = with_answer(inputs, answer)
     first = inputs["input_ids"].shape[1]
     rows = [first - 1 + number for number in range(answer.shape[1])]
     options: dict[str, Any] = {"reading": reading}
     heat = explain(session.model, whole, rows, answer[0].tolist(), **options).float().cpu()
     control = explain(session.model, whole, rows, answer[0].tolist(), control=True, **options).float().cpu()
-    size = (shown.height, shown.width)
-    boxes = session.boxes(whole, size)
+    boxes = session.boxes(whole, (shown.height, shown.width))
     file = written_file(out, picture, prompt, reading)
     limits = common_limits(heat)
-    kept = [number for number, word in enumerate(words) if word.strip()]
-    pictures = [overlay(shown, on_picture(heat[n], boxes, size), words[n], limits=limits) for n in kept]
+    small = shrunk(shown)
+    size = (small.height, small.width)
+    pictures = [overlay(small, on_picture(heat[n], boxes, size), words[n], limits=limits) for n in kept]
     strip(pictures).save(f"{file}.png")
     np.savez_compressed(f"{file}.npz", heat=heat, control=control, boxes=boxes, words=np.array(words))
     recorder = record(session.model, whole)

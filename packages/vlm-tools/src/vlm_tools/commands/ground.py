@@ -9,9 +9,9 @@ import torch
 import typer
 
 from vlm_tools.commands.files import written_file
-from vlm_tools.commands.options import Device, Model, OutDir, Picture, ReadingName
+from vlm_tools.commands.options import Device, Model, OutDir, Picture, ReadingName, check_reading
 from vlm_tools.models.session import open_session, read_picture
-from vlm_tools.pictures.overlay import common_limits, overlay, strip
+from vlm_tools.pictures.overlay import common_limits, overlay, shrunk, strip
 from vlm_tools.readings.explain import explain, on_picture, with_answer
 from vlm_tools.readings.vl_sam import point_prompt
 
@@ -26,6 +26,7 @@ def ground(
 ) -> Iterator[str]:
     """Where the model sees a phrase: heat map, no-image control, point prompt."""
     shown = read_picture(picture)
+    check_reading(reading)
     session = open_session(model, device=device)
     tokens = torch.tensor([session.encode(phrase)], device=session.model.device)
     inputs = with_answer(session.prepare(shown, "describe the image ."), tokens)
@@ -37,15 +38,14 @@ def ground(
     options: dict[str, Any] = {"reading": reading}
     heat = explain(session.model, inputs, [row], target, **options)[0].float().cpu()
     control = explain(session.model, inputs, [row], target, control=True, **options)[0].float().cpu()
+    prompt = point_prompt(on_picture(heat, boxes, size))
     file = written_file(out, picture, phrase, reading)
-    maps = [on_picture(values, boxes, size) for values in (heat, control)]
-    limits = common_limits(heat, control)
+    small, limits = shrunk(shown), common_limits(heat, control)
     pictures = [
-        overlay(shown, heat, name, limits=limits)
-        for heat, name in zip(maps, (phrase, "without the image"), strict=True)
+        overlay(small, on_picture(values, boxes, (small.height, small.width)), name, limits=limits, side=460)
+        for values, name in ((heat, phrase), (control, "without the image"))
     ]
     strip(pictures).save(f"{file}.png")
     np.savez_compressed(f"{file}.npz", heat=heat, control=control, boxes=boxes, picture_size=size)
-    prompt = point_prompt(maps[0])
     yield f"positive point {prompt.positive}, negative point {prompt.negative} (x, y in pixels)"
     yield f"wrote {file}.png, {file}.npz"

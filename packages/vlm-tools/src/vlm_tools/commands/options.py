@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from attn_core.catalog import did_you_mean
 from vlm_tools.intervention.hooking import intervene
 from vlm_tools.intervention.method import Method
 from vlm_tools.models import METHODS, method_of
@@ -27,7 +28,7 @@ Options = Annotated[
 Picture = Annotated[Path, typer.Argument(help="Picture file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
 OutDir = Annotated[Path, typer.Option("--out", help="Where files are written.")]
-Tokens = Annotated[int, typer.Option(help="Longest answer.", min=1)]
+Tokens = Annotated[int, typer.Option(help="Longest answer.", min=1, max=4096)]
 ReadingName = Annotated[str, typer.Option("--reading", help=f"{', '.join(READINGS)}.")]
 
 
@@ -48,9 +49,15 @@ def chosen_method(name: str | None, options: Sequence[str] | None) -> Method | N
             raise ValueError(f"--option {option} must look like KEY=VALUE")
         try:
             values[key] = json.loads(value)
-        except json.JSONDecodeError:
-            raise ValueError(f"--option {option}: the value must be a number, true, false or a list") from None
+        except (ValueError, RecursionError):
+            raise ValueError(f"--option {option[:80]}: the value must be a number, true, false or a list") from None
     return method_of(name, **values)
+
+
+def check_reading(name: str) -> None:
+    """Raise ValueError for an unknown ``--reading``, before a model is opened."""
+    if name not in READINGS:
+        raise ValueError(f"--reading {name}: unknown reading{did_you_mean(name, READINGS)}")
 
 
 def under(session: Session, method: Method | None) -> contextlib.AbstractContextManager[Any]:

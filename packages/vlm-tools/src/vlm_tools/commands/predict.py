@@ -1,4 +1,4 @@
-"""What the shared verbs make of a trained run: captions with maps, and the end-of-run picture."""
+"""``vlm-tools predict``: captions with maps; and the picture at the end of a run."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -7,57 +7,57 @@ from typing import Any
 from torch import nn
 
 from attn_core.engine import TrainedRun
+from attn_core.engine.inputs import PredictionTable, find_inputs
+from attn_core.pictures import ENDINGS
 from vlm_tools.data.digits_world import CAPTION_PROMPT
 from vlm_tools.digits.demo import draw_scenes
 from vlm_tools.models.session import Session, read_picture
-from vlm_tools.pictures.overlay import overlay, strip
+from vlm_tools.pictures.overlay import overlay, shrunk, strip
 from vlm_tools.readings.explain import explain, on_picture, with_answer
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+LONGEST = 30  # tokens of a caption
 
 
 def predict(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
     """Caption of each picture as a line; ``<out>/<name>_caption.png`` shows where each word looks.
 
+    Folders are searched at any depth and mirrored; ``predictions.csv`` and ``.json`` list all captions.
+
     Raises:
         ValueError: a picture that cannot be read, a folder without pictures.
     """
     session = Session(run.model.net, None)  # pyright: ignore[reportAttributeAccessIssue]
-    out.mkdir(parents=True, exist_ok=True)
-    for path in _pictures(inputs):
-        shown = read_picture(path)
-        prompt = session.prepare(shown, CAPTION_PROMPT)
-        answer = session.answer(prompt, 30)
-        whole = with_answer(prompt, answer)
-        words = session.words(answer[0].tolist())
-        kept = [number for number, word in enumerate(words) if word]
-        if not kept:
-            yield f"{path}: (nothing)"
-            continue
-        first, size = prompt["input_ids"].shape[1], (shown.height, shown.width)
-        heat = explain(session.model, whole, [first - 1 + number for number in kept], reading="attention")
-        boxes = session.boxes(whole, size)
-        limits = (0.0, max(float(heat.max()), 1e-6))
-        pictures = [
-            overlay(shown, on_picture(values, boxes, size), words[number], limits=limits)
-            for values, number in zip(heat, kept, strict=True)
-        ]
-        picture = out / f"{path.stem}_caption.png"
-        strip(pictures).save(picture)
-        yield f"{path}: {session.text(answer[0].tolist())} → {picture}"
+    with PredictionTable(out) as table:
+        for item in find_inputs(inputs, ENDINGS, what="pictures", out=out):
+            file = item.output(out, "_caption.png")
+            caption = _drawn_caption(session, item.path, file)
+            table.add(item, caption=caption, picture=str(file.relative_to(out)) if caption else None)
+            yield f"{item.path}: {caption} → {file}" if caption else f"{item.path}: (nothing)"
+    yield f"wrote {', '.join(map(str, table.files))}"
+
+
+def _drawn_caption(session: Session, path: Path, file: Path) -> str:
+    """The caption of a picture; a strip of its words' maps is written unless it is empty."""
+    shown = read_picture(path)
+    prompt = session.prepare(shown, CAPTION_PROMPT)
+    answer = session.answer(prompt, LONGEST)
+    whole = with_answer(prompt, answer)
+    words = session.words(answer[0].tolist())
+    kept = [number for number, word in enumerate(words) if word]
+    if not kept:
+        return ""
+    first = prompt["input_ids"].shape[1]
+    heat = explain(session.model, whole, [first - 1 + number for number in kept], reading="attention")
+    boxes = session.boxes(whole, (shown.height, shown.width))
+    small, limits = shrunk(shown), (0.0, max(float(heat.max()), 1e-6))
+    pictures = [
+        overlay(small, on_picture(values, boxes, (small.height, small.width)), words[number], limits=limits)
+        for values, number in zip(heat, kept, strict=True)
+    ]
+    strip(pictures).save(file)
+    return session.text(answer[0].tolist())
 
 
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:
     """Test scenes with the map of a digit's word over them."""
     draw_scenes(Session(model.net, None), loader.dataset, path)  # pyright: ignore
-
-
-def _pictures(inputs: Sequence[Path]) -> Iterator[Path]:
-    for path in inputs:
-        if not path.is_dir():
-            yield path
-            continue
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ValueError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-        yield from found

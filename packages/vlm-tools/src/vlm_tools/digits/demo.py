@@ -104,8 +104,10 @@ def report(rows: Sequence[Mapping[str, Any]], scenes: int, pointing: float) -> s
         body += f"<tr><td>{name}</td>{cells}{tests}</tr>"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>vlm-tools demo</title><style>'
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem}td,th{padding:.2rem .7rem;text-align:right}"
-        "td:first-child,th:first-child{text-align:left}tr:nth-child(even){background:#f1f3f5}</style></head><body>"
+        "body{font:15px/1.5 system-ui,sans-serif;margin:1.5rem auto;max-width:1052px;padding:0 1rem;color:#222}"
+        "table{font-size:13px;border-collapse:collapse;width:100%}td,th{padding:.2rem .4rem;text-align:right}"
+        "td:first-child,th:first-child,td[colspan]{text-align:left}tr:nth-child(even){background:#f1f3f5}"
+        "img{max-width:100%}</style></head><body>"
         f"<h1>Digits world: what interventions change</h1><p>{scenes} held-out scenes, greedy decoding. random, "
         "popular, adversarial: accuracy of POPE's three kinds of questions. chair_s: share of captions that name an "
         "absent digit, chair_i: share of such mentions; recall: share of present digits that are named. p: "

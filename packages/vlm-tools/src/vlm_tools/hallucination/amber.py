@@ -10,14 +10,13 @@ official code asks NLTK whether it is a noun; words that are similar without bei
 Checked in ``tests/hallucination/test_amber.py``.
 """
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vlm_tools.hallucination.chair import singular
+from vlm_tools.hallucination.files import is_number, is_text, is_texts, read_json, read_rows
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,26 @@ def read_amber(queries: Path, annotations: Path) -> list[AmberQuery]:
     """Queries of a ``query_*.json`` with their annotations from ``annotations.json``.
 
     Raises:
-        ValueError: a file is no such list, or a query has no annotation. OSError: a file cannot be read.
+        ValueError: a file cannot be read or is no such list, or a query has no annotation.
     """
-    truth: dict[int, Mapping[str, Any]] = {int(row["id"]): row for row in _rows(annotations, ("id", "type", "truth"))}
+    fields = {"id": is_number, "type": is_text, "truth": _is_truth}
+    truth = {int(row["id"]): row for row in read_rows(annotations, "read_amber", fields)}
     found = []
-    for row in _rows(queries, ("id", "image", "query")):
+    for row in read_rows(queries, "read_amber", {"id": is_number, "image": is_text, "query": is_text}):
         number = int(row["id"])
         if number not in truth:
             raise ValueError(f"read_amber: query {number} of {queries} has no annotation in {annotations}")
         about = truth[number]
         right = about["truth"] if isinstance(about["truth"], str) else tuple(about["truth"])
-        found.append(
-            AmberQuery(number, row["image"], row["query"], about["type"], right, tuple(about.get("hallu", ())))
-        )
+        lure = about.get("hallu") or ()
+        if lure and not is_texts(lure):
+            raise ValueError(f"read_amber: {annotations}, query {number}: 'hallu' must be a list of objects")
+        found.append(AmberQuery(number, row["image"], row["query"], about["type"], right, tuple(lure)))
     return found
+
+
+def _is_truth(value: object) -> bool:
+    return is_texts(value) or value in ("yes", "no")
 
 
 def accuracy(queries: Sequence[AmberQuery], answers: Sequence[bool | None]) -> dict[str, float]:
@@ -105,13 +110,10 @@ def read_relations(path: Path) -> dict[str, list[str]]:
     """Object → related words, from the released ``relation.json``.
 
     Raises:
-        ValueError: it is no such file. OSError: it cannot be read.
+        ValueError: it cannot be read, or is no such file.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"read_relations: {path} is no JSON file ({error})") from None
-    if not isinstance(found, dict) or any(not isinstance(words, list) for words in found.values()):
+    found = read_json(path, "read_relations")
+    if not isinstance(found, dict) or not all(map(is_texts, found.values())):
         raise ValueError(f"read_relations: {path} must map each object to a list of words")
     return found
 
@@ -187,13 +189,3 @@ class _Objects:
                 self.found.add(number)
                 return True
         return False
-
-
-def _rows(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"read_amber: {path} is no JSON file ({error})") from None
-    if not isinstance(rows, list) or any(not isinstance(row, dict) or not set(keys) <= set(row) for row in rows):
-        raise ValueError(f"read_amber: {path} must be a list of objects with {', '.join(keys)}")
-    return rows

@@ -15,6 +15,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm_tools.hallucination.files import is_text, is_texts, read_rows, read_text
+
 _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
 # "men" and "vases" are what WordNet makes of them, so that scores are those of the official code.
 _IRREGULAR = {"people": "people", "children": "child", "men": "men", "women": "woman", "mice": "mouse",
@@ -28,13 +30,25 @@ def read_synonyms(path: Path) -> dict[str, list[str]]:
     """Category → words, from lines such as ``dog, puppy, hound``; the first word names the category.
 
     Raises:
-        ValueError: the file names no category. OSError: it cannot be read.
+        ValueError: the file cannot be read, or names no category.
     """
-    lines = [[word.strip() for word in line.split(",")] for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [[word.strip() for word in line.split(",")] for line in read_text(path, "read_synonyms").splitlines()]
     found = {words[0]: [word for word in words if word] for words in lines if words[0]}
     if not found:
         raise ValueError(f"read_synonyms: {path} names no category; one per line: dog, puppy, hound")
     return found
+
+
+def read_captions(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Captions and the objects of their images, from lines such as ``{"caption": "a dog", "objects": ["dog"]}``.
+
+    Raises:
+        ValueError: the file cannot be read, holds no caption, or a line is no such record.
+    """
+    rows = read_rows(path, "read_captions", {"caption": is_text, "objects": is_texts})
+    if not rows:
+        raise ValueError(f'read_captions: {path} holds no line such as {{"caption": "a dog", "objects": ["dog"]}}')
+    return [row["caption"] for row in rows], [row["objects"] for row in rows]
 
 
 class Vocabulary:

@@ -10,7 +10,6 @@ answers that are neither yes nor no; a popular or adversarial negative that does
 Checked in ``tests/hallucination/test_pope.py``.
 """
 
-import json
 import random
 import re
 from collections import Counter
@@ -19,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vlm_tools.hallucination.files import is_number, is_text, read_rows
+
 Split = Literal["random", "popular", "adversarial"]
 Parser = Literal["official", "substring", "strict"]
+PARSERS: tuple[Parser, ...] = ("official", "substring", "strict")
 TEMPLATE = "Is there a {} in the image?"
 
 
@@ -105,14 +107,15 @@ def read_questions(path: Path) -> list[Question]:
     """Questions of a released file: one JSON object per line, or one JSON array.
 
     Raises:
-        ValueError: the file is neither, or a question lacks a key. OSError: it cannot be read.
+        ValueError: it cannot be read, or is neither; a question lacks a key, or its label is neither yes nor no.
     """
-    text = path.read_text(encoding="utf-8")
-    try:
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(r) for r in text.splitlines() if r]
-        return [Question(int(row["question_id"]), row["image"], row["text"], row["label"].lower()) for row in rows]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"read_questions: {path} holds no POPE questions ({type(error).__name__}: {error})") from None
+    fields = {"question_id": is_number, "image": is_text, "text": is_text, "label": _is_label}
+    rows = read_rows(path, "read_questions", fields)
+    return [Question(int(row["question_id"]), row["image"], row["text"], row["label"].strip().lower()) for row in rows]
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, str) and value.strip().lower() in ("yes", "no")
 
 
 def parse_answer(text: str, parser: Parser = "strict", *, label: str | None = None) -> bool | None:

@@ -131,6 +131,8 @@ class Run:
         new = torch.zeros(shape, dtype=torch.bool, device=device)
         if ids is not None:
             new = ids == self.adapter.image_token_id(self.model.config)
+            if "input_ids" in self.generating:  # an image's token in the answer stands for no image
+                new[:, max(self.generating["input_ids"].shape[1] - past, 0) :] = False
         if past == 0:
             if self.given_visual is not None:
                 new = self._given(shape).to(device)

@@ -1,5 +1,6 @@
 """What an intervention is: the base of every method, and what a layer hands to it."""
 
+import math
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ class Method(ABC):
     changes_attention: ClassVar[bool] = True
 
     def __init__(self, layers: Sequence[int] | None = None) -> None:
-        self.layers = None if layers is None else tuple(layers)
+        self.layers = None if layers is None else checked_numbers(self.name, "layers", layers)
 
     def default_layers(self, count: int) -> Sequence[int]:
         """The published choice in a decoder of ``count`` layers."""
@@ -118,10 +119,48 @@ class Method(ABC):
         return iter(())
 
 
-def check_share(method: str, name: str, value: float) -> None:
+def check_number(
+    method: str, name: str, value: Any, rule: str = "be a finite number", fits: Callable[[Any], bool] = lambda _: True
+) -> None:
+    """Raise ValueError unless ``value`` is a finite number that fits; ``rule`` ends "<name> must …"."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not fits(value):
+        raise ValueError(f"{method}: {name} must {rule}, got {name}={value!r}")
+
+
+def check_share(method: str, name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` lies in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{method}: {name} must lie in [0, 1], got {name}={value}")
+    check_number(method, name, value, "lie in [0, 1]", lambda share: 0 <= share <= 1)
+
+
+def check_plausibility(method: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` lies in (0, 1]: it is a share of a probability, whose logarithm is taken."""
+    check_number(method, "plausibility", value, "lie in (0, 1]", lambda share: 0 < share <= 1)
+
+
+def check_whole(method: str, name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raise ValueError unless ``value`` is an integer from ``least`` to ``most``."""
+    rule = f"be at least {least}" if most is None else f"lie in {least} … {most}"
+    fits = isinstance(value, int) and value >= least and (most is None or value <= most)
+    check_number(method, name, value, rule, lambda _: fits)
+
+
+def check_switch(method: str, name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{method}: {name} must be true or false, got {name}={value!r}")
+
+
+def checked_numbers(method: str, name: str, values: Any) -> tuple[int, ...]:
+    """Numbers of layers, heads or dimensions as a tuple.
+
+    Raises:
+        ValueError: not a sequence of integers from 0 on.
+    """
+    listed = list(values) if isinstance(values, Sequence | range) and not isinstance(values, str) else None
+    if listed is None or any(not isinstance(one, int) or isinstance(one, bool) or one < 0 for one in listed):
+        raise ValueError(f"{method}: {name} must be a list of numbers from 0 on, got {name}={values!r}")
+    return tuple(listed)
 
 
 def last_rows(mask: Bool[Tensor, "B N"]) -> int:

@@ -2,7 +2,8 @@
 
 Source of the idea: VCD (DAMO-NLP-SG/VCD, ``vcd_utils/vcd_sample.py``), which patches a sampling loop that
 transformers no longer has. Here it is a `transformers.LogitsProcessor`, so greedy search, sampling and beams work;
-under beams the second cache follows the reordering of the first.
+under beams the second cache follows the reordering of the first: among the rows of one prompt, those with equal tokens
+have equal caches (rows of two prompts have not, however equal their tokens: their images differ).
 Checked in ``tests/intervention/test_second_stream.py``.
 """
 
@@ -30,6 +31,8 @@ _OF_GENERATION = {
 
 class SecondStream(LogitsProcessor):
     """Scores of generation combined with those of a second prompt; results are log-probabilities up to a constant.
+
+    Raises (when called): ValueError if generation has rows that no row of the step before could have become.
 
     Args:
         run: the model, whose method does not touch the second stream.
@@ -60,8 +63,11 @@ class SecondStream(LogitsProcessor):
         if self.mask is None:
             self.mask = torch.ones_like(self.ids)
         logits = self._forward(first=True)
-        if rows != len(logits):
-            times = rows // len(logits)
+        times, rest = divmod(rows, len(logits))
+        if rest:
+            raise ValueError(f"second_stream: {rows} rows of generation do not belong to {len(logits)} prompts")
+        self.prompt = torch.arange(rows, device=logits.device) // times  # of each row
+        if times > 1:
             cache.batch_repeat_interleave(times)
             self.ids, self.mask, logits = (x.repeat_interleave(times, 0) for x in (self.ids, self.mask, logits))
             for name in ("token_type_ids", "mm_token_type_ids"):
@@ -76,11 +82,10 @@ class SecondStream(LogitsProcessor):
         assert self.seen is not None
         assert self.cache is not None
         before = input_ids[:, : self.seen.shape[1]]
-        if not torch.equal(before, self.seen):  # beams changed places: rows with equal tokens have equal caches
-            same = (before[:, None] == self.seen[None]).all(-1)
-            self.cache.reorder_cache(same.float().argmax(1))  # pyright: ignore[reportArgumentType]
+        if before.shape != self.seen.shape or not torch.equal(before, self.seen):  # beams changed places
+            self._reorder(before)
         new = input_ids[:, self.seen.shape[1] :]
-        self.ids = torch.cat([self.ids[: len(new)], new], dim=1)
+        self.ids = torch.cat([self.ids, new], dim=1)
         self.mask = torch.nn.functional.pad(self.mask, (0, new.shape[1]), value=1)
         for name, last in (("token_type_ids", None), ("mm_token_type_ids", 0)):
             if name in self.inputs:
@@ -88,6 +93,20 @@ class SecondStream(LogitsProcessor):
                 added = types[:, -1:] if last is None else torch.zeros_like(types[:, -1:])
                 self.inputs[name] = torch.cat([types, added.expand(-1, new.shape[1])], dim=1)
         return self._forward(first=False, count=new.shape[1])
+
+    def _reorder(self, before: Int[Tensor, "B T"]) -> None:
+        assert self.seen is not None
+        assert self.cache is not None
+        if before.shape != self.seen.shape:
+            raise ValueError(f"second_stream: generation went from {len(self.seen)} rows to {len(before)}; "
+                             "this kind of decoding is not supported")  # fmt: skip
+        same = (before[:, None] == self.seen[None]).all(-1) & (self.prompt[:, None] == self.prompt[None])
+        if not bool(same.any(1).all()):
+            raise ValueError("second_stream: generation changed tokens that it had chosen; "
+                             "this kind of decoding is not supported")  # fmt: skip
+        order = same.float().argmax(1)
+        self.cache.reorder_cache(order)  # pyright: ignore[reportArgumentType]
+        self.ids = self.ids[order]
 
     def _forward(self, *, first: bool, count: int | None = None) -> Tensor:
         model: Any = self.run.model
@@ -154,8 +173,8 @@ def without_image(run: "Run", inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**taken, "attention_mask": stays.gather(1, order).long()}
 
 
-def with_pixels(inputs: Mapping[str, Any], pixels: Tensor) -> dict[str, Any]:
-    """The prompt with other pixels.
+def of_image_prompt(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """As `of_prompt`, pixels included.
 
     Raises:
         ValueError: there are none to replace.
@@ -163,4 +182,4 @@ def with_pixels(inputs: Mapping[str, Any], pixels: Tensor) -> dict[str, Any]:
     kept = of_prompt(inputs)
     if "pixel_values" not in kept:
         raise ValueError("second_stream: generate was called without pixel_values, which the method replaces")
-    return {**kept, "pixel_values": pixels}
+    return kept

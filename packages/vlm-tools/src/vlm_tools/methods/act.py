@@ -13,6 +13,7 @@ Checked in ``tests/methods/test_act.py``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,7 +21,15 @@ from torch import Tensor
 
 from attn_core import attention
 from attn_core.catalog import Card, Entry
-from vlm_tools.intervention.method import AttentionCall, Method, check_share, note
+from vlm_tools.intervention.method import (
+    AttentionCall,
+    Method,
+    check_number,
+    check_share,
+    check_whole,
+    checked_numbers,
+    note,
+)
 from vlm_tools.intervention.visibility import Visibility
 
 
@@ -29,7 +38,8 @@ class ACT(Method):
 
     Args:
         threshold: mean attention that makes a key a sink. The paper's 5/N is ``relative=5``.
-        relative: threshold times the number of keys; used instead of ``threshold`` if given.
+        relative: threshold times the number of tokens of the prompt, padding aside; used instead of ``threshold`` if
+            given.
         beta: what sinks keep.
         heads: layer → heads to calibrate; None calibrates all heads of the layers.
         min_rows: rows that must see a key.
@@ -52,15 +62,16 @@ class ACT(Method):
         min_rows: int = 8,
         layers: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(layers if layers is not None or heads is None else sorted(heads))
+        self.heads = None if heads is None else _heads_of_layers(heads)
+        super().__init__(layers if layers is not None or self.heads is None else sorted(self.heads))
         check_share("ACT", "threshold", threshold)
         check_share("ACT", "beta", beta)
-        if min_rows < 1:
-            raise ValueError(f"ACT: min_rows must be at least 1, got min_rows={min_rows}")
+        if relative is not None:
+            check_number("ACT", "relative", relative, "be positive", lambda value: value > 0)
+        check_whole("ACT", "min_rows", min_rows, 1)
         self.threshold = threshold
         self.relative = relative
         self.beta = beta
-        self.heads = heads
         self.min_rows = min_rows
 
     def default_layers(self, count: int) -> Sequence[int]:
@@ -90,7 +101,7 @@ class ACT(Method):
                 lse,
                 call.visible,
                 scale=call.scale,
-                threshold=self.threshold if self.relative is None else self.relative / k.shape[2],
+                threshold=self.threshold if self.relative is None else self.relative / _tokens(call),
                 min_rows=self.min_rows,
             )
         sinks = call.state["sinks"]
@@ -103,6 +114,13 @@ class ACT(Method):
         return out.index_copy(2, index, changed.to(out.dtype))
 
 
+def _heads_of_layers(heads: Any) -> dict[int, list[int]]:
+    """Layer → heads; layers may be text, as JSON has them."""
+    if not isinstance(heads, Mapping) or any(not str(layer).isdecimal() for layer in heads):
+        raise ValueError(f"ACT: heads must map numbers of layers to lists of heads, got heads={heads!r}")
+    return {int(layer): list(checked_numbers("ACT", "heads", chosen)) for layer, chosen in heads.items()}
+
+
 def sinks_of(
     q: Float[Tensor, "B H N D"],
     k: Float[Tensor, "B H M D"],
@@ -110,7 +128,7 @@ def sinks_of(
     visible: Visibility,
     *,
     scale: float,
-    threshold: float,
+    threshold: float | Float[Tensor, "B 1 1"],
     min_rows: int = 1,
 ) -> Bool[Tensor, "B H M"]:
     """Keys whose mean attention over the rows that see them exceeds ``threshold``, without the first such key.
@@ -149,6 +167,12 @@ def sinks_of(
     if visible.key_mask is not None:
         found = found & visible.key_mask[:, None]
     return found & (found.cumsum(-1) > 1)
+
+
+def _tokens(call: AttentionCall) -> Float[Tensor, "B 1 1"]:
+    """Keys that are tokens, not padding, of each row."""
+    token = call.visible.dense(call.q.shape[0], call.q.shape[2] - 1, device=call.q.device)[:, 0]
+    return token.sum(-1).clamp_min(1).float()[:, None, None]
 
 
 def _is_token(visible: Visibility, queries: int, keys: int) -> Bool[Tensor, "B N"] | bool:

@@ -13,7 +13,7 @@ Checked in ``tests/intervention/test_second_stream.py``.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from torch.nn import functional as F
 from transformers import LogitsProcessor
 
 from attn_core.catalog import Card, Entry
-from vlm_tools.intervention.method import Method, check_share
-from vlm_tools.intervention.second_stream import SecondStream, with_pixels
+from vlm_tools.intervention.method import Method, check_number, check_plausibility, check_share
+from vlm_tools.intervention.second_stream import SecondStream, of_image_prompt
 
 if TYPE_CHECKING:
     from vlm_tools.intervention.hooking import Run
@@ -62,8 +62,10 @@ class AGLA(Method):
         keep: float = 0.6,
     ) -> None:
         super().__init__()
-        if not 0 < plausibility <= 1:
-            raise ValueError(f"AGLA: plausibility must lie in (0, 1], got plausibility={plausibility}")
+        if view is not None and not torch.is_tensor(view):
+            raise ValueError(f"AGLA: view must be a tensor of pixels, as the processor makes them, got view={view!r}")
+        check_number("AGLA", "alpha", alpha)
+        check_plausibility("AGLA", plausibility)
         check_share("AGLA", "keep", keep)
         self.view = view
         self.alpha = alpha
@@ -72,14 +74,14 @@ class AGLA(Method):
 
     def logits_processor(self, run: "Run", inputs: Mapping[str, Any]) -> LogitsProcessor:
         """A stream that sees the masked view."""
-        pixels = inputs.get("pixel_values")
-        view = self.view
-        if view is None and pixels is not None:
-            view = keep_salient(pixels, self.keep)
-        if view is not None and pixels is not None and view.shape != pixels.shape:
+        second = of_image_prompt(inputs)
+        pixels, view = second["pixel_values"], self.view
+        if view is None:
+            view = keep_salient(pixels, self.keep, rows=run.adapter.pixel_rows(run.model.config, second))
+        if view.shape != pixels.shape:
             raise ValueError(f"AGLA: view has shape {tuple(view.shape)}, the main pixels {tuple(pixels.shape)}; "
                              "make both with one processor call")  # fmt: skip
-        second = with_pixels(inputs, view if view is not None else torch.empty(0))
+        second["pixel_values"] = view.to(pixels)
         return SecondStream(run, second, lambda z, other: assemble(z, other, self.alpha, self.plausibility))
 
 
@@ -91,16 +93,28 @@ def assemble(
     return (logits + alpha * other).masked_fill(logits < cut, -torch.inf)
 
 
-def keep_salient(pixels: Float[Tensor, "*B Y X"], keep: float) -> Float[Tensor, "*B Y X"]:
-    """Pixels of each image or patch list whose values differ least from the mean become 0, the mean color.
+def keep_salient(
+    pixels: Float[Tensor, "P *B"], keep: float, *, rows: Sequence[int] | None = None
+) -> Float[Tensor, "P *B"]:
+    """Values of each tile, or patches of each image, that differ least from the mean become 0, the mean color.
 
     For pixels as models take them: (B, C, Y, X), (B, tiles, C, Y, X), or Qwen's (patches, width).
+
+    Args:
+        rows: patches of each image, in their order; None: all are of one.
     """
-    flat = pixels.abs().flatten(1) if pixels.dim() > 2 else pixels.abs().mean(1)[None]
-    cut = flat.float().quantile(1 - keep, dim=1) if keep > 0 else flat.amax(1) + 1
+    size = pixels.abs().float()
     if pixels.dim() == 2:
-        return pixels * (pixels.abs().mean(1, keepdim=True) >= cut)
-    return pixels * (pixels.abs() >= cut.view(-1, *[1] * (pixels.dim() - 1)))
+        images = size.mean(1, keepdim=True).split([len(pixels)] if rows is None else list(rows))
+        return pixels * torch.cat([image >= _cut(image.flatten(), keep) for image in images])
+    return pixels * (size >= _cut(size.flatten(-3), keep)[..., None, None])
+
+
+def _cut(values: Float[Tensor, "*B N"], keep: float) -> Float[Tensor, "*B 1"]:
+    """Where the largest ``keep`` of the values begin; above all of them for 0."""
+    if keep == 0:
+        return values.amax(-1, keepdim=True) + 1
+    return values.quantile(1 - keep, dim=-1, keepdim=True)
 
 
 def keep_share(cosine: float) -> float:

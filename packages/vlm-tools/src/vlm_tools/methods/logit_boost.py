@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from attn_core.catalog import Card, Entry
-from vlm_tools.intervention.method import AttentionCall, Method
+from vlm_tools.intervention.method import AttentionCall, Method, check_number
 from vlm_tools.methods.last_row import with_last_row
 
 
@@ -27,6 +27,7 @@ class LogitBoost(Method):
 
     def __init__(self, strength: float = 1.0, *, layers: Sequence[int] | None = None) -> None:
         super().__init__(layers)
+        check_number("LogitBoost", "strength", strength)
         self.strength = strength
 
     def default_layers(self, count: int) -> Sequence[int]:

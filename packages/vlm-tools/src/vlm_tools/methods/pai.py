@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from attn_core.catalog import Card, Entry
-from vlm_tools.intervention.method import AttentionCall, Method
+from vlm_tools.intervention.method import AttentionCall, Method, check_number, check_plausibility
 from vlm_tools.intervention.second_stream import SecondStream, without_image
 from vlm_tools.methods.last_row import with_last_row
 
@@ -51,10 +51,9 @@ class PAI(Method):
         layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__(layers)
-        if alpha < 0:
-            raise ValueError(f"PAI: alpha must not be negative, got alpha={alpha}")
-        if not 0 < plausibility <= 1:
-            raise ValueError(f"PAI: plausibility must lie in (0, 1], got plausibility={plausibility}")
+        check_number("PAI", "alpha", alpha, "not be negative", lambda value: value >= 0)
+        check_number("PAI", "gamma", gamma)
+        check_plausibility("PAI", plausibility)
         self.alpha = alpha
         self.gamma = gamma
         self.plausibility = plausibility

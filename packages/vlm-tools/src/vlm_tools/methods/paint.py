@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from attn_core.catalog import Card, Entry
-from vlm_tools.intervention.method import AttentionCall, Method, check_share
+from vlm_tools.intervention.method import AttentionCall, Method, check_number, check_share, check_switch
 from vlm_tools.methods.last_row import last_row_scores, with_last_row
 from vlm_tools.methods.pai import PAI
 
@@ -58,8 +58,10 @@ class PAINT(Method):
         layers: Sequence[int] | None = None,
     ) -> None:
         super().__init__(layers)
-        if alpha < 0 or beta < 0:
-            raise ValueError(f"PAINT: alpha and beta must not be negative, got alpha={alpha}, beta={beta}")
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            check_number("PAINT", name, value, "not be negative", lambda strength: strength >= 0)
+        check_number("PAINT", "gamma", gamma)
+        check_switch("PAINT", "head_weights", head_weights)
         check_share("PAINT", "local_share", local_share)
         self.alpha = alpha
         self.beta = beta
@@ -103,6 +105,8 @@ class PAINT(Method):
 
     def _look(self, call: AttentionCall) -> None:
         assert self._run is not None
+        if call.layer == 0:
+            self._scores = {}
         if call.layer == 0 and self._run.adapter.has_class_token(self._run.model):
             pixels = self._run.prompt.get("pixel_values")
             if pixels is not None:

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm_tools.intervention.method import check_number
+
 TAU = 20.0
 PROMINENCE = 50.0  # times the median magnitude of the token itself
 
@@ -56,6 +58,7 @@ def known_sinks(text_config: Any) -> SinkDimensions | None:
 
 def check_reachable(hidden_size: int, tau: float, caller: str) -> None:
     """Raise ValueError if no hidden state can exceed ``tau``: |x| / RMS(x) is at most the root of the width."""
+    check_number(caller, "tau", tau, "be positive", lambda value: value > 0)
     if tau >= hidden_size**0.5:
         raise ValueError(
             f"{caller}: no sink dimensions found: |x|/RMS(x) is at most √{hidden_size} = {hidden_size**0.5:.1f} in a "

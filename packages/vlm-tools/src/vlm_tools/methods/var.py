@@ -25,7 +25,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from attn_core import visual_attention_redistribution
 from attn_core.catalog import Card, Entry
 from attn_core.composites.visual_attention_redistribution import sink_tokens
-from vlm_tools.intervention.method import AttentionCall, Method, check_share, last_rows, note
+from vlm_tools.intervention.method import (
+    AttentionCall,
+    Method,
+    check_number,
+    check_share,
+    check_switch,
+    checked_numbers,
+    last_rows,
+    note,
+)
 from vlm_tools.methods.sinks import TAU, check_reachable, known_sinks
 
 if TYPE_CHECKING:
@@ -65,7 +74,9 @@ class VAR(Method):
         super().__init__(layers)
         for name, value in (("min_nonsink_ratio", min_nonsink_ratio), ("summ", summ), ("keep", keep)):
             check_share("VAR", name, value)
-        self.dims = None if dims is None else tuple(dims)
+        check_number("VAR", "tau", tau, "be positive", lambda value: value > 0)
+        check_switch("VAR", "skip_last_layer", skip_last_layer)
+        self.dims = None if dims is None else checked_numbers("VAR", "dims", dims)
         self.tau = tau
         self.min_nonsink_ratio = min_nonsink_ratio
         self.summ = summ
@@ -89,6 +100,9 @@ class VAR(Method):
                     f"{config.num_hidden_layers} layers are unknown; find them with vlm_tools.find_sinks and pass dims="
                 )
             self._bound = known.dims
+        elif max(self.dims, default=0) >= run.text_config.hidden_size:
+            raise ValueError(f"VAR: the decoder has dimensions 0 … {run.text_config.hidden_size - 1}, "
+                             f"got dims={list(self.dims)}")  # fmt: skip
 
     def attend(self, call: AttentionCall) -> Float[Tensor, "B N H D"]:
         """Rows before the image stay; the others are redistributed."""

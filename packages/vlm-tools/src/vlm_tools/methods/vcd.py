@@ -5,11 +5,12 @@ Decoding, CVPR 2024, arXiv 2311.16922. Official code: DAMO-NLP-SG/VCD, ``vcd_uti
 ``vcd_utils/vcd_sample.py``.
 
 The same: noise schedule and step, (1 + α)z − αz' with the plausibility cut on the main stream's scores. Different: the
-noise has a seed of its own; any decoding, not sampling alone. Checked in ``tests/intervention/test_second_stream.py``.
+noise has a seed of its own and starts anew for each image, so that a row of a batch is as alone; any decoding, not
+sampling alone. Checked in ``tests/intervention/test_second_stream.py``.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from attn_core.catalog import Card, Entry
-from vlm_tools.intervention.method import Method
-from vlm_tools.intervention.second_stream import SecondStream, with_pixels
+from vlm_tools.intervention.method import Method, check_number, check_plausibility, check_whole
+from vlm_tools.intervention.second_stream import SecondStream, of_image_prompt
 
 if TYPE_CHECKING:
     from vlm_tools.intervention.hooking import Run
@@ -45,10 +46,10 @@ class VCD(Method):
 
     def __init__(self, alpha: float = 1.0, *, plausibility: float = 0.1, step: int = 500, seed: int = 0) -> None:
         super().__init__()
-        if not 0 <= step < STEPS:
-            raise ValueError(f"VCD: step must lie in 0 … {STEPS - 1}, got step={step}")
-        if not 0 < plausibility <= 1:
-            raise ValueError(f"VCD: plausibility must lie in (0, 1], got plausibility={plausibility}")
+        check_number("VCD", "alpha", alpha)
+        check_plausibility("VCD", plausibility)
+        check_whole("VCD", "step", step, 0, STEPS - 1)
+        check_whole("VCD", "seed", seed, 0, 2**63 - 1)
         self.alpha = alpha
         self.plausibility = plausibility
         self.step = step
@@ -56,16 +57,34 @@ class VCD(Method):
 
     def logits_processor(self, run: "Run", inputs: Mapping[str, Any]) -> LogitsProcessor:
         """A stream that sees the noisy image."""
-        second = with_pixels(inputs, diffuse(inputs["pixel_values"], self.step, seed=self.seed))
+        second = of_image_prompt(inputs)
+        rows = run.adapter.pixel_rows(run.model.config, second)
+        second["pixel_values"] = diffuse(second["pixel_values"], self.step, seed=self.seed, rows=rows)
         return SecondStream(run, second, lambda z, other: contrast(z, other, self.alpha, self.plausibility))
 
 
-def diffuse(pixels: Float[Tensor, "*B"], step: int, *, seed: int = 0) -> Float[Tensor, "*B"]:
-    """√ᾱ_t·x + √(1 − ᾱ_t)·ε of normalized pixels, with β_t from a sigmoid schedule of 1,000 steps."""
+def diffuse(
+    pixels: Float[Tensor, "P *B"], step: int, *, seed: int = 0, rows: Sequence[int] | None = None
+) -> Float[Tensor, "P *B"]:
+    """√ᾱ_t·x + √(1 − ᾱ_t)·ε of normalized pixels, with β_t from a sigmoid schedule of 1,000 steps.
+
+    Args:
+        rows: rows of ``pixels`` that make up each image, in their order; None: all of them are one. The noise of an
+            image depends on ``seed`` and its own shape alone, and that of its first tiles not on how many follow.
+    """
     beta = torch.linspace(-6, 6, STEPS).sigmoid() * (0.5e-2 - 1e-5) + 1e-5
     kept = (1 - beta).cumprod(0)[step]
-    noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed), dtype=pixels.dtype)
+    images = pixels.split([len(pixels)] if rows is None else list(rows))
+    noise = torch.cat([_noise(image, seed) for image in images])
     return kept.sqrt() * pixels + (1 - kept).sqrt() * noise.to(pixels.device)
+
+
+def _noise(image: Float[Tensor, "P *B"], seed: int) -> Float[Tensor, "P *B"]:
+    """Standard normal values, tile by tile or patch by patch."""
+    generator = torch.Generator().manual_seed(seed)
+    tiles = image.flatten(0, 1) if image.dim() == 5 else image
+    drawn = [torch.randn(tile.shape, generator=generator, dtype=image.dtype) for tile in tiles]
+    return torch.stack(drawn).view(image.shape)
 
 
 def contrast(

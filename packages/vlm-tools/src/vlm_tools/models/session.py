@@ -8,26 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from attn_core import pictures
 from vlm_tools.data.words import Words
 from vlm_tools.intervention.adapters import ADAPTERS, adapter_of
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture file as RGB.
+    """A picture file as RGB, upright.
 
     Raises:
-        ValueError: it is no picture, or a broken one. OSError: it cannot be read.
+        ValueError: missing, no picture, a broken one, or levels without black and white; the message names the file.
     """
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"{path} is no picture that can be read ({type(error).__name__})") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error})") from None
+    return Image.fromarray(pictures.read_picture(path).rgb())
 
 
 @dataclass
@@ -96,10 +91,18 @@ class Session:
         return self.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text alone."""
+        """Tokens of a text alone.
+
+        Raises:
+            ValueError: the text has none; in the digits world, a word that it does not know.
+        """
         if self.processor is None:
-            return Words().encode(text)
-        return self.processor.tokenizer.encode(text, add_special_tokens=False)
+            tokens = Words().encode(text)
+        else:
+            tokens = self.processor.tokenizer.encode(text, add_special_tokens=False)
+        if not tokens:
+            raise ValueError(f"the phrase is empty, got {text!r}; name what to look for")
+        return tokens
 
     def boxes(self, inputs: Mapping[str, Any], size: tuple[int, int]) -> Float[Tensor, "T 4"]:
         """Rectangle of each image token; ``size`` is the picture's height and width."""

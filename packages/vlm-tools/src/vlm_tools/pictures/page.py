@@ -15,7 +15,8 @@ LARGEST = 2_000_000  # bytes of the file
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem; color: #222 }}
+body {{ font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem; max-width: 1052px; color: #222 }}
+#prompt, #words {{ overflow-wrap: anywhere }}
 #view {{ position: relative; width: {width}px }}
 #view img, #view canvas {{ width: {width}px; height: {height}px; image-rendering: pixelated; display: block }}
 #view canvas {{ position: absolute; top: 0; left: 0; opacity: .65 }}

@@ -3,7 +3,7 @@
 # pyright: reportCallIssue=false, reportArgumentType=false
 # (transformers fills the fields of its configurations in at run time)
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -274,3 +274,21 @@ def random_inputs(name: str, *, batch: int = 1, words: int = 6, padding: int = 0
     if name == "test_paligemma":
         inputs["token_type_ids"] = torch.zeros_like(ids)
     return inputs
+
+
+def batched(*prompts: Mapping[str, Any]) -> dict[str, Any]:
+    """Prompts of `random_inputs` for one family as one batch, padded to the left.
+
+    Raises:
+        ValueError: no prompt.
+    """
+    if not prompts:
+        raise ValueError("batched: there is no prompt")
+    longest = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    joined: dict[str, Any] = {}
+    for name in prompts[0]:
+        rows = [prompt[name] for prompt in prompts]
+        if name.endswith(("_ids", "_mask")):
+            rows = [torch.nn.functional.pad(row, (longest - row.shape[1], 0)) for row in rows]
+        joined[name] = torch.cat(rows)
+    return joined

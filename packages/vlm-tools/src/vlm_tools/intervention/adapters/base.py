@@ -30,6 +30,15 @@ class Adapter(ABC):
         pixels = inputs.get("pixel_values")
         return None if pixels is None else int(pixels.shape[0])
 
+    def pixel_rows(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
+        """Rows of ``pixel_values`` that belong to the image of each prompt: one, where the first axis counts images.
+
+        Args:
+            config: of the model.
+            inputs: of a batch of prompts, one image each.
+        """
+        return [1] * len(inputs["pixel_values"])
+
     def has_class_token(self, model: Any) -> bool:
         """Whether the vision tower has a class token and its other tokens are the image tokens one by one."""
         return False

@@ -19,11 +19,21 @@ class InternVL(Adapter):
         """Unknown: tiles of all images stand in one row."""
         return None
 
+    def pixel_rows(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
+        """Tiles of all images stand in one list."""
+        tokens = (inputs["input_ids"] == self.image_token_id(config)).sum(1)
+        return (tokens // _side(config) ** 2).tolist()
+
     def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:
         """Tiles in rows and columns that fit the picture, and the whole last; alone if it was not split."""
-        vision = config.vision_config
-        side = int(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio)
+        side = _side(config)
         views = int(visual.sum()) // side**2
         check_count(int(visual.sum()), views * side**2, "internvl")
         whole = grid_boxes(side, side)
         return whole if views == 1 else torch.cat([tile_boxes(*tiling(views - 1, size), side), whole])
+
+
+def _side(config: Any) -> int:
+    """Tokens along a side of a tile."""
+    vision = config.vision_config
+    return int(vision.image_size[0] // vision.patch_size[0] * config.downsample_ratio)

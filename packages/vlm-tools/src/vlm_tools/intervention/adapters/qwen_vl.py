@@ -19,6 +19,10 @@ class QwenVL(Adapter):
         grid = inputs.get("image_grid_thw")
         return None if grid is None else len(grid)
 
+    def pixel_rows(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
+        """Patches of all images stand in one list."""
+        return inputs["image_grid_thw"].prod(-1).tolist()
+
     def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:
         """The picture is resized as a whole."""
         merge = config.vision_config.spatial_merge_size
