@@ -196,16 +196,14 @@ def test_trainer_with_accumulated_gradients_takes_the_steps_of_whole_batches(nam
 @pytest.mark.parametrize("name", FAMILIES)
 def test_compiled_models_give_the_same_logits_and_gradients(name: str) -> None:
     torch.manual_seed(0)
-    model: Any = create_model(name).double()
+    model: Any = create_model(name, num_hidden_layers=1).double()
     ids = torch.randint(0, 250, (2, 12))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
     compiled: Any = torch.compile(model, backend="aot_eager")
     results = []
     for call in (model, compiled):
         model.zero_grad()
-        if name == "test_routing":
-            for layer in model.model.layers:
-                layer.attention.centroids.reset_parameters()
-        torch.manual_seed(1)
+        model.load_state_dict(before)  # training moves centroids
         out = call(ids, labels=ids, use_cache=False)
         out.loss.backward()
         results.append((out.logits.detach(), model.lm_head.weight.grad.clone()))

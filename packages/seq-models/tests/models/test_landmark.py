@@ -228,3 +228,62 @@ def test_official_arguments_give_the_published_sizes() -> None:
 def test_sizes_that_do_not_fit_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**options)
+
+
+def turned(x: Tensor, position: Tensor) -> Tensor:
+    """Rotary embedding by complex numbers; x (…, N, D)."""
+    angle = position.double()[:, None] * 10000.0 ** (-torch.arange(0, x.shape[-1], 2).double() / x.shape[-1])
+    return torch.view_as_real(
+        torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * torch.polar(angle * 0 + 1, angle)
+    ).flatten(-2)
+
+
+def layer_norm(x: Tensor, weight: Tensor) -> Tensor:
+    centered = x - x.mean(-1, keepdim=True)
+    return weight * centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def plain_logits(state: dict[str, Tensor], ids: Tensor, settings: LandmarkConfig) -> Tensor:
+    """The whole network over one row, written out: nothing of the package, no operator of the core."""
+    heads, length, content = settings.num_attention_heads, settings.block, settings.block - 1
+    table = state["model.embed_tokens.weight"]
+    mixed = [
+        row
+        for first in range(0, len(ids), content)
+        for row in [*ids[first : first + content].tolist(), *[settings.landmark_id] * (len(ids) - first >= content)]
+    ]
+    x = table[mixed]
+    n, width = x.shape
+    at = torch.arange(n)
+    for layer in range(settings.num_hidden_layers):
+        p = {k.removeprefix(f"model.layers.{layer}."): v for k, v in state.items() if f".layers.{layer}." in k}
+        projected = layer_norm(x, p["ln_1.weight"]) @ p["attn.c_attn.weight"].T
+        q, k, v = projected.view(n, 3, heads, width // heads).permute(1, 2, 0, 3)
+        scores = turned(q, at) @ turned(k, at).mT / (width // heads) ** 0.5
+        out = torch.zeros_like(q)
+        for i in range(n):
+            before = i // length
+            own = [j for j in range(before * length, i + 1) if j % length != content]
+            ends = [j * length + content for j in range(before)]
+            mass = scores[:, i, ends + own].softmax(-1)
+            out[:, i] = torch.einsum("hm,hmd->hd", mass[:, before:], v[:, own])
+            for j in range(before):
+                inside = torch.arange(j * length, j * length + content)
+                read = torch.einsum("hm,hmd->hd", scores[:, i, inside].softmax(-1), v[:, inside])
+                out[:, i] += mass[:, j, None] * read
+        x = x + out.transpose(0, 1).reshape(n, width) @ p["attn.c_proj.weight"].T
+        inner = layer_norm(x, p["ln_2.weight"]) @ p["mlp.c_fc.weight"].T
+        x = x + (inner * 0.5 * (1 + torch.erf(inner / 2**0.5))) @ p["mlp.c_proj.weight"].T
+    return (layer_norm(x, state["model.norm.weight"]) @ table.T)[at % length != content]
+
+
+@torch.no_grad()
+def test_the_whole_network_equals_one_written_out() -> None:
+    settings = config(block=4)
+    model = model_of(settings)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    ids = torch.randint(0, 255, (14,))
+    expected = plain_logits(model.state_dict(), ids, settings)
+    assert (model(ids[None]).logits[0] - expected).abs().max() < 1e-10

@@ -29,15 +29,58 @@ def test_parameters_are_those_of_the_paper_s_sizes() -> None:
     assert sum(p.numel() for p in PointerNetwork(128).parameters()) == 168_196
 
 
+def cell(lstm: torch.nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """One step of an LSTM: gates i, f, g, o."""
+    h, c = state
+    gates = lstm.weight_ih_l0 @ x + lstm.bias_ih_l0 + lstm.weight_hh_l0 @ h + lstm.bias_hh_l0
+    i, f, g, o = gates.chunk(4)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    h = o.sigmoid() * c.tanh()
+    return h, (h, c)
+
+
+def read(net: PointerNetwork, points: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """States of the points (N, H) and the decoder's first state, written out from the parameters."""
+    zero = points.new_zeros(net.hidden)
+    if isinstance(net.encoder, torch.nn.LSTM):
+        state, states = (zero, zero), []
+        for point in points:
+            h, state = cell(net.encoder, point, state)
+            states.append(h)
+        return torch.stack(states), state
+    p = dict(net.encoder.named_parameters())
+
+    def norm(x: Tensor, number: int) -> Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        return x * p[f"norms.{number}.weight"] + p[f"norms.{number}.bias"]
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+    encoder: Any = net.encoder
+    x, n, width = linear("embed", points), len(points), net.hidden
+    if encoder.positions:
+        angle = torch.arange(n)[:, None] * 10000.0 ** (-torch.arange(-(-width // 2)) / -(-width // 2))
+        x = x + torch.cat([angle.sin(), angle.cos()], 1)[:, :width].to(x)
+    layers = len(encoder.qkv)
+    for layer in range(layers):
+        q, k, v = linear(f"qkv.{layer}", norm(x, 2 * layer)).view(n, 3, encoder.heads, -1).permute(1, 2, 0, 3)
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        x = x + linear(f"out.{layer}", (scores.softmax(-1) @ v).transpose(0, 1).reshape(n, width))
+        inner = linear(f"widen.{layer}", norm(x, 2 * layer + 1))
+        x = x + linear(f"narrow.{layer}", 0.5 * inner * (1 + torch.erf(inner / 2**0.5)))
+    x = norm(x, 2 * layers)
+    return x, (x.mean(0), zero)
+
+
 def by_formula(net: PointerNetwork, points: Tensor, pointers: list[int]) -> Tensor:
     """Log-probability of one sequence, step by step, from the equations."""
-    assert isinstance(net.encoder, torch.nn.LSTM)
-    states, state = net.encoder(points[None])
-    e = torch.cat([net.end_state[None], states[0]])
+    states, state = read(net, points)
+    e = torch.cat([net.end_state[None], states])
     inputs, total = net.go, torch.zeros((), dtype=points.dtype)
     for pointer in pointers:
-        d, state = net.decoder(inputs[None, None], state)
-        query = d[0, 0]
+        query, state = cell(net.decoder, inputs, state)
         for glimpse in net.glimpses:
             u = torch.stack(
                 [glimpse.score @ torch.tanh(glimpse.key.weight @ x + glimpse.query.weight @ query) for x in e]
@@ -51,10 +94,17 @@ def by_formula(net: PointerNetwork, points: Tensor, pointers: list[int]) -> Tens
     return total
 
 
-@pytest.mark.parametrize("options", KINDS[:2], ids=str)
-def test_log_probabilities_equal_the_formula(options: dict[str, Any]) -> None:
+POSITIONS = {"encoder": "transformer", "encoder_layers": 2, "encoder_heads": 2, "encoder_positions": True}
+
+
+@pytest.mark.parametrize("options", [*KINDS, POSITIONS], ids=str)
+def test_log_probabilities_equal_the_network_written_out(options: dict[str, Any]) -> None:
+    """Step by step from the parameters alone: no layer of the package, no operator of the core."""
     torch.manual_seed(1)
     net = PointerNetwork(8, init_range=0.8, **options).double()
+    for name, parameter in net.named_parameters():
+        if "norms" in name:
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
     points, pointers = torch.rand(1, 5, 2, dtype=torch.float64), [3, 1, 5, 0]
     log_prob = net(points, torch.tensor([pointers]))
     actual = log_prob[0].gather(1, torch.tensor(pointers)[:, None]).sum()

@@ -152,3 +152,51 @@ def test_state_has_the_same_bytes_after_any_number_of_tokens() -> None:
     model = TransNormerForCausalLM(TransNormerConfig(**VARIANTS["test_transnormer"])).eval()
     sizes = {model(torch.randint(0, 256, (1, n)), use_cache=True).past_key_values.nbytes() for n in (1, 64, 1000)}
     assert len(sizes) == 1
+
+
+def plain_logits(state: dict[str, Tensor], ids: Tensor, settings: TransNormerConfig) -> Tensor:
+    """The whole network over one row, written out: nothing of the package's layers, no operator of the core."""
+    heads, layers, n = settings.num_attention_heads, settings.num_hidden_layers, len(ids)
+    table = state["model.embed_tokens.weight"]
+    x = table[ids] * settings.hidden_size**0.5
+    rate = torch.tensor([2.0 ** (-8 * (head + 1) / heads) for head in range(heads)]).double()  # heads: a power of two
+    distance = (torch.arange(n)[:, None] - torch.arange(n)).double()
+    for layer in range(layers):
+        p = {k.removeprefix(f"model.layers.{layer}."): v for k, v in state.items() if f".layers.{layer}." in k}
+        share = 1 - layer / (layers - 1) + 1e-5
+        decay = torch.exp(-rate[:, None, None] * share * distance).masked_fill(distance < 0, 0.0)
+        y = srms(x)
+        if settings.style == "tnl":
+            q, k, v, gate = (y @ p["token_mixer.qkvu_proj.weight"].T).chunk(4, -1)
+            q, k = q * q.sigmoid(), k * k.sigmoid()
+        else:
+            q, k, v = (y @ p[f"token_mixer.{name}_proj.weight"].T for name in "qkv")
+            q, k, v = (t * t.sigmoid() for t in (q, k, v))
+            low = y @ p["token_mixer.output_gate.0.weight"].T
+            gate = torch.sigmoid(low @ p["token_mixer.output_gate.1.weight"].T)
+        q, k, v = (t.view(n, heads, -1).transpose(0, 1) for t in (q, k, v))
+        if "token_mixer.lrpe.theta" in p:
+            angle = p["token_mixer.lrpe.theta"] * torch.arange(n).double()[:, None]
+            q, k = (torch.cat([t * angle.cos(), t * angle.sin()], -1) for t in (q, k))
+        out = ((q @ k.mT * decay) @ v).transpose(0, 1).reshape(n, -1)
+        if settings.style == "tnl":
+            x = x + (gate * srms(out)) @ p["token_mixer.out_proj.weight"].T
+        else:
+            out = out - out.mean(-1, keepdim=True)
+            out = out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            out = out * p["token_mixer.norm.weight"] + p["token_mixer.norm.bias"]
+            x = x + (out * gate) @ p["token_mixer.o_proj.weight"].T
+        first, second, third = (p[f"channel_mixer.l{number}.weight"].T for number in (1, 2, 3))
+        x = x + ((srms(x) @ first) * (srms(x) @ second)) @ third
+    return srms(x) @ table.T
+
+
+@pytest.mark.parametrize("name", ["test_transnormer", "test_transnormer_example"])
+@torch.no_grad()
+def test_the_whole_network_equals_one_written_out(name: str) -> None:
+    settings = TransNormerConfig(**{**VARIANTS[name], "num_hidden_layers": 3})
+    model = TransNormerForCausalLM(settings).double().eval()
+    for parameter in model.parameters():  # far from their start, where an eps or a gate would not show
+        parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.05))
+    ids = torch.randint(0, 256, (11,))
+    assert (model(ids[None]).logits[0] - plain_logits(model.state_dict(), ids, settings)).abs().max() < 1e-10

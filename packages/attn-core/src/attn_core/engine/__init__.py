@@ -1,5 +1,6 @@
 """The training engine of all packages: mmengine's Runner made fit for today's torch (extra ``attn-core[train]``)."""
 
+import attn_core.engine.extras  # noqa: F401  # isort: skip  # first: it says which extra is missing
 from attn_core.engine.averaging import EMAHook
 from attn_core.engine.errors import CheckpointError, ConfigError, EngineError, NonFiniteLossError, RunInterrupted
 from attn_core.engine.metrics import Accuracy
