@@ -65,7 +65,7 @@ def test_every_verb_has_help(script: str, verb: str, run: Run) -> None:
         (["train", "--launcher", "mpi"], 2, "mpi"),
         (["eval", "no_such_run"], 1, "no_such_run"),
         (["predict", "no_such_file"], 1, "no_such_file does not exist"),
-        (["info", "no_such_model"], 1, "no_such_model"),
+        (["info", "no_such_model"], 2, "no_such_model"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -85,7 +85,8 @@ def test_a_mistake_is_one_line_and_an_exit_code(
 def test_list_names_what_info_describes(script: str, run: Run) -> None:
     code, printed, _ = run(script, "list")
     assert code == 0
-    name = printed.split()[-1]
+    name = printed.splitlines()[-1].split()[0]
+    assert "test_" not in printed
     code, described, error = run(script, "info", name)
     assert code == 0, error
     assert name in described

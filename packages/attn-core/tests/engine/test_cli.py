@@ -1,5 +1,6 @@
 """The command line: one clear line for a user's error, and its exit code."""
 
+import importlib.util
 import json
 
 import pytest
@@ -37,7 +38,7 @@ def finished(tmp_path_factory):
 def test_train_says_the_data_the_model_the_result_and_the_place(cli, tmp_path):
     code, out, err = cli("train", "--set", "epochs=2")
     assert (code, err) == (0, "")
-    assert "data: train 48, val 20, test 20 samples\n" in out
+    assert "data: train 48, val 20, test 20 samples; batch 8\n" in out
     assert "model: 130 parameters on CPU, seed 0, run directory runs/points\n" in out
     assert "epoch 2/2  step 12/12  val accuracy " in out
     assert "\ntest accuracy: " in out
@@ -45,6 +46,27 @@ def test_train_says_the_data_the_model_the_result_and_the_place(cli, tmp_path):
     about = json.loads((tmp_path / "runs/points/run.json").read_text())
     assert about["recipe"] == "points"
     assert about["versions"]["torch"]
+
+
+def test_list_is_a_table_without_the_models_for_tests(cli):
+    code, out, err = cli("list")
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()] == [
+        ["recipe", "what"],
+        ["points", *["Points", "in", "the", "plane:", "6", "epochs", "of", "6", "batches,", "under", "a", "second."]],
+        [],
+        ["model", "parameters", "published"],
+        ["net", "130"],
+        ["wide_net", "7042", "90", "%"],
+    ]
+
+
+def test_info_of_a_recipe_prints_its_docstring_and_its_settings(cli):
+    code, out, err = cli("info", "points")
+    assert (code, err) == (0, "")
+    assert out.startswith("points: Points in the plane: 6 epochs of 6 batches, under a second.\n\n")
+    assert "\ntrain_cfg = {'max_epochs': 6, 'val_interval': 1, 'by_epoch': True}\n" in out
+    assert "\nvariables = {'epochs': 6, 'size': 48}\n" in out
 
 
 @pytest.mark.parametrize(
@@ -83,8 +105,24 @@ def test_train_says_the_data_the_model_the_result_and_the_place(cli, tmp_path):
             1,
             "tiny eval: nowhere does not exist; runs are the directories that 'tiny train' writes",
         ),
+        (
+            ["train", "--set", "optim_wrapper.optimizer.type=Adamm"],
+            2,
+            "tiny train: optim_wrapper.optimizer.type: ",
+        ),
+        (["train", "--set", "epochs=abc"], 2, "tiny train: --set epochs: expected a number such as 6, got 'abc'"),
+        (["train", "--device", "mps"], 2, "tiny train: device: there is no 'mps' on this machine; use auto, cpu, "),
+        (["train", "--device", "meta"], 2, "tiny train: device: there is no 'meta' on this machine; use auto, cpu, "),
+        (["train", "--seed", "-1"], 2, "tiny train: invalid value for '--seed': "),
+        (["train", "--resume"], 1, "tiny train: no run of points under runs/ to resume; leave --resume out to start"),
+        (
+            ["train", "--set", "activation_checkpointing=['net.blok']"],
+            2,
+            "tiny train: activation_checkpointing: ",
+        ),
+        (["benchmark", "--batch-size", "-1"], 2, "tiny benchmark: invalid value for '--batch-size': "),
         (["predict", "nothing.png"], 1, "tiny predict: nothing.png does not exist"),
-        (["info", "nett"], 1, "tiny info: unknown name 'nett'; did you mean 'net'?"),
+        (["info", "nett"], 2, "tiny info: unknown name 'nett'; did you mean 'net'?"),
         (
             ["export", "--format", "onx"],
             2,
@@ -98,6 +136,14 @@ def test_a_users_error_is_one_line_and_an_exit_code(cli, arguments, code, line):
     assert found == code, err
     assert err.startswith(line)
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("writer", ["wandb", "tensorboard"])
+def test_a_writer_that_is_not_installed_is_one_line(cli, monkeypatch, writer):
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == writer else found(name))
+    expected = f"tiny train: --{writer} needs the package {writer}; install the extra '{writer}'\n"
+    assert cli("train", f"--{writer}") == (2, "", expected)
 
 
 def test_a_nan_sample_is_one_line(cli):
@@ -115,9 +161,7 @@ def test_eval_predict_info_list_and_benchmark_answer(cli, finished, tmp_path):
     assert cli("predict", "a.bin", "--run", str(finished)) == (0, "a.bin: left\n", "")
     assert cli("predict", "a.bin", "--run", str(finished), "--loud") == (0, "A.BIN: LEFT\n", "")
     assert cli("predict", "empty.bin", "--run", str(finished)) == (1, "", "tiny predict: empty.bin is empty\n")
-    assert cli("info", "net") == (0, "name: net\nparameters: 1\n", "")
-    assert "points" in cli("list")[1]
-    assert "wide_net" in cli("list")[1]
+    assert cli("info", "net") == (0, "name: net\nparameters: 130\n", "")
     assert cli("benchmark", "--json", "rows.json")[0] == 0
     assert json.loads((tmp_path / "rows.json").read_text()) == [{"model": "net", "ms": 1.0}]
 
@@ -125,14 +169,14 @@ def test_eval_predict_info_list_and_benchmark_answer(cli, finished, tmp_path):
 def test_export_writes_a_program_that_computes_the_same(cli, finished):
     code, out, err = cli("export", str(finished), "--format", "torch-export", "--out", "net.pt2")
     assert code == 0, err
-    assert out.startswith("wrote net.pt2 (any batch size); largest relative difference ")
+    assert out.startswith("wrote net.pt2 (any batch size; x → output); largest relative difference ")
 
 
 def test_export_writes_onnx_that_computes_the_same(cli, finished):
     pytest.importorskip("onnxruntime")
     code, out, err = cli("export", str(finished), "--out", "net.onnx")
     assert code == 0, err
-    assert out.startswith("wrote net.onnx (any batch size); largest relative difference ")
+    assert out.startswith("wrote net.onnx (any batch size; x → output); largest relative difference ")
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_note(cli, tmp_path):

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attn_core.engine import ConfigError
-from attn_core.engine.config import find_recipe, load_recipe, recipe_names, write_config
+from attn_core.engine.config import load_recipe, write_config
+from attn_core.engine.recipes import find_recipe, read_literals, read_recipe, recipe_names
 
 RECIPE = Path(__file__).parent / "tiny_task/configs/points.py"
 
@@ -50,6 +53,7 @@ def test_a_variable_of_the_recipe_changes_what_is_computed_from_it():
     assert config["train_cfg"]["max_epochs"] == 3
     assert config["param_scheduler"][1]["T_max"] == 4
     assert "epochs" not in config
+    assert config["variables"] == {"epochs": 3, "size": 48}
 
 
 @pytest.mark.parametrize(
@@ -70,6 +74,14 @@ def test_a_variable_of_the_recipe_changes_what_is_computed_from_it():
         ("model.net=3", r"this is a group with the settings type, width, dropout; set one of them"),
         ("param_scheduler.7.gamma=1", r"param_scheduler is a list of 2, got index '7'"),
         ("model.net.width.x=1", r"model.net.width is 8, it has no parts"),
+        ("epochs=abc", r"--set epochs: expected a number such as 6, got 'abc'"),
+        ("epochs=0", r"train_cfg.max_epochs: expected a whole number of at least 1, got 0"),
+        ("epochs=2.5", r"train_cfg.max_epochs: expected a whole number of at least 1, got 2.5"),
+        ("train_dataloader.batch_size=-1", r"batch_size: expected a whole number of at least 1, got -1"),
+        ("train_dataloader.num_workers=-1", r"num_workers: expected a whole number of at least 0, got -1"),
+        ("optim_wrapper.optimizer.type=Adamm", r"optimizer.type: there is no 'Adamm'; did you mean 'Adam'\?$"),
+        ("train_dataloader.dataset.type=Point", r"dataset.type: there is no 'Point'; did you mean 'Points'\?$"),
+        ("val_evaluator.type=Acuracy", r"val_evaluator.type: there is no 'Acuracy'; did you mean 'Accuracy'\?$"),
         ("lr", r"expected key=value such as optim_wrapper.optimizer.lr=3e-4, got 'lr'"),
         ("model.type=tiny_task.Nett", r"tiny_task has no 'Nett'; did you mean 'Net'\?"),
     ],
@@ -79,13 +91,28 @@ def test_a_wrong_override_is_named_with_the_way_out(override, message):
         _load(override)
 
 
+def test_a_type_is_found_by_its_last_name_beside_the_one_it_replaces():
+    assert _load("optim_wrapper.optimizer.type=SGD")["optim_wrapper"]["optimizer"]["type"] == "torch.optim.SGD"
+    assert _load("model.net.type=HiddenBlock", "model.net.width=2")["model"]["net"]["type"] == "tiny_task.HiddenBlock"
+    assert _load("param_scheduler.1.type=PolyLR", "param_scheduler=[]")["param_scheduler"] == []
+
+
 def test_a_wrong_key_in_a_recipe_file_is_an_error(tmp_path):
     path = tmp_path / "wrong.py"
     path.write_text(RECIPE.read_text().replace("val_evaluator =", "val_evaluators ="))
-    with pytest.raises(ConfigError, match=r"val_dataloader needs a val_evaluator|did you mean 'val_evaluator'"):
+    with pytest.raises(ConfigError, match=r"wrong.py, line 22: unknown setting 'val_evaluators'; did you mean 'val_ev"):
         load_recipe(path)
     path.write_text("model = (")
     with pytest.raises(ConfigError, match=r"wrong.py cannot be read: '\(' was never closed"):
+        load_recipe(path)
+    path.write_text("\nmodel = dict(type=lambda: 3)")
+    with pytest.raises(ConfigError, match=r"cannot be imported by a name; move it to a module of a package"):
+        load_recipe(path)
+    path.write_text("model = dict(type={1, 2})")
+    with pytest.raises(ConfigError, match=r"model.type is a set; recipes hold numbers, strings, lists, dicts, and cl"):
+        load_recipe(path)
+    path.write_text("import no_such_module\n")
+    with pytest.raises(ConfigError, match=r"wrong.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"):
         load_recipe(path)
     path.write_text("model = dict(type=undefined_name)")
     with pytest.raises(ConfigError, match=r"NameError: name 'undefined_name' is not defined"):
@@ -103,3 +130,103 @@ def test_a_resolved_recipe_reads_back_equal_and_executes_nothing(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.py, line 1: only assignments are allowed"):
         load_recipe(tmp_path / "config.py", literal=True)
     assert not (tmp_path / "made").exists()
+
+
+# ---- bases
+
+CHILD = """'''A child.'''
+from attn_core.engine import read_base
+
+with read_base():
+    from .points import *
+
+size = 24
+train_cfg["val_interval"] = 2
+model = dict(model, label_smoothing=0.0)
+"""
+
+
+@pytest.fixture
+def child(tmp_path):
+    (tmp_path / "points.py").write_text(RECIPE.read_text())
+    (tmp_path / "child.py").write_text(CHILD)
+    return tmp_path / "child.py"
+
+
+def test_a_recipe_continues_another_one(child):
+    base, config = _load(), load_recipe(child, scope="tiny_task")
+    assert config["train_cfg"] == {**base["train_cfg"], "val_interval": 2}
+    assert config["model"] == {**base["model"], "label_smoothing": 0.0}
+    assert config["optim_wrapper"] == base["optim_wrapper"]
+    assert read_recipe(child).about == "A child."
+
+
+def test_a_variable_of_the_base_changes_what_the_base_computes(child):
+    config = load_recipe(child, ["epochs=3", "size=12"])
+    assert config["train_cfg"]["max_epochs"] == 3
+    assert config["param_scheduler"][1]["T_max"] == 4
+    assert config["train_dataloader"]["dataset"]["size"] == 12
+    assert config["variables"] == {"epochs": 3, "size": 12}
+
+
+def test_the_text_of_a_recipe_with_a_base_needs_no_other_file(child, tmp_path):
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone/recipe.py").write_text(read_recipe(child).text)
+    assert load_recipe(tmp_path / "alone/recipe.py") == load_recipe(child)
+
+
+def test_a_base_by_its_module_name(tmp_path):
+    path = tmp_path / "child.py"
+    path.write_text(CHILD.replace("from .points", "from tiny_task.configs.points"))
+    assert load_recipe(path, ["epochs=2"])["train_cfg"]["max_epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("from .points import *", "from .pints import *", r"child.py, line 5: there is no base .pints"),
+        ("from .points import *", "from nowhere.at_all import *", r"line 5: there is no base nowhere.at_all"),
+        ("from .points import *", "from .child import *", r"child.py, line 5: \S*child.py is read in a circle"),
+        ("from .points import *", "import json", r"line 5: only from ... import \* under read_base\(\)"),
+    ],
+)
+def test_a_wrong_base_is_named(child, old, new, message):
+    child.write_text(CHILD.replace(old, new))
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(child)
+
+
+def test_a_recipe_may_compute_with_what_it_imports(tmp_path):
+    path = tmp_path / "computed.py"
+    text = RECIPE.read_text()
+    path.write_text(
+        text[: text.index("param_scheduler")]
+        + """
+from attn_core.engine import warmup_cosine
+param_scheduler = warmup_cosine(epochs, 2, start_factor=0.1, eta_min=0.0)
+"""
+        + text[text.index("train_cfg") :]
+    )
+    first, second = load_recipe(path)["param_scheduler"]
+    assert first == {
+        "type": "attn_core.engine.LinearLR", "start_factor": 0.1, "begin": 0, "end": 2, "by_epoch": True,
+        "convert_to_iter_based": True,
+    }  # fmt: skip
+    assert second == {
+        "type": "attn_core.engine.CosineAnnealingLR", "begin": 2, "end": 6, "T_max": 4, "eta_min": 0.0,
+        "by_epoch": True, "convert_to_iter_based": True,
+    }  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+)
+def test_what_is_written_is_read_back(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "config.py"
+    write_config({"variables": {"x": value}}, path, "Any.")
+    assert read_literals(path) == {"variables": {"x": value}}

@@ -10,8 +10,9 @@ from tiny_task import PACKAGE, Points, draw_predictions
 from attn_core.engine import ConfigError, EngineError, NonFiniteLossError
 from attn_core.engine.checkpoint import list_checkpoints
 from attn_core.engine.optim import GroupedConstructor, OptimWrapper
-from attn_core.engine.run import TrainOptions, evaluate, open_run, train
+from attn_core.engine.run import evaluate, open_run
 from attn_core.engine.sampling import ResumableBatchSampler, build_dataloader
+from attn_core.engine.train import TrainOptions, train
 
 
 @pytest.fixture(autouse=True)
@@ -74,8 +75,8 @@ def test_the_best_weights_are_selected_on_the_validation_split_and_tested_once(t
     assert len(validations) == 6
     first_best = min(step for step, value in validations.items() if value == max(validations.values()))
     assert list_checkpoints(tmp_path / "run", best=True) == [f"best_step_{first_best}"]
-    assert evaluate(PACKAGE, tmp_path / "run") == result.metrics
-    assert evaluate(PACKAGE, tmp_path / "run", split="val") == {"accuracy": max(validations.values())}
+    assert evaluate(PACKAGE, tmp_path / "run") == ("test", result.metrics)
+    assert evaluate(PACKAGE, tmp_path / "run", split="val") == ("val", {"accuracy": max(validations.values())})
 
 
 def test_a_finished_run_can_be_opened(tmp_path):
@@ -87,7 +88,7 @@ def test_a_finished_run_can_be_opened(tmp_path):
     assert run.model(image=torch.zeros(3, 4)).shape == (3, 2)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
         ["best_step_6.json", "best_step_6.safetensors", "config.py", "curves.png", "metrics.jsonl"]
-        + ["predictions.png", "result.json", "run.json", "train.log"]
+        + ["predictions.png", "recipe.py", "result.json", "run.json", "train.log"]
         + [f"step_{n}.{suffix}" for n in (4, 6) for suffix in ("json", "safetensors", "state.pt")]
     )
 

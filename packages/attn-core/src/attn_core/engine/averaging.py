@@ -15,22 +15,36 @@ from attn_core.engine.errors import ConfigError
 class EMAHook(Hook):
     """Validate, test and save the moving average of the parameters instead of their last values.
 
-    average ← (1 − momentum) · average + momentum · parameter, after each step. Buffers are not averaged. mmengine's
-    hook of this name copies the model, which FSDP2 forbids; this one keeps a list of tensors, sharded as the model is.
+    average ← (1 − m) · average + m · parameter, after each step. Buffers are not averaged. mmengine's hook of this
+    name copies the model, which FSDP2 forbids; this one keeps a list of tensors, sharded as the model is.
+
+    With warm-up m begins at 1 and falls as (1 + steps)^(-2/3) to ``momentum``, as timm's ``ModelEmaV3`` does: an
+    average over 25,000 steps (4e-5) would otherwise hold 93 % of the initialization after 1,800 steps.
 
     Args:
         momentum: Weight of the newest parameters; 0.0002 averages over about 5,000 steps.
         begin_step: Steps during which the average just follows the parameters.
+        warmup: Whether the average is shorter at first.
     """
 
     priority = "NORMAL"
 
-    def __init__(self, momentum: float = 0.0002, *, begin_step: int = 0) -> None:
+    def __init__(self, momentum: float = 0.0002, *, begin_step: int = 0, warmup: bool = True) -> None:
         if not 0 < momentum < 1:
             raise ConfigError(f"EMAHook: momentum must be between 0 and 1, got {momentum}")
+        if begin_step < 0:
+            raise ConfigError(f"EMAHook: begin_step must not be negative, got {begin_step}")
+        self.momentum = momentum
         self.begin_step = begin_step
-        self._update = get_ema_multi_avg_fn(1 - momentum)
+        self.warmup = warmup
         self._average: dict[str, Tensor] | None = None
+
+    def weight(self, step: int) -> float:
+        """Weight of the parameters after so many steps, from 1 on; 1 copies them."""
+        averaged = step - self.begin_step  # updates so far, this one included
+        if averaged <= 0:
+            return 1.0
+        return max(self.momentum, averaged ** (-2 / 3)) if self.warmup else self.momentum
 
     def before_train(self, runner: Any) -> None:
         """Start from the parameters, unless the average was resumed."""
@@ -43,8 +57,9 @@ class EMAHook(Hook):
         assert self._average is not None
         averages = [_local(value) for value in self._average.values()]
         parameters = [_local(value.detach()) for _, value in runner.bare_model.named_parameters()]
-        if runner.iter + 1 > self.begin_step:
-            self._update(averages, parameters, None)
+        weight = self.weight(runner.iter + 1)
+        if weight < 1:
+            get_ema_multi_avg_fn(1 - weight)(averages, parameters, None)
         else:
             for average, parameter in zip(averages, parameters, strict=True):
                 average.copy_(parameter)

@@ -16,15 +16,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from attn_core.engine.config import recipe_names
+from attn_core.catalog import did_you_mean
+from attn_core.engine.config import find_recipe, format_config, load_recipe, read_recipe, recipe_names
 from attn_core.engine.distributed import LAUNCHERS, STRATEGIES, choose_device
 from attn_core.engine.errors import ConfigError, EngineError
 from attn_core.engine.export import export as write_export
 from attn_core.engine.failures import CLOSED_PIPE, describe
+from attn_core.engine.listing import model_rows
 from attn_core.engine.package import BenchmarkRequest, ExportFormat, PackageId, TaskPackage
 from attn_core.engine.reporting import format_number
-from attn_core.engine.run import TrainOptions, evaluate, open_run, train
-from attn_core.registry import did_you_mean
+from attn_core.engine.run import evaluate, open_run
+from attn_core.engine.train import TrainOptions, train
 
 _FORMATS: dict[ExportFormat, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
@@ -42,6 +44,8 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         rich_markup_mode="rich",
     )
     out = Console(highlight=False, soft_wrap=True)
+    if not out.is_terminal:
+        out.width = 10_000  # a row of a table is a line, for grep and cut
 
     def train_command(
         recipe: Annotated[str | None, typer.Argument(help="Name (see list) or .py file.", show_default=False)] = None,
@@ -54,7 +58,7 @@ def build_cli(task: TaskPackage) -> typer.Typer:
             list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: a.b=c (repeatable).")
         ] = None,
         seed: Annotated[
-            int | None, typer.Option(help="Seed of everything random (default: the recipe's, or 0).")
+            int | None, typer.Option(help="Seed of everything random (default: the recipe's, or 0).", min=0)
         ] = None,
         device: _Device = "auto",
         tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard files too.")] = False,
@@ -90,12 +94,16 @@ def build_cli(task: TaskPackage) -> typer.Typer:
     @app.command("eval")
     def eval_command(
         run: Annotated[Path, typer.Argument(help="Run directory.")],
-        split: Annotated[str, typer.Option(help="test or val.")] = "test",
+        split: Annotated[
+            str | None, typer.Option(help="test or val (default: test, or val where the recipe has no test split).")
+        ] = None,
         device: _Device = "auto",
     ) -> None:
-        """Evaluate the best weights of a run on its test split."""
-        _one_of("--split", split, ("test", "val"))
-        for name, value in evaluate(package, run, split=split, device=device, draw=task.draw_predictions).items():
+        """Evaluate the selected weights of a run on its test split."""
+        if split is not None:
+            _one_of("--split", split, ("test", "val"))
+        split, metrics = evaluate(package, run, split=split, device=device)
+        for name, value in metrics.items():
             out.print(f"{split} {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
 
     def predict_command(
@@ -131,11 +139,15 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         path = file or Path("exports") / f"{what.name}{_FORMATS[kind]}"  # type: ignore[index]
         report = write_export(what, kind, path)  # type: ignore[arg-type]
         batch = "any batch size" if report.any_batch else f"batch size {what.inputs[0].shape[0]} only"
-        out.print(f"wrote {report.path} ({batch}); largest relative difference {report.error:.1e}", markup=False)
+        sizes = ", any ".join([batch, " and ".join(report.axes)] if report.axes else [batch])
+        names = f"{', '.join(report.inputs)} → {', '.join(report.outputs)}"
+        out.print(
+            f"wrote {report.path} ({sizes}; {names}); largest relative difference {report.error:.1e}", markup=False
+        )
 
     def benchmark_command(
         models: Annotated[list[str] | None, typer.Argument(help="Model names (default: the package's choice).")] = None,
-        batch_size: Annotated[int | None, typer.Option(help="Samples per call.")] = None,
+        batch_size: Annotated[int | None, typer.Option(help="Samples per call.", min=1)] = None,
         device: _Device = "auto",
         file: Annotated[Path | None, typer.Option("--json", help="Write the rows to a file.")] = None,
         **options: Any,
@@ -151,22 +163,25 @@ def build_cli(task: TaskPackage) -> typer.Typer:
 
     @app.command("list")
     def list_command() -> None:
-        """List recipes and models."""
+        """List recipes, and models with what they cost and what their authors report."""
         recipes = [{"recipe": name, "what": text} for name, text in recipe_names(package.module).items()]
         out.print(_table(recipes))
-        for name in task.list_models() if task.list_models else ():
-            out.print(name, markup=False)
+        if models := model_rows(task):
+            out.print()
+            out.print(_table(models))
 
     @app.command("info")
     def info_command(name: Annotated[str, typer.Argument(help="Model or recipe name.")]) -> None:
-        """Describe a model or a recipe."""
+        """Describe a model, or a recipe with all its settings."""
         recipes = recipe_names(package.module)
         if name in recipes:
-            out.print(f"{name}: {recipes[name]}", markup=False)
+            path = find_recipe(package.module, name)
+            settings = format_config(load_recipe(path, scope=package.module))
+            out.print(f"{name}: {read_recipe(path).about}\n\n{settings}", markup=False)
             return
         models = set(task.list_models()) if task.list_models else set()
         if task.info is None or (models and name not in models):
-            raise EngineError(f"info: unknown name {name!r}{did_you_mean(name, models | set(recipes))}")
+            raise ConfigError(f"info: unknown name {name!r}{did_you_mean(name, models | set(recipes))}")
         for key, value in task.info(name).items():
             out.print(f"{key}: {value}", markup=False)
 
@@ -222,6 +237,7 @@ def run_cli(task: TaskPackage, arguments: Sequence[str] | None = None) -> NoRetu
         code, message = describe(error, package, verb)
     if message:
         name = f"{package.name} {verb}".strip()
+        message = " ".join(message.split("\n"))  # of a library, inside ours
         print(f"{name}: {message.removeprefix(f'{verb}: ')}", file=sys.stderr)
     if code == CLOSED_PIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends

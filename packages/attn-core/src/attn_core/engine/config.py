@@ -1,28 +1,26 @@
-"""Recipes: found by name, completed with defaults, overridden, checked, and written next to the results."""
+"""The complete recipe of a run: settings with defaults, overridden, checked, and written next to the results."""
 
 import ast
-import importlib.resources
+import copy
 import pprint
 import re
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
-from mmengine.config.utils import ConfigParsingError
+from mmengine import registry as registries
+from mmengine.registry import Registry
 
+from attn_core.catalog import did_you_mean
 from attn_core.engine.errors import ConfigError
-from attn_core.engine.names import accepted_arguments, resolve
-from attn_core.registry import did_you_mean
+from attn_core.engine.names import accepted_arguments, dotted_name, qualify, resolve
+from attn_core.engine.recipes import SETTINGS, Recipe, find_recipe, read_literals, read_recipe, recipe_names
 
+__all__ = ["find_recipe", "format_config", "load_recipe", "read_recipe", "recipe_names", "write_config"]
+
+RECIPE_COPY = "recipe.py"  # beside a run's config.py: what its plain variables mean
+_VARIABLES = "variables"  # key of config.py
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-_KEYS = {
-    *("model", "data_preprocessor", "optim_wrapper", "param_scheduler", "default_hooks", "custom_hooks"),
-    *("train_cfg", "val_cfg", "test_cfg", "val_evaluator", "test_evaluator", *_LOADERS),
-    *("randomness", "strategy", "device", "env_cfg", "default_scope", "load_from", "log_level", "visualizer"),
-    *("compile", "sync_bn", "find_unused_parameters", "activation_checkpointing", "launcher", "experiment_name"),
-}
 _LOADER_KEYS = {
     *("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "num_workers", "drop_last"),
     *("pin_memory", "persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context", "worker_init_fn"),
@@ -56,148 +54,109 @@ _DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe_names(module: str) -> dict[str, str]:
-    """Names of a package's recipes, with the first line of their docstrings."""
-    folder = importlib.resources.files(module) / "configs"
-    if not folder.is_dir():
-        return {}
-    files = [entry for entry in folder.iterdir() if entry.name.endswith(".py") and not entry.name.startswith("_")]
-    return {
-        entry.name.removesuffix(".py"): _first_line(entry.read_text(encoding="utf-8"))
-        for entry in sorted(files, key=lambda entry: entry.name)
-    }
+# Whole numbers, by the end of their path: the least that makes sense.
+_LEAST = {
+    **dict.fromkeys(("max_epochs", "max_iters", "val_interval", "batch_size", "accumulative_counts"), 1),
+    **dict.fromkeys(("num_workers", "seed", "val_begin"), 0),
+}
 
 
-def find_recipe(module: str, recipe: str) -> Path:
-    """The file of a recipe, by its name in the package or by its path.
-
-    Raises:
-        ConfigError: if there is none; the message holds the nearest name.
-    """
-    if recipe.endswith(".py") or "/" in recipe or "\\" in recipe:
-        path = Path(recipe)
-        if not path.is_file():
-            raise ConfigError(f"train: there is no recipe file {recipe}")
-        return path
-    names = recipe_names(module)
-    if recipe not in names:
-        raise ConfigError(f"train: unknown recipe {recipe!r}{did_you_mean(recipe, names)}")
-    return Path(str(importlib.resources.files(module) / "configs" / f"{recipe}.py"))
-
-
-def load_recipe(
-    path: Path, overrides: Sequence[str] = (), *, scope: str = "mmengine", literal: bool = False
-) -> dict[str, Any]:
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, scope: str = "", literal: bool = False) -> dict[str, Any]:
     """Read a recipe, or the resolved ``config.py`` of a run, and complete, override and check it.
 
     Args:
         path: The file.
-        literal: Accept only assignments of literals, as in the ``config.py`` of a run; nothing is executed.
+        literal: Accept only assignments of literals, as in the ``config.py`` of a run; nothing is executed, unless a
+            plain variable is set: then the copy of the recipe beside it says what depends on it.
         overrides: ``"a.b=c"`` settings; c is a Python literal, or else a string. A plain variable of the recipe file
             (``epochs = 40``) can be set as well, and changes everything that is computed from it.
-        scope: Registry scope in which names without dots are looked up.
+        scope: Import name of the package, where types without dots are looked up.
 
     Returns:
-        The recipe as nested dicts, lists and literals; types are dotted names.
+        The recipe as nested dicts, lists and literals; types are dotted names. ``variables`` are the plain ones.
 
     Raises:
         ConfigError: if the file or an override is wrong.
     """
-    try:
-        source = path.read_text(encoding="utf-8")
-        tree = ast.parse(source)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"recipe: {path} cannot be read: {error}") from None
     settings = [_parse(override) for override in overrides]
-    variables = {} if literal else _plain_variables(tree)
-    changed = {keys[0]: value for keys, value in settings if len(keys) == 1 and keys[0] in variables}
-    config = _read_literals(path, tree) if literal else _evaluate(path, tree, variables, changed)
-    for name in variables:
-        config.pop(name, None)
-    _complete(config, scope)
+    if literal:
+        config = read_literals(path)
+        variables = config.get(_VARIABLES, {})
+        kept = path.with_name(RECIPE_COPY)
+        asked = any(len(keys) == 1 and keys[0] not in SETTINGS for keys, _ in settings)
+        settable = read_recipe(kept).settable if asked and kept.is_file() else frozenset(variables)
+    else:
+        recipe = read_recipe(path)
+        variables, settable = recipe.variables, recipe.settable
+    changed = {
+        keys[0]: _compatible(keys[0], variables.get(keys[0]), value)
+        for keys, value in settings
+        if len(keys) == 1 and keys[0] in settable
+    }
+    if not literal:
+        config = recipe.run(changed)
+        config[_VARIABLES] = {**variables, **changed}
+    elif changed:
+        _change_variables(config, changed, kept)
+    _complete(config)
     for keys, value in settings:
         if keys[0] not in changed:
-            _set(config, keys, value, variables)
-    _check(config)
+            _set(config, keys, value, settable, scope)
+    _check(config, scope)
     return config
+
+
+def _change_variables(config: dict[str, Any], changed: Mapping[str, Any], kept: Path) -> None:
+    """Change in a run's config what the recipe computes from some variables, and nothing else."""
+    if not kept.is_file():
+        raise ConfigError(f"--set {next(iter(changed))}: {kept} is missing; set what depends on it by its dotted name")
+    recipe: Recipe = read_recipe(kept)
+    before = recipe.run(config.get(_VARIABLES, {}))
+    config[_VARIABLES] = {**config.get(_VARIABLES, {}), **changed}
+    _carry_over(config, before, recipe.run(config[_VARIABLES]))
+
+
+def _carry_over(target: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Bring the differences between two dicts into a third."""
+    for key in before.keys() - after.keys():
+        target.pop(key, None)
+    for key, new in after.items():
+        old, own = before.get(key), target.get(key)
+        if key in before and old == new:
+            continue
+        if isinstance(new, dict) and isinstance(old, dict) and isinstance(own, dict):
+            _carry_over(own, old, new)
+        elif (
+            isinstance(new, list)
+            and isinstance(old, list)
+            and isinstance(own, list)
+            and len(new) == len(own) == len(old)
+        ):
+            wrapped: dict[Any, Any] = dict(enumerate(own))
+            _carry_over(wrapped, dict(enumerate(old)), dict(enumerate(new)))  # type: ignore[arg-type]
+            target[key] = list(wrapped.values())
+        else:
+            target[key] = new
 
 
 def write_config(config: dict[str, Any], path: Path, about: str) -> None:
     """Write a resolved recipe as Python assignments of literals, which `load_recipe` reads back to the same dict."""
-    body = "\n".join(f"{key} = {pprint.pformat(config[key], width=110, sort_dicts=False)}" for key in sorted(config))
-    path.write_text(f'"""{about}"""\n\n{body}\n', encoding="utf-8")
+    path.write_text(f'"""{about}"""\n\n{format_config(config)}\n', encoding="utf-8")
 
 
-def _first_line(source: str) -> str:
-    try:
-        text = ast.get_docstring(ast.parse(source)) or ""
-    except SyntaxError:
-        return "(cannot be parsed)"
-    return text.split("\n", 1)[0]
+def format_config(config: Mapping[str, Any]) -> str:
+    """Assignments of literals, one setting after the other."""
+    return "\n".join(f"{key} = {pprint.pformat(config[key], width=110, sort_dicts=False)}" for key in sorted(config))
 
 
-def _plain_variables(tree: ast.Module) -> dict[str, ast.Assign]:
-    """Module-level ``name = literal`` statements that are not settings of the Runner."""
-    return {
-        node.targets[0].id: node
-        for node in tree.body
-        if isinstance(node, ast.Assign)
-        and len(node.targets) == 1
-        and isinstance(node.targets[0], ast.Name)
-        and node.targets[0].id not in _KEYS
-    }
-
-
-def _read_literals(path: Path, tree: ast.Module) -> dict[str, Any]:
-    config = {}
-    for node in tree.body:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            continue  # the docstring
-        try:
-            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
-                raise ValueError("only assignments are allowed")
-            config[node.targets[0].id] = ast.literal_eval(node.value)
-        except ValueError as error:
-            raise ConfigError(f"recipe: {path}, line {node.lineno}: {error}") from None
-    return config
-
-
-def _evaluate(
-    path: Path, tree: ast.Module, variables: dict[str, ast.Assign], changed: dict[str, Any]
-) -> dict[str, Any]:
-    try:
-        if not changed:
-            return _plain(Config.fromfile(path, lazy_import=True).to_dict())
-        for name, value in changed.items():
-            variables[name].value = ast.parse(repr(value), mode="eval").body
-        with tempfile.TemporaryDirectory() as folder:
-            # Beside a copy of its siblings, so that `with read_base(): from .base import *` still finds them.
-            for sibling in path.parent.glob("*.py"):
-                (Path(folder) / sibling.name).write_bytes(sibling.read_bytes())
-            copy = Path(folder) / path.name
-            copy.write_text(ast.unparse(ast.fix_missing_locations(tree)), encoding="utf-8")
-            return _plain(Config.fromfile(copy, lazy_import=True).to_dict())
-    except (ConfigParsingError, NameError, TypeError, AttributeError, KeyError, ImportError) as error:
-        raise ConfigError(f"recipe: {path}: {type(error).__name__}: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    """mmengine's dict and list subclasses as the builtin ones."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)([_plain(item) for item in value])
-    return value
-
-
-def _complete(config: dict[str, Any], scope: str) -> None:
+def _complete(config: dict[str, Any]) -> None:
     """Fill in what recipes may leave out."""
     for key in ("model", "train_dataloader", "optim_wrapper", "train_cfg"):
         if key not in config:
             raise ConfigError(f"recipe: the setting {key!r} is missing")
     config["train_dataloader"].setdefault("shuffle", "sampler" not in config["train_dataloader"])
     if "test_dataloader" in config and "test_evaluator" not in config and "val_evaluator" in config:
-        config["test_evaluator"] = _plain(config["val_evaluator"])
+        config["test_evaluator"] = copy.deepcopy(config["val_evaluator"])
     for split in ("val", "test"):
         if f"{split}_dataloader" in config:
             config.setdefault(f"{split}_cfg", {})
@@ -210,7 +169,7 @@ def _complete(config: dict[str, Any], scope: str) -> None:
         given = config["default_hooks"].get(name, {})
         config["default_hooks"][name] = None if given is None else {**hook, **given}
     config.setdefault("randomness", {}).setdefault("seed", 0)
-    config.setdefault("default_scope", scope)
+    config.pop("default_scope", None)  # of runs older than dotted names everywhere
     config.setdefault("strategy", {"type": "ddp"})
     config.setdefault("device", "auto")
     config.setdefault("env_cfg", {})
@@ -233,7 +192,7 @@ def _parse(override: str) -> tuple[list[str], Any]:
         return keys, text
 
 
-def _set(config: dict[str, Any], keys: list[str], value: Any, variables: Iterable[str]) -> None:
+def _set(config: dict[str, Any], keys: list[str], value: Any, variables: Iterable[str], scope: str) -> None:
     """Change one setting; groups on the way to it are made if they are missing, and checked afterwards."""
     name = ".".join(keys)
     node: Any = config
@@ -245,12 +204,14 @@ def _set(config: dict[str, Any], keys: list[str], value: Any, variables: Iterabl
             place: Any = int(key)
         elif isinstance(node, dict):
             place = key
-            if depth == 0 and key not in _KEYS:
-                raise ConfigError(f"--set {name}: unknown setting {key!r}{did_you_mean(key, [*_KEYS, *variables])}")
+            if depth == 0 and key not in SETTINGS:
+                raise ConfigError(f"--set {name}: unknown setting {key!r}{did_you_mean(key, [*SETTINGS, *variables])}")
         else:
             raise ConfigError(f"--set {name}: {'.'.join(keys[:depth])} is {node!r}, it has no parts")
         if last:
             old = node[place] if isinstance(node, list) else node.get(place)
+            if key == "type" and isinstance(value, str) and "." not in value:
+                value = _qualified(value, old, name, scope)
             node[place] = _compatible(name, old, value)
         elif isinstance(node, dict) and node.get(place) is None:
             node[place] = {}
@@ -271,29 +232,51 @@ def _compatible(name: str, old: Any, new: Any) -> Any:
     return new
 
 
-def _check(config: dict[str, Any]) -> None:
+def _check(config: dict[str, Any], scope: str) -> None:
     for key in config:
-        if key not in _KEYS:
-            raise ConfigError(f"recipe: unknown setting {key!r}{did_you_mean(key, _KEYS)}")
+        if key not in SETTINGS and key != _VARIABLES:
+            raise ConfigError(f"recipe: unknown setting {key!r}{did_you_mean(key, SETTINGS)}")
     for key, value in config.items():
-        if key != "visualizer":
-            _check_group(value, key)
+        if key not in ("visualizer", _VARIABLES):
+            _check_group(value, key, scope)
 
 
-def _check_group(value: Any, path: str) -> None:
-    """Compare the keys of every dict with the arguments of what it builds."""
+def _check_group(value: Any, path: str, scope: str) -> None:
+    """Compare the keys of every dict with the arguments of what it builds; write out types without dots."""
     if isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            _check_group(item, f"{path}.{index}")
+            _check_group(item, f"{path}.{index}", scope)
         return
     if not isinstance(value, dict):
         return
+    if isinstance(value.get("type"), str) and "." not in value["type"] and _is_built(path):
+        value["type"] = _qualified(value["type"], None, f"{path}.type", scope)
     known = _known_keys(value, path)
     for key, item in value.items():
         if known is not None and key not in known:
             what = f" of {value['type']}" if isinstance(value.get("type"), str) else ""
             raise ConfigError(f"{path}.{key}: unknown setting {key!r}{what}{did_you_mean(str(key), known)}")
-        _check_group(item, f"{path}.{key}")
+        least = _LEAST.get(key)
+        if least is not None and known is not None and (type(item) is not int or item < least) and item is not None:
+            raise ConfigError(f"{path}.{key}: expected a whole number of at least {least}, got {item!r}")
+        _check_group(item, f"{path}.{key}", scope)
+
+
+def _is_built(path: str) -> bool:
+    """Whether the type of this dict names a class; that of ``strategy`` and ``clip_grad`` is a word."""
+    return path.rsplit(".", 1)[-1] not in ("strategy", "clip_grad")
+
+
+def _qualified(name: str, old: Any, where: str, scope: str) -> str:
+    """The dotted name of a type given without dots."""
+    if not _is_built(where.rpartition(".")[0]):
+        return name
+    for registry in (value for value in vars(registries).values() if isinstance(value, Registry)):
+        registry.import_from_location()
+        if old is None and name in registry.module_dict:
+            return dotted_name(registry.module_dict[name])
+    beside = old if isinstance(old, str) and "." in old else None
+    return qualify(name, beside=beside, places=["attn_core.engine", *([scope] if scope else [])], where=where)
 
 
 def _known_keys(value: dict[str, Any], path: str) -> set[str] | None:
@@ -302,7 +285,7 @@ def _known_keys(value: dict[str, Any], path: str) -> set[str] | None:
     group = _GROUPS.get(end)
     kind = value.get("type")
     if not isinstance(kind, str) or "." not in kind:
-        return group  # a registered name is checked when it is built
+        return group
     accepted = accepted_arguments(resolve(kind))
     if accepted is None:
         return None

@@ -1,13 +1,15 @@
 """Processes and how a model is spread over them: DDP and FSDP2, on GPUs and on CPUs."""
 
+import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from mmengine.dist import get_dist_info
 from mmengine.model import MMDistributedDataParallel
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 from attn_core.engine.errors import ConfigError
 
+T = TypeVar("T")
 STRATEGIES = ("ddp", "fsdp2")
 LAUNCHERS = ("none", "pytorch")
 
@@ -33,7 +36,7 @@ def choose_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ConfigError(f"device: {name!r} is not a device; use auto, cpu, cuda or cuda:<n>") from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
@@ -41,6 +44,10 @@ def choose_device(name: str = "auto") -> torch.device:
         if index >= count:
             raise ConfigError(f"device: {name!r} needs GPU {index}, torch sees {count}; use --device cpu")
         return torch.device("cuda", index)
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception:  # each kind of device has its own type of complaint about its absence; "meta" holds no numbers
+        raise ConfigError(f"device: there is no {name!r} on this machine; use auto, cpu, cuda or cuda:<n>") from None
     return device
 
 
@@ -71,10 +78,57 @@ def start_processes(launcher: str, device: torch.device, timeout_minutes: float 
     )
 
 
-def stop_processes() -> None:
-    """Leave the process group, if there is one."""
-    if distributed.is_initialized():
+@contextlib.contextmanager
+def processes(launcher: str, device: torch.device) -> Iterator[None]:
+    """Join the process group for the length of a run (see `start_processes`).
+
+    After an error the group is left to the end of the process: the others may be waiting in it.
+    """
+    start_processes(launcher, device)
+    yield
+    if launcher != "none" and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Number of this process, and how many there are; (0, 1) without a process group."""
+    return get_dist_info()
+
+
+def is_main() -> bool:
+    """Whether this is process 0."""
+    return rank_and_size()[0] == 0
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """What ``function`` gives on process 0, on every process; an error there is raised on every process."""
+    box: list[Any] = [None, None]
+    if is_main():
+        try:
+            box[0] = function()
+        except Exception as error:
+            if not distributed.is_initialized():
+                raise
+            box[1] = error
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
+
+
+@contextlib.contextmanager
+def only_on_main(context: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    """Enter a context on process 0 alone; an error of its entry is raised on every process."""
+    on_main(lambda: context.__enter__() and None)
+    try:
+        yield
+    except BaseException:
+        if not is_main() or not context.__exit__(*sys.exc_info()):
+            raise
+    else:
+        if is_main():
+            context.__exit__(None, None, None)
 
 
 def spread(

@@ -8,12 +8,12 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
+from attn_core.catalog import did_you_mean
 from attn_core.engine.checkpoint import list_checkpoints, remove_checkpoint
 from attn_core.engine.distributed import any_process
 from attn_core.engine.errors import ConfigError, RunInterrupted
 from attn_core.engine.loops import EpochLoop, StepLoop
 from attn_core.engine.runner import Runner
-from attn_core.registry import did_you_mean
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.evaluator import BaseMetric
+from mmengine.evaluator import BaseMetric as Metric
 
 
-class Accuracy(BaseMetric):
+class Accuracy(Metric):
     """Share of samples whose label is among the k highest scores, in [0, 1].
 
     Reads ``{"scores": (K,), "label": int}`` per sample. Names: ``accuracy`` for k=1, ``accuracy_top5`` for k=5.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.optim import DefaultOptimWrapperConstructor as ParameterGroups
 from mmengine.optim import OptimWrapper as _OptimWrapper
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
@@ -68,7 +68,7 @@ class OptimWrapper(_OptimWrapper):
         self.message_hub.update_scalar(f"train/{self.grad_name}", float(norm))
 
 
-class GroupedConstructor(DefaultOptimWrapperConstructor):
+class GroupedConstructor(ParameterGroups):
     """mmengine's constructor, with one parameter group per setting instead of one per parameter.
 
     With ``paramwise_cfg`` mmengine gives every parameter a group of its own, and torch's optimizers then make one

@@ -52,13 +52,22 @@ class ExportTarget:
 
     Attributes:
         module: Called as ``module(*inputs)``.
-        inputs: Example inputs; their first axis is exported as a dynamic batch axis.
+        inputs: Example inputs.
         name: Stem of the written file.
+        input_names: Names of the inputs in the file; empty: the parameters of ``module.forward``.
+        output_names: Names of the outputs; empty: the keys of a dict, else ``output`` or ``output_0``, ...
+        axes: For each input its axes of free size, by name; empty: ``{0: "batch"}`` for each. Axes of one name are
+            equally long.
+        others: Inputs of other sizes (another height and width) that the file must compute as the module does.
     """
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
     name: str
+    input_names: tuple[str, ...] = ()
+    output_names: tuple[str, ...] = ()
+    axes: tuple[Mapping[int, str], ...] = ()
+    others: tuple[tuple[Tensor, ...], ...] = ()
 
 
 DrawPredictions = Callable[[nn.Module, Iterable[dict[str, Any]], Path], Sequence[str] | None]

@@ -1,9 +1,11 @@
 """mmengine's Runner for today's torch: CPU and GPU, one process or many, safe checkpoints, exact resumption."""
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,18 @@ from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.model.base_module import BaseModule
-from mmengine.optim import OptimWrapper as MMEngineOptimWrapper
-from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as _Runner
 from mmengine.visualization import Visualizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from attn_core.catalog import did_you_mean
 from attn_core.engine.checkpoint import (
     Checkpoint,
     best_or_newest,
     check_weights,
     full,
-    like,
     load_weights,
     newest_intact,
     read_weights,
@@ -37,8 +37,13 @@ from attn_core.engine.checkpoint import (
 from attn_core.engine.distributed import choose_device, same_everywhere, spread, start_processes
 from attn_core.engine.errors import CheckpointError, ConfigError
 from attn_core.engine.loops import EpochLoop, StepLoop
+from attn_core.engine.names import resolve
 from attn_core.engine.optim import GroupedConstructor, OptimWrapper
+from attn_core.engine.prepare import Plan
+from attn_core.engine.reporting import MetricsHook, ProgressHook
+from attn_core.engine.resuming import restore_optimizer, restore_schedules
 from attn_core.engine.sampling import build_dataloader
+from attn_core.engine.schedules import fit
 from attn_core.engine.task import TaskModel
 
 logger = logging.getLogger(__name__)
@@ -68,6 +73,7 @@ class Runner(_Runner):
     def from_cfg(cls, cfg: Any) -> "Runner":
         """Build from a complete recipe (see `attn_core.engine.config`)."""
         config = Config(dict(cfg), format_python_code=False) if not isinstance(cfg, Config) else cfg
+        config.pop("variables", None)
         if not config.get("experiment_name"):
             config.experiment_name = "run"
         if config.get("launcher", "none") == "none" and config.get("strategy", {}).get("type", "ddp") != "ddp":
@@ -172,13 +178,26 @@ class Runner(_Runner):
         if isinstance(optim_wrapper, dict) and "optimizer" in optim_wrapper:
             optim_wrapper = {"type": OptimWrapper, "constructor": GroupedConstructor, **optim_wrapper}
             kind = optim_wrapper["type"]
-            kind = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+            kind = resolve(kind) if isinstance(kind, str) else kind
             if not (isinstance(kind, type) and issubclass(kind, OptimWrapper)):
                 raise ConfigError(
                     f"optim_wrapper.type: {optim_wrapper['type']} does not stop at a non-finite loss; "
                     "leave the type out, or derive from attn_core.engine.optim.OptimWrapper"
                 )
-        return super().build_optim_wrapper(optim_wrapper)
+        try:
+            return super().build_optim_wrapper(optim_wrapper)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optim_wrapper: {error}") from error
+
+    def _build_param_scheduler(self, scheduler: Any, optim_wrapper: Any) -> list[Any]:
+        schedules = scheduler if isinstance(scheduler, list | tuple) else [scheduler]
+        fitted, line = fit(schedules, epochs=self.max_epochs, steps=self.max_iters)
+        if line and self.rank == 0:
+            logger.warning("%s", line)
+        try:
+            return super()._build_param_scheduler(fitted, optim_wrapper)
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ConfigError(f"param_scheduler: {error}") from error
 
     def register_default_hooks(self, hooks: Any = None) -> None:
         """The hooks of the config and no others (see `attn_core.engine.config` for what a recipe gets)."""
@@ -192,11 +211,39 @@ class Runner(_Runner):
             if isinstance(hook, MMEngineEMAHook):
                 # It tests the last parameters when the selected weights were loaded, and cannot copy shards.
                 raise ConfigError("custom_hooks: mmengine's EMAHook is not supported; use attn_core.engine.EMAHook")
+        self._check_checkpointing()
         self.is_training = True
         try:
             return super().train()
         finally:
             self.is_training = False
+
+    def _check_checkpointing(self) -> None:
+        """Refuse names of modules that the model does not have."""
+        names = self.cfg.get("activation_checkpointing") or []
+        for name in [names] if isinstance(names, str) else names:
+            try:
+                found = attrgetter(name)(self.bare_model)
+            except (AttributeError, TypeError):
+                found = None
+            if not isinstance(found, nn.Module):
+                known = dict(self.bare_model.named_modules())
+                raise ConfigError(
+                    f"activation_checkpointing: the model has no module {name!r}{did_you_mean(str(name), known)}"
+                )
+
+    def test_selected(self) -> dict[str, float]:
+        """Metrics of the test split with the weights that are kept for use, which the model then holds.
+
+        Those are the best ones, or without a choice the last ones, averaged where the recipe averages. Empty without a
+        test split.
+        """
+        if self.load_best() is None:
+            newest = same_everywhere(best_or_newest(self.directory).name if self.rank == 0 else None)
+            self.load_weights_from(self.directory / f"{newest}.safetensors")
+        if self._test_loop is None:
+            return {}
+        return {name: float(value) for name, value in self.test().items()}
 
     # ---- checkpoints
 
@@ -275,11 +322,12 @@ class Runner(_Runner):
             raise ConfigError(f"resume: the run has seed {content['seed']}, not {self.seed}; leave --seed out")
         self.train_loop._iter = content["step"]  # type: ignore[union-attr]
         self.train_loop._epoch = content["epoch"]  # type: ignore[union-attr]
-        self._load_optimizer(content["optimizer"])
-        for scheduler, state in zip(self._schedulers(), content["param_schedulers"], strict=True):
-            scheduler.load_state_dict(state)
-            # mmengine warns if a scheduler steps before the optimizer, as one rightly does at the end of an epoch.
-            scheduler.optimizer._global_step = max(scheduler.optimizer._global_step, content["step"] - 1)
+        changed = restore_optimizer(self.optim_wrapper, content["optimizer"])
+        replayed = restore_schedules(
+            self._schedulers(), content["param_schedulers"], content["step"], batches, changed=changed
+        )
+        if replayed and self.rank == 0:
+            logger.warning("the learning rate goes on as if the run had begun with the changed settings")
         for name, history in content["message_hub"].items():
             self.message_hub.log_scalars[name] = HistoryBuffer(history["values"], history["counts"])
         for name, hook in self._hooks_with_state().items():
@@ -340,17 +388,37 @@ class Runner(_Runner):
     def _hooks_with_state(self) -> dict[str, Any]:
         return {type(hook).__name__: hook for hook in self.hooks if hasattr(hook, "state_dict")}
 
-    def _load_optimizer(self, state: dict[str, Any]) -> None:
-        wrappers = [(self.optim_wrapper, state)]
-        if not isinstance(self.optim_wrapper, MMEngineOptimWrapper):
-            wrappers = [(self.optim_wrapper[name], state[name]) for name in state]  # type: ignore[index]
-        for wrapper, own in wrappers:
-            params = [p for group in wrapper.optimizer.param_groups for p in group["params"]]  # type: ignore[union-attr]
-            for index, values in own["state"].items():
-                for name, value in values.items():
-                    if isinstance(value, Tensor) and value.shape == params[index].shape and value.ndim:
-                        values[name] = like(value, params[index])
-            wrapper.load_state_dict(own)  # type: ignore[union-attr]
+
+@contextlib.contextmanager
+def build_runner(plan: Plan) -> Iterator[Runner]:
+    """The runner of a plan; its files are closed at the end.
+
+    Raises:
+        ConfigError: if the parts do not accept their settings.
+    """
+    options, directory, name = plan.options, str(plan.directory), plan.directory.name
+    settings = {**plan.config, "work_dir": directory, "resume": options.resume, "launcher": options.launcher}
+    writers = []
+    if options.tensorboard:
+        writers.append({"type": "TensorboardVisBackend", "save_dir": str(plan.directory / "tensorboard")})
+    if options.wandb:
+        about = {"project": plan.package.name, "name": name, "dir": directory}
+        writers.append({"type": "WandbVisBackend", "save_dir": directory, "init_kwargs": about})
+    if writers:
+        settings["visualizer"] = {"type": "Visualizer", "vis_backends": writers, "save_dir": directory}
+    try:
+        runner = Runner.from_cfg(settings)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error) or "missing" in str(error):
+            raise ConfigError(f"recipe: {error}") from error
+        raise
+    try:
+        yield runner
+    finally:
+        for hook in runner.hooks:
+            if isinstance(hook, MetricsHook | ProgressHook):
+                hook.close()
+        runner.close()
 
 
 def silence_console(name: str) -> None:

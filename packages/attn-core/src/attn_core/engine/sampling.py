@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from mmengine.dataset import DefaultSampler
-from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
 from attn_core.engine.errors import ConfigError, EngineError
-from attn_core.engine.names import resolve
+from attn_core.engine.names import build, resolve
 from attn_core.engine.randomness import ITEM, seed_generators
 
 
@@ -118,8 +117,7 @@ def build_dataloader(config: Mapping[str, Any], *, seed: int, world_size: int, w
     """
     options = dict(config)
     dataset = options.pop("dataset")
-    if isinstance(dataset, dict):
-        dataset = DATASETS.build(dict(dataset))
+    dataset = build(dataset)
     if hasattr(dataset, "full_init"):
         dataset.full_init()
     if len(dataset) == 0:
@@ -130,7 +128,7 @@ def build_dataloader(config: Mapping[str, Any], *, seed: int, world_size: int, w
     if sampler is None:
         sampler = DefaultSampler(dataset, shuffle=shuffle, seed=seed)
     else:
-        sampler = DATA_SAMPLERS.build(dict(sampler), default_args={"dataset": dataset, "seed": seed})
+        sampler = build(dict(sampler), dataset=dataset, seed=seed)
 
     batch_size = per_process_batch_size(options.pop("batch_size", 1), world_size, exact=shuffle, what=what)
     drop_last = options.pop("drop_last", False)
@@ -138,7 +136,7 @@ def build_dataloader(config: Mapping[str, Any], *, seed: int, world_size: int, w
     if custom is None:
         batches: Any = BatchSampler(sampler, batch_size, drop_last)
     else:
-        batches = DATA_SAMPLERS.build(dict(custom), default_args={"sampler": sampler, "batch_size": batch_size})
+        batches = build(dict(custom), sampler=sampler, batch_size=batch_size)
     if len(batches) == 0:
         raise ConfigError(
             f"{what}: {len(dataset)} samples give no batch of batch_size={batch_size} with drop_last; use a smaller one"

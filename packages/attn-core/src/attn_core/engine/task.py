@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from attn_core.engine.names import build
 
 
 class TaskModel(BaseModel):
@@ -73,7 +74,7 @@ class ClassificationTask(TaskModel):
         cutmix: float = 0.0,
     ) -> None:
         super().__init__()
-        self.net: nn.Module = net if isinstance(net, nn.Module) else MODELS.build(net)
+        self.net: nn.Module = build(net)
         self.label_smoothing = label_smoothing
         self.mixup = mixup
         self.cutmix = cutmix
