@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 
 import attn_core.engine.extras  # noqa: F401  # isort: skip  # first: it says which extra is missing
 from attn_core.engine.averaging import EMAHook
+from attn_core.engine.distributed import rank_and_size
 from attn_core.engine.errors import CheckpointError, ConfigError, EngineError, NonFiniteLossError, RunInterrupted
 from attn_core.engine.metrics import Accuracy, Metric
 from attn_core.engine.names import build
@@ -52,6 +53,7 @@ __all__ = [
     "TaskPackage",
     "TrainedRun",
     "build",
+    "rank_and_size",
     "read_base",
     "warmup",
     "warmup_cosine",

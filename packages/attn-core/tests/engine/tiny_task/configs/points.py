@@ -1,11 +1,10 @@
 """Points in the plane: 6 epochs of 6 batches, under a second."""
 # ruff: noqa: C408
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from tiny_task import Net, Points
 from torch.optim import AdamW
 
-from attn_core.engine import Accuracy, ClassificationTask, EMAHook
+from attn_core.engine import Accuracy, ClassificationTask, CosineAnnealingLR, EMAHook, LinearLR
 
 epochs = 6
 size = 48
