@@ -209,11 +209,11 @@ param_scheduler = warmup_cosine(epochs, 2, start_factor=0.1, eta_min=0.0)
     )
     first, second = load_recipe(path)["param_scheduler"]
     assert first == {
-        "type": "attn_core.engine.LinearLR", "start_factor": 0.1, "begin": 0, "end": 2, "by_epoch": True,
+        "type": "mmengine.optim.LinearLR", "start_factor": 0.1, "begin": 0, "end": 2, "by_epoch": True,
         "convert_to_iter_based": True,
     }  # fmt: skip
     assert second == {
-        "type": "attn_core.engine.CosineAnnealingLR", "begin": 2, "end": 6, "T_max": 4, "eta_min": 0.0,
+        "type": "mmengine.optim.CosineAnnealingLR", "begin": 2, "end": 6, "T_max": 4, "eta_min": 0.0,
         "by_epoch": True, "convert_to_iter_based": True,
     }  # fmt: skip
 
