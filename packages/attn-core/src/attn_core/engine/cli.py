@@ -102,7 +102,7 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         """Evaluate the selected weights of a run on its test split."""
         if split is not None:
             _one_of("--split", split, ("test", "val"))
-        split, metrics = evaluate(package, run, split=split, device=device)
+        split, metrics = evaluate(package, run, split=split, device=device, draw=task.draw_predictions)
         for name, value in metrics.items():
             out.print(f"{split} {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
 

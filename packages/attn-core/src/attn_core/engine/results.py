@@ -124,10 +124,16 @@ def report(
         result.files.append("curves.png")
     split = next((split for split in ("test", "val") if split in splits(plan.config)), None)
     if draw is not None and split is not None and runner.world_size == 1:
-        with torch.inference_mode():
-            draw(runner.bare_model.eval(), getattr(runner, f"{split}_dataloader"), directory / "predictions.png")
-        result.files.append("predictions.png")
+        result.files += draw_split(runner, split, draw, directory)
     return result
+
+
+def draw_split(runner: Runner, split: str, draw: DrawPredictions, folder: Path) -> list[str]:
+    """``predictions.png`` of the weights that the model holds, and what the package writes beside it; their names."""
+    folder.mkdir(exist_ok=True)
+    with torch.inference_mode():
+        further = draw(runner.bare_model.eval(), getattr(runner, f"{split}_dataloader"), folder / "predictions.png")
+    return ["predictions.png", *(further or ())]
 
 
 def _sizes(plan: Plan, runner: Runner) -> dict[str, int]:

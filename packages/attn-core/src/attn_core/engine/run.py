@@ -11,7 +11,8 @@ from attn_core.engine.distributed import choose_device
 from attn_core.engine.errors import EngineError
 from attn_core.engine.hub import local_file
 from attn_core.engine.names import build
-from attn_core.engine.package import PackageId, TrainedRun
+from attn_core.engine.package import DrawPredictions, PackageId, TrainedRun
+from attn_core.engine.results import draw_split
 from attn_core.engine.run_directory import about_run, newest_run, require_run
 from attn_core.engine.runner import Runner, silence_console
 
@@ -19,7 +20,12 @@ __all__ = ["evaluate", "newest_run", "open_run", "read_run_config"]
 
 
 def evaluate(
-    package: PackageId, run: Path, *, split: str | None = None, device: str = "auto"
+    package: PackageId,
+    run: Path,
+    *,
+    split: str | None = None,
+    device: str = "auto",
+    draw: DrawPredictions | None = None,
 ) -> tuple[str, dict[str, float]]:
     """Metrics of a run's selected weights on one of its splits.
 
@@ -28,6 +34,7 @@ def evaluate(
         run: Run directory.
         split: ``"test"`` or ``"val"``; None takes the test split, or validation where the recipe has none.
         device: Where to compute.
+        draw: Draws what ``train`` draws, into ``<run>/eval_<split>``.
 
     Returns:
         The split, and its metrics by name.
@@ -49,6 +56,8 @@ def evaluate(
     runner = Runner.from_cfg(kept)
     try:
         metrics = runner.test() if split == "test" else runner.val()
+        if draw is not None:
+            draw_split(runner, split, draw, run / f"eval_{split}")
         return split, {name: float(value) for name, value in metrics.items()}
     finally:
         runner.close()
