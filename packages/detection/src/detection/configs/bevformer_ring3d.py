@@ -7,9 +7,9 @@ and 2: 0.260, 0.292, 0.194 (twin 0.205, 0.225, 0.230). ``lifting=dfa3d_gt`` read
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
+from attn_core.engine import CosineAnnealingLR, LinearLR
 from detection.data.ring3d import Ring3D, collate_scenes
 from detection.metrics.bev_map import BEVAveragePrecision
 from detection.models.bevformer.detector import BEVFormerDFA3D

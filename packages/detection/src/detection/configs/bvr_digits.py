@@ -7,9 +7,9 @@ Data: 800 pictures of digits, validated on 200, tested on 200. Time: 2,000 steps
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
+from attn_core.engine import CosineAnnealingLR, LinearLR
 from detection.data import DigitsCoco, collate_detection
 from detection.metrics.coco_map import CocoMap
 from detection.models.bvr.hosts import build_detector

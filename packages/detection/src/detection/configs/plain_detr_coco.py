@@ -9,9 +9,9 @@ plain_detr_coco --launcher pytorch``. AdamW 2e-4, layer decay 0.9, ×0.1 after 1
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import LinearLR, MultiStepLR
 from torch.optim import AdamW
 
+from attn_core.engine import LinearLR, MultiStepLR
 from detection.data import CocoDetection, collate_detection
 from detection.metrics.coco_map import CocoMap
 from detection.models import pretrained

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mmengine.evaluator import BaseMetric
 from numpy.typing import NDArray
+
+from attn_core.engine import Metric
 
 Array = NDArray[np.float64]
 
@@ -22,7 +23,7 @@ RECALLS = np.linspace(0, 1, 101)
 FIRST = round(100 * FLOOR) + 1
 
 
-class BEVAveragePrecision(BaseMetric):
+class BEVAveragePrecision(Metric):
     """``mAP``, ``AP/<class>``, and mean ``ATE`` (m), ``ASE`` (1 − IoU), ``AOE`` (rad) over classes.
 
     Reads per sample ``boxes`` (n, ≥ 7: x, y, z, l, w, h, yaw), ``scores``, ``labels``, ``gt_boxes``, ``gt_labels``. A

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from mmengine.evaluator import BaseMetric
+
+from attn_core.engine import Metric
 
 NAMES = ("mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large",
          "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")  # fmt: skip
 
 
-class CocoMap(BaseMetric):
+class CocoMap(Metric):
     """AP and AR of boxes in [0, 1]; −1 where there are no objects of a size.
 
     Reads per sample ``image_id``, ``annotations`` (COCO records of the picture, labels as ``category_id``), ``boxes``

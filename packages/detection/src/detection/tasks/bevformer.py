@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from attn_core.engine import TaskModel
+from attn_core.engine import TaskModel, build
 from detection.layers.dfa3d import nearest_depth_bin
 from detection.models.bevformer.detector import BEVFormerDFA3D, BEVOutput
 
@@ -87,7 +86,7 @@ class BEVDetectionTask(TaskModel):
         depth_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        built = net if isinstance(net, nn.Module) else MODELS.build(net)
+        built = build(net)
         if not isinstance(built, BEVFormerDFA3D):
             raise ValueError(f"BEVDetectionTask: net must be a BEVFormerDFA3D, got {type(built).__name__}")
         self.net = built

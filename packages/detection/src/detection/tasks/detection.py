@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float, Int
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from attn_core.engine import TaskModel
+from attn_core.engine import TaskModel, build
 
 
 class DetectionTask(TaskModel):
@@ -24,7 +23,7 @@ class DetectionTask(TaskModel):
 
     def __init__(self, net: nn.Module | dict[str, Any]) -> None:
         super().__init__()
-        self.net: nn.Module = net if isinstance(net, nn.Module) else MODELS.build(net)
+        self.net: nn.Module = build(net)
 
     def loss(
         self,

@@ -7,16 +7,16 @@ layer decay: Bao et al., BEiT, ICLR 2022, arXiv 2106.08254. Checked in: ``models
 import re
 from typing import Any
 
-from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
+from attn_core.engine import ParameterGroups
 from attn_core.engine.errors import ConfigError
 from detection.models.plain_detr.swin_v2 import SwinV2
 
 NO_DECAY = ("norm", "bias", "rpb_mlp", "cpb_mlp", "logit_scale", "level_embed", "rel_pos")
 
 
-class PlainDETRGroups(DefaultOptimWrapperConstructor):
+class PlainDETRGroups(ParameterGroups):
     """One group per learning rate and weight decay; names with one of `NO_DECAY` in them are not decayed.
 
     Reads two settings of ``paramwise_cfg``: ``decay_rate`` multiplies the rate of a `SwinV2` layer once for each layer
