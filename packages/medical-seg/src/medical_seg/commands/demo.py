@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from attn_core.engine.run import TrainOptions, train
+from attn_core.engine.train import TrainOptions, train
 from medical_seg.data.icbm152 import CLASSES, SPACING, TEST_BEGIN, TRAIN_END, load_icbm152, three_means
 from medical_seg.package import PACKAGE
 from medical_seg.pictures.end_of_run import draw_predictions

@@ -7,9 +7,9 @@ given the brain: 0.745, 0.916, 0.955. Settings were chosen within the training b
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import LinearLR
 from torch.optim import AdamW
 
+from attn_core.engine import LinearLR
 from medical_seg.data.icbm152 import Icbm152
 from medical_seg.losses.dice_ce import DiceCE
 from medical_seg.metrics.dice import Dice

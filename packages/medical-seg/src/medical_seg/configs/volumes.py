@@ -10,7 +10,6 @@ polynomial decay.
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import PolyLR
 from monai.losses.dice import DiceCELoss
 from monai.transforms import (
     RandAdjustContrastd,
@@ -23,6 +22,7 @@ from monai.transforms import (
 )
 from torch.optim import SGD
 
+from attn_core.engine import PolyLR
 from medical_seg.data.patches import FolderCases
 from medical_seg.metrics.dice import Dice
 from medical_seg.tasks.segmentation import SegmentationTask

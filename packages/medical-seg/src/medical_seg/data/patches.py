@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from mmengine.registry import TRANSFORMS
 from monai.transforms import Compose  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from attn_core.engine import build
 from medical_seg.data.folders import open_folder, read_case, read_folds
 from medical_seg.data.volumes import Scaling, Volume, measure_scaling, sample_image, sample_label, target_grid
 
@@ -70,7 +70,7 @@ class FolderCases(Dataset[dict[str, Any]]):
         self.scaling = list(scaling)
         self.windows_per_case = windows_per_case
         self.foreground = foreground
-        built = [TRANSFORMS.build(dict(given)) if isinstance(given, Mapping) else given for given in transforms]
+        built = [build(dict(given) if isinstance(given, Mapping) else given) for given in transforms]
         self.transform = Compose(built, map_items=False) if built else None
         self._load = lru_cache(cache)(self._read)
         self.metainfo: dict[str, Any] = {

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from mmengine.evaluator import BaseMetric
+
+from attn_core.engine import Metric
 
 
-class Dice(BaseMetric):
+class Dice(Metric):
     """Overlap of prediction and truth, in [0, 1].
 
     Names: ``dice`` is the mean over cases and foreground classes, classes that are absent from both left out;

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attn_core.engine import TaskModel
+from attn_core.engine import TaskModel, build
 from medical_seg.inference.sliding_window import labels_from_planes, logits_by_planes
 from medical_seg.losses.dice_ce import DiceCE
 from medical_seg.models import create_model, is_planar
@@ -73,7 +72,7 @@ class SegmentationTask(TaskModel):
         self.net = create_model(network, **given)
         if channels_last:
             self.net.to(memory_format=torch.channels_last if self.planar else torch.channels_last_3d)  # pyright: ignore
-        built = criterion if isinstance(criterion, nn.Module) else MODELS.build(criterion) if criterion else DiceCE()
+        built = build(criterion) if criterion else DiceCE()
         self.criterion: Any = built
         self.with_channel = type(built).__module__.startswith("monai.")  # MONAI wants targets (B, 1, *grid)
         if weights is not None:
