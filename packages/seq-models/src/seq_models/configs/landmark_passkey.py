@@ -7,9 +7,9 @@ of keys that are right in all digits. Test ``solved`` 1.0 with seed 0, in six mi
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
+from attn_core.engine import CosineAnnealingLR, LinearLR
 from seq_models.data import Passkey
 from seq_models.language.metrics import TokenScore
 from seq_models.language.task import LanguageTask, RetrievalHook

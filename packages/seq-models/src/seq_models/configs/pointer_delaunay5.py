@@ -7,9 +7,9 @@ seed 0 (paper: 0.807, 0.930), in 21 minutes on one core; a schedule of 16,000 st
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import LinearLR
 from torch.optim import Adam
 
+from attn_core.engine import LinearLR
 from seq_models.data import PointBatches, only_item
 from seq_models.models.pointer_network import PointerNetwork
 from seq_models.pointing.metrics import DelaunayScore

@@ -5,9 +5,9 @@ Metric: ``exact``. Not yet run to its end here.
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import LinearLR
 from torch.optim import Adam
 
+from attn_core.engine import LinearLR
 from seq_models.data import PointBatches, only_item
 from seq_models.models.pointer_network import PointerNetwork
 from seq_models.pointing.metrics import HullScore

@@ -6,9 +6,9 @@ Time: 83 s of one processor thread. Metric: mean length over the optimal tours' 
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import LinearLR
 from torch.optim import Adam
 
+from attn_core.engine import LinearLR
 from seq_models.data import PointBatches, only_item
 from seq_models.models.pointer_network import PointerNetwork
 from seq_models.pointing.metrics import TourScore

@@ -9,9 +9,9 @@ Test ``accuracy`` 0.995 with seed 0, in two minutes on one core; the peer's is 0
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
+from attn_core.engine import CosineAnnealingLR, LinearLR
 from seq_models.data import AssociativeRecall
 from seq_models.language.metrics import TokenScore
 from seq_models.language.task import LanguageTask

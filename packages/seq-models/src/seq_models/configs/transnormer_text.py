@@ -7,9 +7,9 @@ with seed 0, in 4 minutes on one core.
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
+from attn_core.engine import CosineAnnealingLR, LinearLR
 from seq_models.data import ByteText
 from seq_models.language.metrics import ByteScore
 from seq_models.language.task import LanguageTask
