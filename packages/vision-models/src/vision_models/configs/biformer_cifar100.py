@@ -6,10 +6,9 @@ Hardware: one GPU, batch 128; on a CPU a day. Schedule: 200 epochs of AdamW, as 
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from attn_core.engine import Accuracy, ClassificationTask, EMAHook
+from attn_core.engine import Accuracy, ClassificationTask, CosineAnnealingLR, EMAHook, LinearLR
 from vision_models.data import Cifar
 from vision_models.models.biformer import BiFormer
 

@@ -7,10 +7,9 @@ twice the rotation, shift and scale and without mixup, 8 with mixup, 3 with mild
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from attn_core.engine import Accuracy, ClassificationTask, EMAHook
+from attn_core.engine import Accuracy, ClassificationTask, CosineAnnealingLR, EMAHook, LinearLR
 from vision_models.data import Digits
 from vision_models.models.biformer import BiFormer
 

@@ -11,10 +11,9 @@ cosine to 1e-5, RandAugment m9, mixup 0.8, CutMix 1.0, random erasing 0.25, labe
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from attn_core.engine import Accuracy, ClassificationTask
+from attn_core.engine import Accuracy, ClassificationTask, CosineAnnealingLR, LinearLR
 from vision_models.data import ImageFolder
 from vision_models.models import create_model
 

@@ -14,10 +14,9 @@ configuration files say 1e-4 per 512 pictures and 5 warm-up epochs.
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from attn_core.engine import Accuracy, ClassificationTask
+from attn_core.engine import Accuracy, ClassificationTask, CosineAnnealingLR, LinearLR
 from vision_models.data import ImageFolder
 from vision_models.models import create_model
 

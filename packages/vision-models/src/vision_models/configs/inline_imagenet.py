@@ -16,10 +16,9 @@ squeezed to 256×256 before the center is cut out; here the short side is resize
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from attn_core.engine import Accuracy, ClassificationTask
+from attn_core.engine import Accuracy, ClassificationTask, CosineAnnealingLR, LinearLR
 from vision_models.data import ImageFolder
 from vision_models.models import create_model
 

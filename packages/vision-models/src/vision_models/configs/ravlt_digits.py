@@ -5,10 +5,9 @@ Test accuracy 99.44 % with seed 0.
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from attn_core.engine import Accuracy, ClassificationTask, EMAHook
+from attn_core.engine import Accuracy, ClassificationTask, CosineAnnealingLR, EMAHook, LinearLR
 from vision_models.data import Digits
 from vision_models.models.ravlt import RAVLT
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Sized
 
 import torch
-from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
+
+from attn_core.engine import rank_and_size
 
 
 class RepeatedAugmentation(Sampler[int]):
@@ -21,8 +22,8 @@ class RepeatedAugmentation(Sampler[int]):
             raise ValueError(f"RepeatedAugmentation: repeats must be positive, got repeats={repeats}")
         self.dataset = dataset
         self.repeats = repeats
-        self.seed = sync_random_seed() if seed is None else seed
-        self.rank, self.world_size = get_dist_info()
+        self.seed = 0 if seed is None else seed
+        self.rank, self.world_size = rank_and_size()
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
