@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from attn_core.engine.run import TrainOptions, open_run, train
+from attn_core.engine.run import open_run
+from attn_core.engine.train import TrainOptions, train
 from vlm_tools.commands.predict import draw_predictions
 from vlm_tools.data.digits_world import EvaluationScenes
 from vlm_tools.digits.demo import HELD_OUT, compare, draw_scenes, report

@@ -7,9 +7,9 @@ random questions 92.6, 95.6, 95.0 %, adversarial 84.9, 91.0, 89.1 %; captions wi
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
+from attn_core.engine import CosineAnnealingLR, LinearLR
 from vlm_tools.data.digits_world import EvaluationScenes, TrainingScenes
 from vlm_tools.digits.task import DigitsLlavaTask, Hallucination
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from mmengine.evaluator import BaseMetric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attn_core.engine import TaskModel
+from attn_core.engine import Metric, TaskModel
 from vlm_tools.data.digits_world import IMAGE_TOKENS, sees
 from vlm_tools.digits.evaluation import answer_all, caption_all, scores_of
 from vlm_tools.models.digits_world_llava import digits_world_llava
@@ -83,7 +82,7 @@ class DigitsLlavaTask(TaskModel):
         return tower(image).last_hidden_state[:, 1:]
 
 
-class Hallucination(BaseMetric):
+class Hallucination(Metric):
     """POPE accuracies on three kinds of questions, CHAIR and recall of captions; shares in [0, 1]."""
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
