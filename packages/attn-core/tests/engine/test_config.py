@@ -71,6 +71,8 @@ def test_a_variable_of_the_recipe_changes_what_is_computed_from_it():
         ("epoch=3", r"unknown setting 'epoch'; did you mean 'epochs'\?"),
         ("optim_wrapper.optimizer.lr=fast", r"expected a number such as 0.01, got 'fast'"),
         ("optim_wrapper.amp=1", r"expected true or false, got 1"),
+        ("param_scheduler=3", r"--set param_scheduler: expected a list such as \[a, b\], got 3"),
+        ("load_from=3", r"load_from is 3, expected a name"),
         ("model.net=3", r"this is a group with the settings type, width, dropout; set one of them"),
         ("param_scheduler.7.gamma=1", r"param_scheduler is a list of 2, got index '7'"),
         ("model.net.width.x=1", r"model.net.width is 8, it has no parts"),
@@ -100,7 +102,9 @@ def test_a_type_is_found_by_its_last_name_beside_the_one_it_replaces():
 def test_a_wrong_key_in_a_recipe_file_is_an_error(tmp_path):
     path = tmp_path / "wrong.py"
     path.write_text(RECIPE.read_text().replace("val_evaluator =", "val_evaluators ="))
-    with pytest.raises(ConfigError, match=r"wrong.py, line 22: unknown setting 'val_evaluators'; did you mean 'val_ev"):
+    with pytest.raises(
+        ConfigError, match=r"wrong.py, line \d+: unknown setting 'val_evaluators'; did you mean 'val_ev"
+    ):
         load_recipe(path)
     path.write_text("model = (")
     with pytest.raises(ConfigError, match=r"wrong.py cannot be read: '\(' was never closed"):

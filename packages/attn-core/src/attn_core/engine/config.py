@@ -54,6 +54,21 @@ _DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
 }
 
 
+_DICTS = {
+    *(
+        "model",
+        "optim_wrapper",
+        "train_cfg",
+        "val_cfg",
+        "test_cfg",
+        "default_hooks",
+        "randomness",
+        "strategy",
+        "env_cfg",
+    ),
+    *(_VARIABLES, *_LOADERS),
+}
+_NAMES = {"device", "load_from", "log_level", "launcher", "experiment_name"}
 # Whole numbers, by the end of their path: the least that makes sense.
 _LEAST = {
     **dict.fromkeys(("max_epochs", "max_iters", "val_interval", "batch_size", "accumulative_counts"), 1),
@@ -81,6 +96,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, scope: str = "", l
     settings = [_parse(override) for override in overrides]
     if literal:
         config = read_literals(path)
+        _check_kinds(config)
         variables = config.get(_VARIABLES, {})
         kept = path.with_name(RECIPE_COPY)
         asked = any(len(keys) == 1 and keys[0] not in SETTINGS for keys, _ in settings)
@@ -149,8 +165,20 @@ def format_config(config: Mapping[str, Any]) -> str:
     return "\n".join(f"{key} = {pprint.pformat(config[key], width=110, sort_dicts=False)}" for key in sorted(config))
 
 
+def _check_kinds(config: Mapping[str, Any]) -> None:
+    """Refuse groups that are no groups, and names that are no names."""
+    for key, value in config.items():
+        if value is None:
+            continue
+        if key in _DICTS and not isinstance(value, dict):
+            raise ConfigError(f"recipe: {key} is {value!r}, expected a group of settings: dict(...)")
+        if key in _NAMES and not isinstance(value, str):
+            raise ConfigError(f"recipe: {key} is {value!r}, expected a name")
+
+
 def _complete(config: dict[str, Any]) -> None:
     """Fill in what recipes may leave out."""
+    _check_kinds(config)
     for key in ("model", "train_dataloader", "optim_wrapper", "train_cfg"):
         if key not in config:
             raise ConfigError(f"recipe: the setting {key!r} is missing")
@@ -225,6 +253,8 @@ def _compatible(name: str, old: Any, new: Any) -> Any:
         return new
     if isinstance(old, dict) and not isinstance(new, dict):
         raise ConfigError(f"--set {name}: this is a group with the settings {', '.join(old)}; set one of them")
+    if isinstance(old, list | tuple) and not isinstance(new, list | tuple):
+        raise ConfigError(f"--set {name}: expected a list such as [a, b], got {new!r}")
     if isinstance(old, bool) and not isinstance(new, bool):
         raise ConfigError(f"--set {name}: expected true or false, got {new!r}")
     if isinstance(old, int | float) and not isinstance(old, bool) and isinstance(new, str):
@@ -233,6 +263,7 @@ def _compatible(name: str, old: Any, new: Any) -> Any:
 
 
 def _check(config: dict[str, Any], scope: str) -> None:
+    _check_kinds(config)
     for key in config:
         if key not in SETTINGS and key != _VARIABLES:
             raise ConfigError(f"recipe: unknown setting {key!r}{did_you_mean(key, SETTINGS)}")

@@ -9,6 +9,8 @@ from torch import Tensor
 from attn_core.engine.checkpoint import like
 from attn_core.engine.errors import ConfigError
 
+# How torch computes, not what: versions of it add to these.
+_IMPLEMENTATION = {"foreach", "fused", "maximize", "capturable", "differentiable", "decoupled_weight_decay", "params"}
 _PROGRESS = {"last_step", "_global_step", "_last_value", "optimizer", "base_values", "verbose"}
 
 
@@ -97,7 +99,8 @@ def restore_schedules(
 
 
 def _shape(group: Mapping[str, Any]) -> tuple[int, set[str]]:
-    return len(group["params"]), {key for key in group if not key.startswith("initial_")}
+    settings = {key for key in group if not key.startswith("initial_")}
+    return len(group["params"]), settings - _IMPLEMENTATION
 
 
 def _settings(state: Mapping[str, Any]) -> dict[str, Any]:
