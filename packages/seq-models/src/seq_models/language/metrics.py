@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.evaluator import BaseMetric
 
+from attn_core.engine import Metric
 from seq_models.data.language import ByteText, counted_bits
 
 NATS_PER_BIT = 0.6931471805599453
 
 
-class TokenScore(BaseMetric):
+class TokenScore(Metric):
     """``bits_per_token`` (of bytes: bits per byte) and ``accuracy`` over all counted tokens, ``solved``: the share of
     rows without a mistake.
     """

@@ -3,12 +3,10 @@
 from typing import Any
 
 from jaxtyping import Int
-from mmengine.hooks import Hook
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attn_core.engine import TaskModel
+from attn_core.engine import Hook, TaskModel, build
 from seq_models.language.language_model import IGNORED
 
 
@@ -25,7 +23,7 @@ class LanguageTask(TaskModel):
 
     def __init__(self, net: nn.Module | dict[str, Any]) -> None:
         super().__init__()
-        built: nn.Module = net if isinstance(net, nn.Module) else MODELS.build(net)
+        built: nn.Module = build(net)
         self.net: Any = built
 
     def loss(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.evaluator import BaseMetric
 
+from attn_core.engine import Metric
 from seq_models.pointing.geometry import is_simple_polygon, polygon_area, tour_lengths
 
 TOO_MANY_INVALID = 0.01
 
 
-class _BatchMetric(BaseMetric):
+class _BatchMetric(Metric):
     """A metric whose data set has batches as items.
 
     mmengine keeps as many results as the data set has items: so one result is a whole batch, not a sample.

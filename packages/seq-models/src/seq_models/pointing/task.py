@@ -5,10 +5,9 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from attn_core.engine import TaskModel
+from attn_core.engine import TaskModel, build
 
 Constraint = Literal["none", "distinct", "tour"]
 
@@ -24,7 +23,7 @@ class PointingTask(TaskModel):
 
     def __init__(self, net: nn.Module | dict[str, Any], *, constraint: Constraint = "none", beam: int = 1) -> None:
         super().__init__()
-        built: nn.Module = net if isinstance(net, nn.Module) else MODELS.build(net)
+        built: nn.Module = build(net)
         self.net: Any = built
         self.constraint: Constraint = constraint
         self.beam = beam
