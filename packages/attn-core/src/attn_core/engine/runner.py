@@ -195,9 +195,12 @@ class Runner(_Runner):
         if line and self.rank == 0:
             logger.warning("%s", line)
         try:
-            return super()._build_param_scheduler(fitted, optim_wrapper)
+            built = super()._build_param_scheduler(fitted, optim_wrapper)
         except (AssertionError, TypeError, ValueError) as error:
             raise ConfigError(f"param_scheduler: {error}") from error
+        for schedule in built:
+            schedule.optimizer._global_step = 0  # mmengine warns of a first step without update: accumulation has some
+        return built
 
     def register_default_hooks(self, hooks: Any = None) -> None:
         """The hooks of the config and no others (see `attn_core.engine.config` for what a recipe gets)."""
