@@ -5,10 +5,9 @@ Data: any folder that ``detection check DATA`` understands; one json without spl
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
 
-from attn_core.engine import EMAHook
+from attn_core.engine import CosineAnnealingLR, EMAHook, LinearLR
 from detection.data import CocoDetection, collate_detection
 from detection.metrics.coco_map import CocoMap
 from detection.models.plain_detr.detector import PlainDETR
