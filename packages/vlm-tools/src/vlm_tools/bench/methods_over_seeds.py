@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from attn_core.engine.run import TrainOptions, open_run, train
+from attn_core.engine.run import open_run
+from attn_core.engine.train import TrainOptions, train
 from vlm_tools.data.digits_world import EvaluationScenes
 from vlm_tools.digits.demo import HELD_OUT, compare
 from vlm_tools.package import PACKAGE
