@@ -47,6 +47,8 @@ def in_turns(
 ) -> dict[str, Measured]:
     """Measure all functions, one after the other in each round; the first, untimed call of each is the warm-up.
 
+    With ``seconds`` a slow function takes part in every other round only.
+
     Args:
         seconds: measuring time of each function over all rounds, at least; short functions are called several times
             in a row, and one sample is the mean of such a row.
@@ -56,11 +58,13 @@ def in_turns(
     """
     with _threads(threads):
         found = {name: probe(call, device, memory=memory, expected=expected) for name, call in functions.items()}
-        numbers = {name: max(1, int(seconds / rounds / _once(call, device))) for name, call in functions.items()}
+        numbers = dict.fromkeys(functions, 1)
+        if seconds:
+            numbers = {name: max(1, int(seconds / rounds / _once(call, device))) for name, call in functions.items()}
         samples: dict[str, list[float]] = {name: [] for name in functions}
         for turn in range(rounds):
             for name, call in functions.items():
-                if turn % 2 and min(samples[name]) > 1e3 * SLOW_SECONDS:
+                if seconds and turn % 2 and min(samples[name]) > 1e3 * SLOW_SECONDS:
                     continue
                 samples[name] += _visit(call, numbers[name], device)
     return {name: Measured(*_spread(samples[name]), *found[name]) for name in functions}

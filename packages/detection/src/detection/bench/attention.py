@@ -5,7 +5,6 @@ fallback of Deformable-DETR and mmcv; same weights and inputs. Peak memory is co
 was held before the step.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attn_core import deformable_attention
-from attn_core.bench.timing import peak_bytes
+from attn_core.bench import in_turns
 from attn_core.engine import BenchmarkRequest
 from detection.layers.box_rpb import BoxRPBAttention
 
@@ -98,27 +97,13 @@ def _deformable(batch: int, queries: int, device: torch.device) -> tuple[dict[st
 
 
 def _rows(what: str, steps: Mapping[str, Step], base: str, device: torch.device) -> Iterator[Mapping[str, object]]:
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS):  # in turns, so that all see the same machine
-        for name, step in steps.items():
-            _wait(device)
-            began = time.perf_counter()
-            step()
-            _wait(device)
-            times[name].append(time.perf_counter() - began)
-    memory = {name: peak_bytes(step, device.type) for name, step in steps.items()}
-    best = {name: min(seconds[1:]) for name, seconds in times.items()}
-    for name in steps:
+    found = in_turns(steps, device=device, rounds=ROUNDS, memory=True)
+    for name, one in found.items():
         yield {
             "training step of one layer": what,
             "formulation": name,
-            "ms": f"{1e3 * best[name]:.1f}",
-            "of the time": f"{best[name] / best[base]:.2f}",
-            "peak MiB": f"{memory[name] / 2**20:.0f}",
-            "of the memory": f"{memory[name] / memory[base]:.2f}",
+            "ms": f"{one.ms:.1f}",
+            "of the time": f"{one.ms / found[base].ms:.2f}",
+            "peak MiB": f"{one.mem_mb:.0f}",
+            "of the memory": f"{(one.mem_mb or 0.0) / (found[base].mem_mb or 1.0):.2f}",
         }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -4,8 +4,6 @@
 beside the same one with N×N maps. ``agunet``, ``daunet``: beside MONAI's AttentionUnet with the same channels.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -13,6 +11,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
+from attn_core.bench import in_turns
 from attn_core.catalog import did_you_mean
 from attn_core.engine import BenchmarkRequest
 from attn_core.testing import peak_memory
@@ -98,16 +97,8 @@ def _step(model: nn.Module, x: Tensor) -> None:
 
 
 def _milliseconds(call: Callable[[nn.Module, Tensor], None], pair: Pair, x: Tensor, repeats: int) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {key: [] for key in pair}
-    for repeat in range(repeats + 1):
-        for key, model in pair.items():
-            began = time.perf_counter()
-            call(model, x)
-            if x.device.type == "cuda":
-                torch.cuda.synchronize(x.device)
-            if repeat:
-                seconds[key].append(time.perf_counter() - began)
-    return {key: 1000 * statistics.median(values) for key, values in seconds.items()}
+    calls = {key: lambda model=model: call(model, x) for key, model in pair.items()}
+    return {key: found.ms for key, found in in_turns(calls, device=x.device, rounds=repeats).items()}
 
 
 def _peak(call: Callable[[nn.Module, Tensor], None], model: nn.Module, x: Tensor) -> float:

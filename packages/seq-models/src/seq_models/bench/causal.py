@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attn_core.engine import BenchmarkRequest
-from seq_models.bench.timing import in_turns, training_step
+from seq_models.bench.timing import medians, training_step
 from seq_models.bench.titans import benchmark_titans
 from seq_models.models import create_model
 
@@ -66,7 +66,7 @@ def _training(name: str, ids: Tensor) -> Iterator[Mapping[str, object]]:
             return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()) + commitment
 
         steps["peer"] = training_step(peer, loss)
-    times = in_turns(steps, REPEATS)
+    times = medians(steps, REPEATS)
     for label in ours:
         beside = times.get("peer")
         yield {
@@ -104,7 +104,7 @@ def _decoding(name: str, ids: Tensor) -> Iterator[Mapping[str, object]]:
         str(length): lambda state=state: model(token, past_key_values=state, use_cache=True)
         for length, state in states.items()
     }
-    times = in_turns(steps, DECODED)
+    times = medians(steps, DECODED)
     for quantity, after, before in (
         (f"one token after {LONG} (beside: {SHORT}), ms", times[str(LONG)], times[str(SHORT)]),
         (f"state after {LONG} (beside: {SHORT}), bytes", float(bytes_[LONG]), float(bytes_[SHORT])),

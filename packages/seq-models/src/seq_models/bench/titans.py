@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq_models.bench.timing import in_turns, training_step
+from seq_models.bench.timing import medians, training_step
 from seq_models.layers.neural_memory import chunked_memory, fresh_memory, sequential_memory
 from seq_models.layers.titans_lucidrains import LucidrainsMemory
 
@@ -19,10 +19,10 @@ PEER_TOKENS, PEER_WIDTH, PEER_CHUNK = 1024, 128, 32
 def benchmark_titans(batch: int, device: torch.device) -> Iterator[Mapping[str, object]]:
     """Rows as of `seq_models.bench.causal.benchmark_causal`."""
     torch.manual_seed(0)
-    yield _row("titans memory (beside: token by token)", in_turns(_rules(batch, device), REPEATS))
+    yield _row("titans memory (beside: token by token)", medians(_rules(batch, device), REPEATS))
     steps = _against_peer(batch, device)
     if steps is not None:
-        yield _row("titans_lucidrains memory (beside: titans-pytorch)", in_turns(steps, REPEATS))
+        yield _row("titans_lucidrains memory (beside: titans-pytorch)", medians(steps, REPEATS))
 
 
 def _row(model: str, times: Mapping[str, float]) -> Mapping[str, object]:

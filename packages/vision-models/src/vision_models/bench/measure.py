@@ -1,8 +1,6 @@
 """What every benchmark of this package measures with: times in turns, peak memory, one row for each quantity."""
 
 import platform
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attn_core.bench import in_turns
 from attn_core.testing import peak_memory
 
 REPEATS = 9
@@ -135,16 +134,8 @@ def row(setting: str, label: str, quantity: str, values: dict[str, float], error
 
 def times(call: Callable[[Any, Tensor], None], models: Mapping[str, nn.Module], x: Tensor) -> dict[str, float]:
     """Median milliseconds; the sides take turns, so that a busy machine hurts both."""
-    seconds: dict[str, list[float]] = {side: [] for side in models}
-    for repeat in range(REPEATS + 1):
-        for side, model in models.items():
-            start = time.perf_counter()
-            call(model, x)
-            if x.device.type == "cuda":
-                torch.cuda.synchronize(x.device)
-            if repeat > 0:
-                seconds[side].append(time.perf_counter() - start)
-    return {side: 1e3 * statistics.median(values) for side, values in seconds.items()}
+    calls = {side: lambda model=model: call(model, x) for side, model in models.items()}
+    return {side: found.ms for side, found in in_turns(calls, device=x.device, rounds=REPEATS).items()}
 
 
 def peak(call: Callable[[], None], device: torch.device) -> float:

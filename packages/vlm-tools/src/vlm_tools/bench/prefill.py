@@ -9,8 +9,6 @@ attention is a third of the work; in a released decoder it is less and the ratio
 """
 
 import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from datetime import date
 from typing import Annotated, Any
@@ -19,6 +17,7 @@ import torch
 import typer
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from attn_core.bench import in_turns
 from attn_core.engine import BenchmarkRequest
 from attn_core.testing import peak_memory
 from vlm_tools.intervention.hooking import intervene
@@ -60,18 +59,8 @@ def benchmark(
         raise ValueError(f"benchmark: unknown method {unknown[0]!r}; there are {', '.join(METHODS)}")
     names = list(request.models or METHODS)
     calls, half = (_calls(names, length, after, request.device) for length in (tokens, tokens // 2))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):  # the first one warms up
-        for name, call in calls.items():
-            if turn == 0 and name == "eager maps":
-                continue
-            began = time.perf_counter()
-            call()
-            if request.device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                times[name].append(time.perf_counter() - began)
-    median = {name: statistics.median(values) for name, values in times.items()}
+    found = in_turns(calls, device=request.device, rounds=repeats)
+    median = {name: one.ms / 1e3 for name, one in found.items()}
     where = {"tokens": tokens, "after": after, "torch": torch.__version__, "device": platform.processor() or "CPU",
              "threads": torch.get_num_threads(), "date": date.today().isoformat()}  # fmt: skip
     rows = []
