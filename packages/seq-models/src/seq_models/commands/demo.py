@@ -19,7 +19,7 @@ INSTANCES = 12
 def demo(
     run: Annotated[str | None, typer.Option(help="Run directory (default: the newest under runs).")] = None,
     out: Annotated[Path, typer.Option("--out", help="Picture to write.")] = Path("demo.png"),
-    seed: Annotated[int, typer.Option(help="Of the points.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the points.", min=0, max=2**63 - 1)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
 ) -> Iterator[str]:
     """Draw a trained Pointer Network's answers to twelve new instances, and how sure it is of them."""

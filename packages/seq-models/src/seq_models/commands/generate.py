@@ -1,5 +1,6 @@
 """``seq-models generate``: continue a text."""
 
+import math
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -17,13 +18,15 @@ def generate(
     length: Annotated[int, typer.Option(help="Bytes to write.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable byte.", min=0.0)] = 0.8,
     beams: Annotated[int, typer.Option(help="Beams of beam search.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.", min=0, max=2**63 - 1)] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
 ) -> Iterator[str]:
     """Continue a text with a trained language model of bytes."""
-    tokens = list(prompt.encode())
+    tokens = list(prompt.encode(errors="surrogateescape"))  # what is no UTF-8 stays as it is
     if not tokens:
         raise ValueError("generate: the prompt is empty; give at least one character")
+    if not math.isfinite(temperature):
+        raise ValueError(f"generate: --temperature must be finite, got {temperature}")
     trained = open_run(PACKAGE, run, device=device)
     net = language_model_of(trained)
     torch.manual_seed(seed)

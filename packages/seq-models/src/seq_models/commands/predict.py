@@ -8,7 +8,7 @@ from attn_core.engine import TrainedRun
 from attn_core.engine.inputs import PredictionTable, find_inputs
 from seq_models.data.language import TEXT_SUFFIXES
 from seq_models.language.scoring import bits_per_byte
-from seq_models.pointing.files import POINT_SUFFIXES, read_points
+from seq_models.pointing.files import POINT_SUFFIXES, in_unit_square, read_points
 from seq_models.pointing.pictures import draw_answer
 from seq_models.pointing.task import PointingTask, trimmed
 
@@ -30,9 +30,8 @@ def _point(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
     with PredictionTable(out) as table:
         for file in files:
             points = read_points(file.path)
-            low, high = points.amin(0), points.amax(0)
-            unit = (points - low) / (high - low).max().clamp_min(1e-12)  # the square that the network was trained on
-            found = model.net.decode(unit[None].to(run.device), constraint=model.constraint, beam=model.beam)
+            unit = in_unit_square(points)[None].to(run.device)
+            found = model.net.decode(unit, constraint=model.constraint, beam=model.beam)
             answer, log_prob = trimmed(found.pointers[0].tolist()), float(found.log_prob)
             draw_answer(picture := file.output(out, ".png"), run.data_info["task"], points, answer)
             table.add(file, answer=answer, log_prob=log_prob)
