@@ -3,9 +3,11 @@
 The one module that packages import for training; nothing else imports mmengine. `attn_core.engine.train` is the tour.
 """
 
+import attn_core.engine.extras  # noqa: F401  first: it says which extra is missing
+
+# isort: split
 from mmengine.hooks import Hook
 
-import attn_core.engine.extras  # noqa: F401  # isort: skip  # first: it says which extra is missing
 from attn_core.engine.averaging import EMAHook
 from attn_core.engine.distributed import rank_and_size
 from attn_core.engine.errors import CheckpointError, ConfigError, EngineError, NonFiniteLossError, RunInterrupted

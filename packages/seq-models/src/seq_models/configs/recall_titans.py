@@ -11,7 +11,7 @@ Test ``accuracy`` 0.995 with seed 0, in two minutes on one core; the peer's is 0
 
 from torch.optim import AdamW
 
-from attn_core.engine import CosineAnnealingLR, LinearLR
+from attn_core.engine import warmup_cosine
 from seq_models.data import AssociativeRecall
 from seq_models.language.metrics import TokenScore
 from seq_models.language.task import LanguageTask
@@ -61,8 +61,5 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
-param_scheduler = [
-    dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=warmup),
-    dict(type=CosineAnnealingLR, by_epoch=False, begin=warmup, end=steps, T_max=steps - warmup, eta_min=1e-5),
-]
+param_scheduler = warmup_cosine(steps, warmup, start_factor=0.05, eta_min=1e-5, in_steps=True)
 train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=100)
