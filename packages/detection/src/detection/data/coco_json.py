@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 
 HEADERS = 20_000  # so many pictures are compared with the json at the start; of larger sets each when it is loaded
 SLACK = 2.0  # pixels over the border that say nothing about the form of a box
+SPECKS = 0.01  # of the boxes may be smaller than a pixel and lie in the corner, among boxes in pixels
 ROUNDING = 0.25  # pixels over the border that stay, for equal numbers with other tools
 Turned = Literal["auto", "upright", "stored"]
 Box = tuple[float, float, float, float]
@@ -183,7 +184,8 @@ def inspect_coco(path: Path, folder: Path, *, turned: Turned = "auto", headers: 
     pictures = _finish(images.values(), findings)
     if not any(record["iscrowd"] == 0 for picture in pictures for record in picture.annotations):
         findings.remarks.append("no picture has an object")
-    without = [name for key, name in names.items() if all(record.category != key for _, record in everything)]
+    present = {record.category for _, record in everything}
+    without = [name for key, name in names.items() if key not in present]
     if without:
         findings.remarks.append(f"{len(without)} of {len(names)} categories have no object: {_some(without)}")
     empty = sum(not picture.annotations for picture in pictures)
@@ -372,10 +374,10 @@ def _settle_form(pairs: Sequence[tuple[_Image, _Record]], findings: Findings) ->
     """Shares of the picture and corners become x, y, width, height in pixels, if the whole file speaks for them."""
     flipped = 0
     boxes = [record.box for _, record in pairs if record.box is not None]
-    small = [box for box in boxes if max(map(abs, box)) <= 1 and any(value % 1 for value in box)]
+    small = [record for _, record in pairs if record.box is not None and _looks_like_shares(record.box)]
     shares = bool(small) and all(max(map(abs, box)) <= 1 for box in boxes)
-    if small and not shares:
-        image, record = next(pair for pair in pairs if pair[1].box in small)
+    if not shares and len(small) > SPECKS * len(boxes):
+        record = small[0]
         findings.refused.append(
             f"{record.said} has the box {_short(record.given)}, which looks like shares of the picture, while others "
             "are in pixels"
@@ -408,6 +410,10 @@ def _settle_form(pairs: Sequence[tuple[_Image, _Record]], findings: Findings) ->
             record.box = (min(x, x + w), min(y, y + h), abs(w), abs(h))
             flipped += 1
     _note(findings.repaired, flipped, "boxes had negative sides and were turned over")
+
+
+def _looks_like_shares(box: Box) -> bool:
+    return max(map(abs, box)) <= 1 and any(value % 1 for value in box)
 
 
 def _are_corners(pairs: Sequence[tuple[_Image, _Record]]) -> bool:

@@ -9,7 +9,19 @@ from torch import nn
 from attn_core.catalog import Catalog
 
 CATALOG: Catalog[nn.Module] = Catalog("detection.models")
-list_models, create_model, card, info = CATALOG.names, CATALOG.create, CATALOG.card, CATALOG.info
+list_models, card, info = CATALOG.names, CATALOG.card, CATALOG.info
+
+
+def create_model(name: str, **options: Any) -> nn.Module:
+    """Build a detector with fresh weights; recipes name it as a type.
+
+    Args:
+        name: one of :func:`list_models`.
+        options: arguments of its class.
+
+    Raises: ValueError: unknown name or option, with the nearest known one; a value that the class refuses.
+    """
+    return CATALOG.create(name, **options)
 
 
 def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path, *, ignore: Sequence[str] = ()) -> nn.Module:
