@@ -246,7 +246,7 @@ def test_misuse_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("train", "bvr_digit", "--out", out), 2, "did you mean 'bvr_digits'?"),
         (("train", "--out", out, "--set", "model.net.querys=3"), 2, "did you mean 'queries'?"),
         (("train", "plain_detr_coco_sup", "--out", out, "--set", f"data_root={tmp_path}"), 1, "holds neither"),
-        (("info", "plain_detr_resnet5"), 1, "did you mean 'plain_detr_resnet50'?"),
+        (("info", "plain_detr_resnet5"), 2, "did you mean 'plain_detr_resnet50'?"),
         (("benchmark", "plain_detr_resnet50"), 1, "measures attention, not models"),
         (("export", "bvr_fcos_resnet50", "--out", out), 1, "only Plain-DETR can be exported"),
     ):

@@ -33,4 +33,5 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     if not isinstance(net, PlainDETR):
         raise ValueError(f"export: {name} is a {type(net).__name__}; only Plain-DETR can be exported")
     side = 128 if isinstance(run, TrainedRun) else 256
-    return ExportTarget(RawOutputs(net.eval()), (torch.rand(2, 3, side, side),), name)
+    images = torch.rand(2, 3, side, side)
+    return ExportTarget(RawOutputs(net.eval()), (images,), name, ("images",), ("logits", "boxes"))
