@@ -19,11 +19,13 @@ from attn_core.checks import (
     check_size,
     check_tensor_list,
     check_width,
+    remembered,
     shape,
 )
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 
 OPERATOR = "attention"
 MAX_TRITON_WIDTH = 256
@@ -72,18 +74,18 @@ def attention(
     if axis_bias is not None:
         check_tensor_list(OPERATOR, "axis_bias", axis_bias, "one for each axis")
     q, k, v, bias, *tables = under_autocast(q, k, v, bias, *(axis_bias or ()))
-    axis_bias = tables or None
-    _check(q, k, v, scale, bias, axis_bias, key_mask, causal)
+    _check(q, k, v, scale, bias, tables, key_mask, causal)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
-    return run(q, k, v, scale=scale, bias=bias, axis_bias=axis_bias, key_mask=key_mask, causal=causal)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return run(Arguments(q, k, v, bias, key_mask, tables, scale, causal or "none"))
 
 
-def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.attention
-    return reference.attention if backend == "reference" else torch_backend.attention
+    return reference if backend == "reference" else torch_backend.attention
 
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
@@ -94,13 +96,14 @@ def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
     return None
 
 
+@remembered
 def _check(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     scale: float | None,
     bias: Tensor | None,
-    axis_bias: Sequence[Tensor] | None,
+    axis_bias: Sequence[Tensor],
     key_mask: Tensor | None,
     causal: str | None,
 ) -> None:
@@ -110,7 +113,7 @@ def _check(
     check_dtype(OPERATOR, "q", q, DATA_DTYPES)
     check_width(OPERATOR, "q", q)
     check_number(OPERATOR, "scale", scale, optional=True)
-    tables = {f"axis_bias[{i}]": table for i, table in enumerate(axis_bias or ())}
+    tables = {f"axis_bias[{i}]": table for i, table in enumerate(axis_bias)}
     check_same(OPERATOR, q, {"k": k, "v": v, "bias": bias, **tables})
     check_same(OPERATOR, q, {"key_mask": key_mask}, dtype=False)
     batch, heads, queries, width = q.shape

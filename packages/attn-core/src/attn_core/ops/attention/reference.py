@@ -1,39 +1,59 @@
-"""The equation of :func:`attn_core.attention`, with the N×M scores in full."""
+"""The equation of :func:`attn_core.attention`, with the N×M scores in full, and the arguments of all its backends."""
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from attn_core.kernels.registration import Definition, token_major
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float | None = None,
-    bias: Tensor | None = None,
-    axis_bias: Sequence[Tensor] | None = None,
-    key_mask: Tensor | None = None,
-    causal: str | None = None,
-) -> tuple[Tensor, Tensor]:
+
+class Arguments(NamedTuple):
+    """As the public function's; causal is "none", "upper_left" or "lower_right"."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    key_mask: Tensor | None
+    axis_bias: Sequence[Tensor]
+    scale: float
+    causal: str
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        return torch.float64 if self.q.dtype == torch.float64 else torch.float32
+
+    @property
+    def has_no_pair(self) -> bool:
+        """Whether no query meets a key, or the values have no column."""
+        return self.q.numel() == 0 or self.v.numel() == 0
+
+
+def reference(a: Arguments) -> tuple[Tensor, Tensor]:
     """s_ij = scale·q_i·k_j + bias_ij + Σ_a T_a[i, coord_a(j)];  out = softmax(s) v;  lse = log Σ_j exp s_ij."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    group = q.shape[1] // k.shape[1]
-    K, V = (x.to(dtype).repeat_interleave(group, dim=1) for x in (k, v))
-    s = torch.einsum("bhid,bhjd->bhij", q.to(dtype), K) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if bias is not None:
-        s = s + bias.to(dtype)
-    if axis_bias:
-        s = s + expand_axis_bias([table.to(dtype) for table in axis_bias])
+    q, k, v = a.q, a.k, a.v
+    Q, K, V = q.to(a.accumulator), *(x.to(a.accumulator).repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
+    s = torch.einsum("bhid,bhjd->bhij", Q, K) * a.scale
+    if a.bias is not None:
+        s = s + a.bias.to(s.dtype)
+    if a.axis_bias:
+        s = s + expand_axis_bias([table.to(s.dtype) for table in a.axis_bias])
     visible = torch.ones(s.shape[-2:], dtype=torch.bool, device=q.device)
-    if causal is not None:
-        visible = visible.tril(0 if causal == "upper_left" else k.shape[2] - q.shape[2])
-    if key_mask is not None:
-        visible = visible & key_mask[:, None, None, :]
+    if a.causal != "none":
+        visible = visible.tril(0 if a.causal == "upper_left" else k.shape[2] - q.shape[2])
+    if a.key_mask is not None:
+        visible = visible & a.key_mask[:, None, None, :]
     p, lse = softmax_with_lse(s.masked_fill(~visible, -math.inf))
     return torch.einsum("bhij,bhjd->bhid", p, V).to(q.dtype), lse
+
+
+def fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, _ = a.q.shape
+    out = token_major(a.q, batch, heads, queries, a.v.shape[-1])
+    return out, a.q.new_empty(batch, heads, queries, dtype=a.accumulator)
 
 
 def expand_axis_bias(tables: Sequence[Tensor]) -> Tensor:
@@ -56,3 +76,13 @@ def softmax_with_lse(s: Tensor) -> tuple[Tensor, Tensor]:
     dead = total == 0
     total = total.masked_fill(dead, 1.0)
     return e / total, (total.log() + m).masked_fill(dead, -math.inf).squeeze(-1)
+
+
+ATTENTION = Definition(
+    "attention",
+    Arguments,
+    fake,
+    reference,
+    differentiable=("q", "k", "v", "bias", "axis_bias"),
+    token_major_gradients=("q", "k", "v"),
+)

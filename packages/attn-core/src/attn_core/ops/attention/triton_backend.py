@@ -7,7 +7,7 @@ float32 buffer (B, H, N, n_a) for each axis table whose gradient is summed or ad
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,32 +21,23 @@ from attn_core.kernels.launch import (
     product_options,
     unit_stride,
 )
-from attn_core.kernels.registration import empty_gradient, register, token_major
+from attn_core.kernels.registration import Grads, empty_gradient
 
-from . import reference
+from .reference import ATTENTION, Arguments, expand_axis_bias, fake
 from .triton_config import Pass, choose_tile
 
 LOG2E = math.log2(math.e)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    axis_bias: list[Tensor],
-    scale: float,
-    causal: str,
-) -> tuple[Tensor, Tensor]:
+def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     from .triton_forward import forward_kernel
 
-    out, lse = fake_forward(q, k, v, bias, key_mask, axis_bias, scale, causal)
-    if k.shape[2] == 0:
+    out, lse = fake(a)
+    if a.k.shape[2] == 0:
         return out.zero_(), lse.fill_(-math.inf)
     if out.numel() == 0:
         return out, lse
-    problem = _Problem(q, k, v, bias, key_mask, axis_bias, scale, causal)
+    problem = _Problem(a)
     tile = problem.tile("forward")
     launch(
         forward_kernel,
@@ -63,34 +54,18 @@ def forward(
     return out, lse
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    axis_bias: list[Tensor],
-    scale: float,
-    causal: str,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     from attn_core.kernels.tiles import delta_kernel
 
     from .triton_backward import bias_kernel, key_kernel, query_kernel
 
-    need_q, need_k, need_v, *need_rest = needs
-    need_bias = need_rest[0]
-    need_tables = need_rest[1:]
-    operands = [q, k, v, bias, *axis_bias]
+    (grad_out, grad_lse), (out, lse) = grads, kept
+    assert grad_out is not None
+    q, k, v, bias, scale = a.q, a.k, a.v, a.bias, a.scale
+    need_q, need_k, need_v, need_bias, *need_tables = needs
     if q.numel() == 0 or k.numel() == 0:
-        wanted = [(x, slot < 3) for slot, (x, need) in enumerate(zip(operands, needs, strict=True)) if need]
-        return [empty_gradient(x, per_token).zero_() for x, per_token in wanted if x is not None]
-
-    problem = _Problem(q, k, v, bias, key_mask, axis_bias, scale, causal)
+        return [None if x is None else empty_gradient(x, i < 3).zero_() for i, x in enumerate((*a[:4], *a.axis_bias))]
+    problem = _Problem(a)
     grad_out, out = unit_stride(grad_out), unit_stride(out)
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
@@ -122,7 +97,7 @@ def backward(
     whole = bias is not None and bias.shape == (batch, heads, queries, keys)
     if bias is not None and need_bias:
         # Causality skips tiles, which then must hold zeros.
-        dbias = empty_gradient(bias, False) if causal == "none" or not whole else torch.zeros_like(bias).contiguous()
+        dbias = empty_gradient(bias, False) if a.causal == "none" or not whole else torch.zeros_like(bias).contiguous()
     table_buffers = problem.table_buffers(need_tables)
     if need_q or (need_bias and whole) or any(need_tables):
         tile = problem.tile("query")
@@ -187,46 +162,20 @@ def backward(
             SUM_N=own_i == 1,
             SUM_M=own_j == 1,
         )
-    gradients = [dq, dk, dv, dbias]
-    gradients += problem.table_gradients(table_buffers, axis_bias, need_tables)
-    return [gradient for gradient in gradients if gradient is not None]
-
-
-def fake_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    axis_bias: list[Tensor],
-    scale: float,
-    causal: str,
-) -> tuple[Tensor, Tensor]:
-    batch, heads, queries, _ = q.shape
-    out = token_major(q, batch, heads, queries, v.shape[3])
-    return out, q.new_empty(batch, heads, queries, dtype=torch.float32)
+    return [dq, dk, dv, dbias, *problem.table_gradients(table_buffers)]
 
 
 class _Problem:
     """Arguments that every kernel takes, in the kernels' order."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None,
-        key_mask: Tensor | None,
-        axis_bias: Sequence[Tensor],
-        scale: float,
-        causal: str,
-    ) -> None:
+    def __init__(self, a: Arguments) -> None:
+        q, k, v, bias, key_mask, self.given, scale, causal = a
         self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
         self.bias, self.causal = bias, causal
         # The kernels know three axes: all before the last two become one table, their outer sum.
-        self.tables = [unit_stride(table) for table in axis_bias]
+        self.tables = [unit_stride(table) for table in self.given]
         if len(self.tables) > 3:
-            self.tables[:-2] = [reference.expand_axis_bias(self.tables[:-2]).contiguous()]
+            self.tables[:-2] = [expand_axis_bias(self.tables[:-2]).contiguous()]
         self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
         keys = k.shape[2]
         self.cells = self.tables[-1].shape[3] if self.tables else 1  # in a row of the grid
@@ -325,70 +274,19 @@ class _Problem:
                 buffers.append(table.new_zeros(shape, dtype=torch.float32))
         return buffers
 
-    def table_gradients(
-        self, buffers: Sequence[Tensor | None], axis_bias: Sequence[Tensor], needs: Sequence[bool]
-    ) -> list[Tensor | None]:
-        """Gradients of the tables as they were given: summed where broadcast, split where folded into one."""
-        if len(axis_bias) > 3:
-            folded, sizes = buffers[0], [table.shape[3] for table in axis_bias[:-2]]
-            parts: list[Tensor | None] = []
-            for axis in range(len(sizes)):
-                others = [3 + other for other in range(len(sizes)) if other != axis]
-                parts.append(folded.unflatten(3, sizes).sum(others) if folded is not None else None)
-            buffers = [*parts, *buffers[1:]]
-        return [
-            buffer.sum_to_size(table.shape).to(table.dtype).contiguous() if buffer is not None and need else None
-            for buffer, table, need in zip(buffers, axis_bias, needs, strict=True)
-        ]
+    def table_gradients(self, buffers: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of the tables as they were given, but for broadcast dimensions: split where folded into one."""
+        if len(self.given) <= 3:
+            return list(buffers)
+        folded, sizes = buffers[0], [table.shape[3] for table in self.given[:-2]]
+        parts: list[Tensor | None] = []
+        for axis in range(len(sizes)):
+            others = [3 + other for other in range(len(sizes)) if other != axis]
+            parts.append(folded.unflatten(3, sizes).sum(others) if folded is not None else None)
+        return [*parts, *buffers[1:]]
 
 
-def _reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    axis_bias: list[Tensor],
-    scale: float,
-    causal: str,
-) -> tuple[Tensor, Tensor]:
-    return reference.attention(
-        q,
-        k,
-        v,
-        scale=scale,
-        bias=bias,
-        axis_bias=axis_bias,
-        key_mask=key_mask,
-        causal=None if causal == "none" else causal,
-    )
-
-
-_attention = register(
-    "attention_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=_reference,
-    differentiable=("q", "k", "v", "bias", "axis_bias"),
-    token_major_gradients=("q", "k", "v"),
-)
-
-
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float | None = None,
-    bias: Tensor | None = None,
-    axis_bias: Sequence[Tensor] | None = None,
-    key_mask: Tensor | None = None,
-    causal: Literal["upper_left", "lower_right"] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`attn_core.attention`."""
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    return _attention(q, k, v, bias, key_mask, list(axis_bias or ()), scale, causal or "none")
+attention = ATTENTION.register("triton", forward, backward)
 
 
 AOT_FORMS: dict[str, dict[str, Any]] = {
@@ -438,7 +336,7 @@ def _aot_run(
 
     q = meta(batch, queries, heads, width).transpose(1, 2)
     k, v = (meta(batch, keys, key_heads, width).transpose(1, 2) for _ in range(2))
-    problem = (
+    a = Arguments(
         q,
         k,
         v,
@@ -448,6 +346,6 @@ def _aot_run(
         width**-0.5,
         causal,
     )
-    out, lse = forward(*problem)
+    out, lse = forward(a)
     needs = [True, True, True, bias is not None, *[True] * len(axes)]
-    backward(torch.empty_like(out), torch.empty_like(lse), out, lse, *problem, needs)
+    backward((torch.empty_like(out), torch.empty_like(lse)), (out, lse), a, needs)

@@ -24,12 +24,14 @@ from attn_core.checks import (
     check_values,
     check_width,
     fail,
+    remembered,
     shape,
 )
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
 from .index import halo_index, topk_route, window_index
+from .reference import Arguments, reduce_rows, reference
 
 __all__ = ["block_attention", "halo_index", "topk_route", "window_index"]
 
@@ -99,37 +101,22 @@ def block_attention(
     """
     if axis_bias is not None:
         check_tensor_list(OPERATOR, "axis_bias", axis_bias, "one for each axis")
-    check_flag(OPERATOR, "causal", causal)
-    check_number(OPERATOR, "self_logit", self_logit, optional=True, finite=False)
-    check_number(OPERATOR, "scale", scale, optional=True)
     q, k, v, kv_weight, *tables = under_autocast(q, k, v, kv_weight, *(axis_bias or ()))
-    axis_bias = tables or None
-    _check(q, k, v, q_index, kv_index, table, kv_weight, axis_bias, q_pos, k_pos, reduce)
+    _check(q, k, v, q_index, kv_index, table, kv_weight, tables, causal, q_pos, k_pos, self_logit, scale, reduce)
+    _check_numbers(q, k, q_index, kv_index, table, reduce)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
-    return run(
-        q,
-        k,
-        v,
-        q_index,
-        kv_index,
-        table,
-        kv_weight=kv_weight,
-        axis_bias=axis_bias,
-        causal=causal,
-        q_pos=q_pos,
-        k_pos=k_pos,
-        self_logit=self_logit,
-        scale=scale,
-        reduce=reduce,
-    )
+    scale, mean = q.shape[-1] ** -0.5 if scale is None else scale, reduce == "mean"
+    listed = (q_index, kv_index, table, kv_weight, q_pos, k_pos, tables)
+    out, lse = run(Arguments(q, k, v, *listed, causal, self_logit, scale, mean))
+    return reduce_rows(out, lse, q_index, q.shape[2], mean=True) if mean else (out, lse)
 
 
-def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.block_attention
-    return reference.block_attention if backend == "reference" else torch_backend.block_attention
+    return reference if backend == "reference" else torch_backend.block_attention
 
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
@@ -140,6 +127,7 @@ def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
     return None
 
 
+@remembered
 def _check(
     q: Tensor,
     k: Tensor,
@@ -148,17 +136,23 @@ def _check(
     kv_index: Tensor,
     table: Tensor | None,
     kv_weight: Tensor | None,
-    axis_bias: Sequence[Tensor] | None,
+    axis_bias: Sequence[Tensor],
+    causal: bool,
     q_pos: Tensor | None,
     k_pos: Tensor | None,
+    self_logit: float | None,
+    scale: float | None,
     reduce: str,
 ) -> None:
+    check_flag(OPERATOR, "causal", causal)
+    check_number(OPERATOR, "self_logit", self_logit, optional=True, finite=False)
+    check_number(OPERATOR, "scale", scale, optional=True)
     check_rank(OPERATOR, "q", q, "B H N D")
     check_rank(OPERATOR, "k", k, "B Hk M D")
     check_rank(OPERATOR, "v", v, "B Hk M Dv")
     check_dtype(OPERATOR, "q", q, DATA_DTYPES)
     check_width(OPERATOR, "q", q)
-    tables = {f"axis_bias[{i}]": bias for i, bias in enumerate(axis_bias or ())}
+    tables = {f"axis_bias[{i}]": bias for i, bias in enumerate(axis_bias)}
     check_same(OPERATOR, q, {"k": k, "v": v, "kv_weight": kv_weight, **tables})
     indices = {"q_index": q_index, "kv_index": kv_index, "table": table, "q_pos": q_pos, "k_pos": k_pos}
     check_same(OPERATOR, q, indices, dtype=False)
@@ -203,8 +197,11 @@ def _check(
         sizes = " × ".join(str(shape(bias)[3]) for bias in tables.values())
         fail(OPERATOR, "axis_bias", f"must span the {kv_index.shape[3]} slots of a key block", sizes)
     check_choice(OPERATOR, "reduce", reduce, ("set", "mean"))
-    check_values(OPERATOR, "q_index", q_index, queries - 1, "the tokens of q")
-    check_values(OPERATOR, "kv_index", kv_index, keys - 1, "the tokens of k")
+
+
+def _check_numbers(q: Tensor, k: Tensor, q_index: Tensor, kv_index: Tensor, table: Tensor | None, reduce: str) -> None:
+    check_values(OPERATOR, "q_index", q_index, q.shape[2] - 1, "the tokens of q")
+    check_values(OPERATOR, "kv_index", kv_index, k.shape[2] - 1, "the tokens of k")
     if table is not None:
         check_values(OPERATOR, "table", table, kv_index.shape[2] - 1, "the blocks of kv_index")
     if reduce == "set":

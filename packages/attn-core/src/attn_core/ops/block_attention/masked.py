@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from attn_core.kernels.registration import Grads
 from attn_core.ops.attention import torch_backend as dense
+from attn_core.ops.attention.reference import Arguments as DenseArguments
 
 from .plan import CHUNK_ELEMENTS, Plan
+from .reference import Arguments
 
 # A masked dense call replaces the gather when it computes at most this many times the scores: small query blocks make
 # narrow matrix products, which run several times slower (break-even measured on two AVX-512 cores).
@@ -18,22 +21,13 @@ SMALL_BLOCK = 8
 DENSE_MAX_KEYS = 1024
 
 
-def is_dense(
-    plan: Plan,
-    q: Tensor,
-    k: Tensor,
-    kv_weight: Tensor | None,
-    axis_bias: Sequence[Tensor],
-    causal: bool,
-    self_logit: float | None,
-    per_row: bool,
-) -> bool:
-    if plan.per_head or per_row or causal or kv_weight is not None or axis_bias or self_logit is not None:
+def is_dense(plan: Plan, a: Arguments) -> bool:
+    if plan.per_head or a.per_row or a.causal or a.kv_weight is not None or a.axis_bias or a.self_logit is not None:
         return False
     I, listed = plan.q_index.shape[2], plan.table.shape[2] * plan.kv_index.shape[2]
-    if q.device.type != "cpu" or k.shape[2] > DENSE_MAX_KEYS or listed == 0 or 0 in q.shape:
+    if a.q.device.type != "cpu" or a.k.shape[2] > DENSE_MAX_KEYS or listed == 0 or 0 in a.q.shape:
         return False
-    return listed * (DENSE_RATIO_SMALL_BLOCKS if I <= SMALL_BLOCK else DENSE_RATIO) >= k.shape[2]
+    return listed * (DENSE_RATIO_SMALL_BLOCKS if I <= SMALL_BLOCK else DENSE_RATIO) >= a.k.shape[2]
 
 
 def _dense_masks(plan: Plan, q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -67,11 +61,8 @@ def _dense_masks(plan: Plan, q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tens
         yield images, bias.gather(1, block_of[:, :N, None].expand(-1, -1, M))[:, None]
 
 
-def dense_forward(plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    results = [
-        dense.forward(q[images], k[images], v[images], mask, None, [], scale, "none")
-        for images, mask in _dense_masks(plan, q, k)
-    ]
+def dense_forward(plan: Plan, a: Arguments) -> tuple[Tensor, Tensor]:
+    results = [dense.forward(_of_images(a, images, mask)) for images, mask in _dense_masks(plan, a.q, a.k)]
     if len(results) == 1:
         return results[0]
     out = torch.cat([out.transpose(1, 2) for out, _ in results]).transpose(1, 2)
@@ -79,23 +70,19 @@ def dense_forward(plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float) -> 
 
 
 def dense_backward(
-    plan: Plan,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+    plan: Plan, grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]
+) -> list[Tensor | None]:
     parts = []
-    for images, mask in _dense_masks(plan, q, k):
-        lse_part = None if grad_lse is None else grad_lse[images]
-        arguments = (grad_out[images], lse_part, out[images], lse[images], q[images], k[images], v[images])
-        parts.append(dense.backward(*arguments, mask, None, [], scale, "none", [*needs, False]))
-    return [
-        grads[0] if len(grads) == 1 else torch.cat([grad.transpose(1, 2) for grad in grads]).transpose(1, 2)
-        for grads in zip(*parts, strict=True)
+    for images, mask in _dense_masks(plan, a.q, a.k):
+        incoming = tuple(None if x is None else x[images] for x in grads)
+        results = tuple(x[images] for x in kept)
+        parts.append(dense.backward(incoming, results, _of_images(a, images, mask), [*needs[:3], False])[:3])
+    whole = [
+        found[0] if len(found) == 1 else torch.cat([x.transpose(1, 2) for x in found]).transpose(1, 2)
+        for found in zip(*parts, strict=True)
     ]
+    return [*whole, None]
+
+
+def _of_images(a: Arguments, images: slice, mask: Tensor) -> DenseArguments:
+    return DenseArguments(a.q[images], a.k[images], a.v[images], mask, None, [], a.scale, "none")

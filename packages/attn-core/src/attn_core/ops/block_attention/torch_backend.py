@@ -1,4 +1,7 @@
-"""Block attention in plain torch: blocks gathered a cache-sized chunk at a time, or masked when most keys are read."""
+"""Block attention in plain torch: blocks gathered a cache-sized chunk at a time, or masked when most keys are read.
+
+Memory beyond the results: O(index) and one chunk, whatever the width of the table.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,12 +9,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attn_core.kernels.registration import empty_gradient, register, token_major
+from attn_core.kernels.registration import Grads, empty_gradient
 from attn_core.ops.attention import torch_backend as dense
 from attn_core.ops.attention.chunked import chunked_backward, chunked_forward, row_shift
 from attn_core.ops.attention.cpu_flash import empty_result
+from attn_core.ops.attention.reference import Arguments as DenseArguments
 
-from . import reference
 from .masked import dense_backward, dense_forward, is_dense
 from .plan import (
     Chunk,
@@ -27,164 +30,71 @@ from .plan import (
     tokens_of,
     weight_rows,
 )
+from .reference import BLOCK_ATTENTION, Arguments, reference
 
 # Keys of a block up to which its scores are held in full (break-even measured on two AVX-512 cores).
 SMALL_KEYS = 512
 EXACT = 2**24  # integers below are float32 numbers
 
 
-def block_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_index: Tensor,
-    kv_index: Tensor,
-    table: Tensor | None = None,
-    *,
-    kv_weight: Tensor | None = None,
-    axis_bias: Sequence[Tensor] | None = None,
-    causal: bool = False,
-    q_pos: Tensor | None = None,
-    k_pos: Tensor | None = None,
-    self_logit: float | None = None,
-    scale: float | None = None,
-    reduce: str = "set",
-) -> tuple[Tensor, Tensor]:
-    """Extra memory O(index) plus one chunk, whatever the width of the table; an exported graph holds the reference."""
-    if torch.compiler.is_exporting():
-        return reference.block_attention(
-            q,
-            k,
-            v,
-            q_index,
-            kv_index,
-            table,
-            kv_weight=kv_weight,
-            axis_bias=axis_bias,
-            causal=causal,
-            q_pos=q_pos,
-            k_pos=k_pos,
-            self_logit=self_logit,
-            scale=scale,
-            reduce=reduce,
-        )
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    per_row = reduce == "mean"
-    out, lse = _call(
-        q,
-        k,
-        v,
-        q_index,
-        kv_index,
-        table,
-        kv_weight,
-        q_pos,
-        k_pos,
-        list(axis_bias or ()),
-        causal,
-        self_logit,
-        scale,
-        per_row,
-    )
-    if per_row:
-        blocks = q_index.shape[2:]
-        out, lse = reference.reduce_rows(
-            out.unflatten(2, blocks), lse.unflatten(2, blocks), q_index, q.shape[2], reduce
-        )
-    return out, lse
-
-
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_index: Tensor,
-    kv_index: Tensor,
-    table: Tensor | None,
-    kv_weight: Tensor | None,
-    q_pos: Tensor | None,
-    k_pos: Tensor | None,
-    axis_bias: Sequence[Tensor],
-    causal: bool,
-    self_logit: float | None,
-    scale: float,
-    per_row: bool,
-) -> tuple[Tensor, Tensor]:
-    B, H, N, _ = q.shape
+def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    q, k, v = a.q, a.k, a.v
+    B, H = q.shape[:2]
     if q.numel() == 0 or v.numel() == 0:
-        rows = q_index.shape[2] * q_index.shape[3] if per_row else N
-        return empty_result(q, v, rows)
-    plan = make_plan(q, k, q_index, kv_index, table, kv_weight)
-    if is_dense(plan, q, k, kv_weight, axis_bias, causal, self_logit, per_row):
-        return dense_forward(plan, q, k, v, scale)
+        return empty_result(q, v, a.results)
+    plan = make_plan(q, k, a.q_index, a.kv_index, a.table, a.kv_weight)
+    if is_dense(plan, a):
+        return dense_forward(plan, a)
     Q, K, V = (rows_of(x) for x in (q, k, v))
-    length = q_index.shape[2] * q_index.shape[3] if per_row else N
-    out = _rows_like(V, B * length * H, plan.q_covered and not per_row)
-    lse = V.new_full((len(out), 1), -math.inf, dtype=_accumulator(q.dtype))
+    out = _rows_like(V, B * a.results * H, plan.q_covered and not a.per_row)
+    lse = V.new_full((len(out), 1), -math.inf, dtype=a.accumulator)
     for chunk in chunks(plan, q, k, v):
-        qc, kc, vc, _ = gather(plan, chunk, Q, K, V, kv_weight)
-        bias, tables, factor = _score_terms(plan, chunk, q, k, axis_bias, q_pos, k_pos, causal, self_logit)
+        qc, kc, vc, _ = gather(plan, chunk, Q, K, V, a.kv_weight)
+        bias, tables, factor = _score_terms(plan, chunk, a)
         if factor is None and not _is_small(kc):
-            out_c, lse_c = dense.forward(qc, kc, vc, bias, None, tables, scale, "none")
+            out_c, lse_c = dense.forward(DenseArguments(qc, kc, vc, bias, None, tables, a.scale, "none"))
         else:
             terms = [] if bias is None else [bias]
-            out_c, lse_c = chunked_forward(qc, kc, vc, terms, tables, scale, factor=factor)
-        at = _result_rows(plan, chunk, per_row, length, H)
+            out_c, lse_c = chunked_forward(qc, kc, vc, terms, tables, a.scale, factor=factor)
+        at = _result_rows(plan, chunk, a)
         hole = chunk.tokens < 0 if plan.q_holes else None
         put(out, at, out_c, hole)
         put(lse, at, lse_c[..., None], hole)
     return tokens_of(out, B, H), tokens_of(lse, B, H)[..., 0].contiguous()
 
 
-def _result_rows(plan: Plan, chunk: Chunk, per_row: bool, length: int, heads: int) -> Tensor:
+def _result_rows(plan: Plan, chunk: Chunk, a: Arguments) -> Tensor:
     """(c, heads, I): the results' rows, those of the queries or one for each entry of ``q_index``."""
-    if not per_row:
+    if not a.per_row:
         return chunk.q_rows
     R, I = plan.q_index.shape[1:]
     blocks = torch.arange(chunk.blocks.start, chunk.blocks.stop, device=chunk.groups.device)
     entries = (blocks.repeat(len(chunk.groups) // len(blocks)) * I)[:, None] + torch.arange(I, device=blocks.device)
-    return token_rows(plan, chunk.groups, entries, R * I, heads, heads)
+    return token_rows(plan, chunk.groups, entries, R * I, a.q.shape[1], a.q.shape[1])
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_index: Tensor,
-    kv_index: Tensor,
-    table: Tensor | None,
-    kv_weight: Tensor | None,
-    q_pos: Tensor | None,
-    k_pos: Tensor | None,
-    axis_bias: Sequence[Tensor],
-    causal: bool,
-    self_logit: float | None,
-    scale: float,
-    per_row: bool,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    (grad_out, grad_lse), (out, lse) = grads, kept
+    assert grad_out is not None
+    q, k, v, kv_weight, scale = a.q, a.k, a.v, a.kv_weight, a.scale
     B, H = q.shape[:2]
     if q.numel() == 0 or v.numel() == 0:
-        wanted = [t for t, need in zip((q, k, v, kv_weight, *axis_bias), needs, strict=True) if need and t is not None]
-        return [empty_gradient(t, any(t is x for x in (q, k, v))).zero_() for t in wanted]
-    plan = make_plan(q, k, q_index, kv_index, table, kv_weight)
-    if is_dense(plan, q, k, kv_weight, axis_bias, causal, self_logit, per_row):
-        return dense_backward(plan, grad_out, grad_lse, out, lse, q, k, v, scale, needs[:3])
+        operands = (q, k, v, kv_weight, *a.axis_bias)
+        return [None if x is None else empty_gradient(x, i < 3).zero_() for i, x in enumerate(operands)]
+    plan = make_plan(q, k, a.q_index, a.kv_index, a.table, kv_weight)
+    if is_dense(plan, a):
+        return dense_backward(plan, grads, kept, a, needs)
     Q, K, V, dO = (rows_of(x) for x in (q, k, v, grad_out))
     shift, L = (rows_of(x[..., None]) for x in (row_shift(grad_out, grad_lse, out, lse.dtype), lse))
     d_lse = None if grad_lse is None else rows_of(grad_lse[..., None])
-    dQ = _rows_like(Q, len(Q), plan.q_covered, _accumulator(q.dtype))
-    dK, dV = (_rows_like(x, len(x), plan.kv_covered, _accumulator(x.dtype)) for x in (K, V))
+    dQ = _rows_like(Q, len(Q), plan.q_covered, a.accumulator)
+    dK, dV = (_rows_like(x, len(x), plan.kv_covered, a.accumulator) for x in (K, V))
     dW = None if kv_weight is None else kv_weight.new_zeros(kv_weight.shape, dtype=L.dtype)
-    dT = [t.new_zeros(t.shape, dtype=L.dtype) for t in axis_bias]
+    dT = [t.new_zeros(t.shape, dtype=L.dtype) for t in a.axis_bias]
     for chunk in chunks(plan, q, k, v, split_keys=True):
         qc, kc, vc, weight = gather(plan, chunk, Q, K, V, kv_weight)
-        bias, tables, factor = _score_terms(plan, chunk, q, k, axis_bias, q_pos, k_pos, causal, self_logit)
-        at = _result_rows(plan, chunk, per_row, out.shape[2], H)
+        bias, tables, factor = _score_terms(plan, chunk, a)
+        at = _result_rows(plan, chunk, a)
         hole = chunk.tokens < 0 if plan.q_holes else None
         dO_c, shift_c, L_c = (take(x, at, hole) for x in (dO, shift, L))
         shift_c, L_c = shift_c[..., 0], L_c[..., 0]
@@ -192,20 +102,19 @@ def backward(
         all_keys = chunk.slots.stop - chunk.slots.start == plan.table.shape[2]
         if tables and all_keys and q.dtype in dense.NARROW:  # δ of a rounded output is too coarse for sums over cells
             lse_grad = None if d_lse is None else take(d_lse, at, hole)[..., 0]
-            grads = chunked_backward(
+            found = chunked_backward(
                 dO_c, None, L_c, qc, kc, vc, terms, tables, scale, factor=factor, grad_lse=lse_grad
             )
-            dq, dk, dv, *dt = [grad for grad in grads if grad is not None]
         elif factor is None and not _is_small(kc):
             # The fused kernel computes δ by itself: an output of zeros leaves it to the gradient of lse.
+            dense_a = DenseArguments(qc, kc, vc, bias, None, tables, scale, "none")
             wanted = [True, True, True, False, *(True for _ in tables)]
-            results = (-shift_c, torch.zeros_like(dO_c), L_c)
-            dq, dk, dv, *dt = dense.backward(
-                dO_c, *results, qc, kc, vc, bias, None, tables, scale, "none", wanted, False
-            )
+            zeros = torch.zeros_like(dO_c)
+            found = dense.backward((dO_c, -shift_c), (zeros, L_c), dense_a, wanted, whole=False)
+            found[4:] = [x.sum_to_size(t.shape) for x, t in zip(found[4:], tables, strict=True) if x is not None]
         else:
-            grads = chunked_backward(dO_c, shift_c, L_c, qc, kc, vc, terms, tables, scale, factor=factor)
-            dq, dk, dv, *dt = [grad for grad in grads if grad is not None]
+            found = chunked_backward(dO_c, shift_c, L_c, qc, kc, vc, terms, tables, scale, factor=factor)
+        dq, dk, dv, *dt = [x for x in found if x is not None]
         if weight is not None:
             assert dW is not None
             assert kv_weight is not None
@@ -223,14 +132,8 @@ def backward(
         scatter(dV, chunk.kv_rows, dv, unseen, once=plan.kv_covered)
         for target, piece in zip(dT, dt[-len(dT) :] if dT else (), strict=True):
             scatter(target.view(-1, target.shape[-1]), _table_rows(target, plan, chunk, H), piece, hole)
-    grads: list[Tensor | None] = [
-        tokens_of(dQ.to(q.dtype), B, H),
-        tokens_of(dK.to(k.dtype), B, k.shape[1]),
-        tokens_of(dV.to(v.dtype), B, k.shape[1]),
-        None if dW is None or kv_weight is None else dW.to(kv_weight.dtype),
-        *(grad.to(t.dtype) for grad, t in zip(dT, axis_bias, strict=True)),
-    ]
-    return [grad for grad, need in zip(grads, needs, strict=True) if need and grad is not None]
+    token_major = (tokens_of(x.to(q.dtype), B, heads) for x, heads in ((dQ, H), (dK, k.shape[1]), (dV, k.shape[1])))
+    return [*token_major, dW, *dT]
 
 
 def _rows_like(x: Tensor, rows: int, covered: bool, dtype: torch.dtype | None = None) -> Tensor:
@@ -243,26 +146,17 @@ def _is_small(k: Tensor) -> bool:
     return k.shape[2] <= SMALL_KEYS and k.dtype in (torch.float32, torch.float64)
 
 
-def _score_terms(
-    plan: Plan,
-    chunk: Chunk,
-    q: Tensor,
-    k: Tensor,
-    axis_bias: Sequence[Tensor],
-    q_pos: Tensor | None,
-    k_pos: Tensor | None,
-    causal: bool,
-    self_logit: float | None,
-) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
+def _score_terms(plan: Plan, chunk: Chunk, a: Arguments) -> tuple[Tensor | None, list[Tensor], Tensor | None]:
     """What joins the dot products of a chunk: a bias, axis tables over (slot, cells), and a factor of the products.
 
     Masks are made by arithmetic: comparing and filling cost a CPU many times what it needs to subtract.
     """
-    dtype = q.dtype if self_logit is None else _accumulator(q.dtype)
+    q, causal, self_logit = a.q, a.causal, a.self_logit
+    dtype = q.dtype if self_logit is None else a.accumulator
     bias = factor = None
     if causal or self_logit is not None:
-        q_at = _positions(q_pos, chunk, chunk.tokens, plan, q)
-        k_at = _positions(k_pos, chunk, chunk.keys, plan, q)
+        q_at = _positions(a.q_pos, chunk, chunk.tokens, plan, q)
+        k_at = _positions(a.k_pos, chunk, chunk.keys, plan, q)
         exact = torch.float32 if max(int(q_at.abs().max()), int(k_at.abs().max())) < EXACT else torch.float64
         q_at, k_at = q_at.to(exact), k_at.to(exact)
         if plan.kv_holes:
@@ -281,12 +175,12 @@ def _score_terms(
             own = factor.mul(-self_logit).add_(self_logit)
         bias = own if bias is None else own.add_(bias)
     tables = []
-    if axis_bias:
+    if a.axis_bias:
         slots = chunk.slots.stop - chunk.slots.start
         c, I = chunk.tokens.shape
         if slots > 1:
             tables.append(q.new_zeros(c, 1, I, slots))
-        for table in axis_bias:
+        for table in a.axis_bias:
             tables.append(take(table.reshape(-1, table.shape[-1]), _table_rows(table, plan, chunk, q.shape[1])))
     return bias, tables, factor
 
@@ -317,62 +211,4 @@ def _table_rows(table: Tensor, plan: Plan, chunk: Chunk, heads: int) -> Tensor:
     return (image * own_heads + head) * N + chunk.tokens.clamp(min=0)[:, None]
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def fake_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_index: Tensor,
-    kv_index: Tensor,
-    table: Tensor | None,
-    kv_weight: Tensor | None,
-    q_pos: Tensor | None,
-    k_pos: Tensor | None,
-    axis_bias: Sequence[Tensor],
-    causal: bool,
-    self_logit: float | None,
-    scale: float,
-    per_row: bool,
-) -> tuple[Tensor, Tensor]:
-    batch, heads, tokens, _ = q.shape
-    rows = q_index.shape[2] * q_index.shape[3] if per_row else tokens
-    out = token_major(q, batch, heads, rows, v.shape[-1])
-    return out, q.new_empty(batch, heads, rows, dtype=_accumulator(q.dtype))
-
-
-def reference_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_index: Tensor,
-    kv_index: Tensor,
-    table: Tensor | None,
-    kv_weight: Tensor | None,
-    q_pos: Tensor | None,
-    k_pos: Tensor | None,
-    axis_bias: Sequence[Tensor],
-    causal: bool,
-    self_logit: float | None,
-    scale: float,
-    per_row: bool,
-) -> tuple[Tensor, Tensor]:
-    out, lse = reference.rows_attention(
-        q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, axis_bias, causal, self_logit, scale
-    )
-    if per_row:
-        return out.flatten(2, 3), lse.flatten(2, 3)
-    return reference.reduce_rows(out, lse, q_index, q.shape[2], "set")
-
-
-_call = register(
-    "block_attention_torch",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("q", "k", "v", "kv_weight", "axis_bias"),
-    token_major_gradients=("q", "k", "v"),
-)
+block_attention = BLOCK_ATTENTION.register("torch", forward, backward, exported=reference)

@@ -21,10 +21,10 @@ from attn_core.kernels.launch import (
     product_options,
     unit_stride,
 )
-from attn_core.kernels.registration import empty_gradient, register, token_major
+from attn_core.kernels.registration import Grads, empty_gradient
 from attn_core.ops.attention.reference import expand_axis_bias
 
-from . import reference
+from .reference import BLOCK_ATTENTION, Arguments, fake
 from .triton_config import Pass, choose_tile
 
 LOG2E = math.log2(math.e)
@@ -32,52 +32,21 @@ LOG2E = math.log2(math.e)
 MAX_AXES = 3
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_index: Tensor,
-    kv_index: Tensor,
-    table: Tensor | None,
-    kv_weight: Tensor | None,
-    q_pos: Tensor | None,
-    k_pos: Tensor | None,
-    axis_bias: list[Tensor],
-    causal: bool,
-    self_logit: float | None,
-    scale: float,
-    per_row: bool,
-) -> tuple[Tensor, Tensor]:
+def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     from .triton_forward import forward_kernel
 
-    arguments = (
-        q,
-        k,
-        v,
-        q_index,
-        kv_index,
-        table,
-        kv_weight,
-        q_pos,
-        k_pos,
-        axis_bias,
-        causal,
-        self_logit,
-        scale,
-        per_row,
-    )
-    out, lse = fake_forward(*arguments)
+    out, lse = fake(a)
     # Programs write where their slots point; what no slot points to keeps these values.
     out.zero_()
     lse.fill_(-math.inf)
-    problem = _Problem(*arguments)
+    problem = _Problem(a)
     if problem.empty or out.numel() == 0:
         return out, lse
     tile = problem.tile("forward")
     launch(
         forward_kernel,
         problem.programs(tile),
-        q.device,
+        a.q.device,
         tile,
         *problem.arguments,
         out,
@@ -88,37 +57,16 @@ def forward(
     return out, lse
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_index: Tensor,
-    kv_index: Tensor,
-    table: Tensor | None,
-    kv_weight: Tensor | None,
-    q_pos: Tensor | None,
-    k_pos: Tensor | None,
-    axis_bias: list[Tensor],
-    causal: bool,
-    self_logit: float | None,
-    scale: float,
-    per_row: bool,
-    needs: list[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     from attn_core.kernels.tiles import delta_kernel
 
-    problem = _Problem(
-        q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, axis_bias, causal, self_logit, scale, per_row
-    )
-    operands = (q, k, v, kv_weight, *axis_bias)
+    (grad_out, grad_lse), (out, lse) = grads, kept
+    assert grad_out is not None
+    q, v = a.q, a.v
+    problem = _Problem(a)
     if problem.empty or out.numel() == 0:
-        wanted = [(x, slot < 3) for slot, (x, need) in enumerate(zip(operands, needs, strict=True)) if need]
-        return [empty_gradient(x, per_token).zero_() for x, per_token in wanted if x is not None]
-
+        operands = (*a[:3], a.kv_weight, *a.axis_bias)
+        return [None if x is None else empty_gradient(x, i < 3).zero_() for i, x in enumerate(operands)]
     grad_out, out = unit_stride(grad_out), unit_stride(out)
     delta = torch.empty_like(lse)
     rows = Tile(64 if problem.block_dv <= 64 else 16, 0, 4, 1)
@@ -141,11 +89,11 @@ def backward(
         BLOCK_DV=problem.block_dv,
         BM=rows.rows,
     )
-    incoming = (grad_out, lse, delta, *grad_out.stride()[:3], scale)
+    incoming = (grad_out, lse, delta, *grad_out.stride()[:3], a.scale)
     need_q, need_k, need_v, need_weight, *need_tables = needs
-    dq, dweight, dtables = _query_pass(problem, incoming, need_q, need_weight, need_tables, axis_bias)
+    dq, dweight, dtables = _query_pass(problem, incoming, need_q, need_weight, need_tables)
     dk, dv = _key_pass(problem, incoming, need_k, need_v)
-    return [gradient for gradient in (dq, dk, dv, dweight, *dtables) if gradient is not None]
+    return [dq, dk, dv, dweight, *dtables]
 
 
 def _query_pass(
@@ -154,7 +102,6 @@ def _query_pass(
     need_q: bool,
     need_weight: bool,
     need_tables: Sequence[bool],
-    axis_bias: Sequence[Tensor],
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """Gradients of q, kv_weight and the tables."""
     from .triton_backward import query_kernel
@@ -217,19 +164,13 @@ def _query_pass(
             _sum_of_slots(x, order, start, x.new_empty(batch, heads, queries, x.shape[3])) if x is not None else None
             for x in buffers
         ]
-    dweight = None
-    if shares is not None and weight is not None:
-        dweight = shares.sum((3, 4)).sum_to_size(weight.shape).to(weight.dtype).contiguous()
-    if len(axis_bias) > MAX_AXES:
-        folded, sizes = buffers[0], [t.shape[3] for t in axis_bias[:-2]]
+    dweight = None if shares is None else shares.sum((3, 4))
+    if len(need_tables) > MAX_AXES:
+        folded, sizes = buffers[0], [t.shape[3] for t in problem.given[:-2]]
         others = [[3 + other for other in range(len(sizes)) if other != axis] for axis in range(len(sizes))]
         parts = [folded.unflatten(3, sizes).sum(dims) if folded is not None else None for dims in others]
         buffers = [*parts, *buffers[1:]]
-    dtables = [
-        x.sum_to_size(t.shape).to(t.dtype).contiguous() if x is not None and need else None
-        for x, t, need in zip(buffers, axis_bias, need_tables, strict=True)
-    ]
-    return dq, dweight, dtables
+    return dq, dweight, buffers
 
 
 def _key_pass(
@@ -336,48 +277,11 @@ def _sum_of_slots(shares: Tensor, order: Tensor, start: Tensor, out: Tensor) -> 
     return out
 
 
-def fake_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_index: Tensor,
-    kv_index: Tensor,
-    table: Tensor | None,
-    kv_weight: Tensor | None,
-    q_pos: Tensor | None,
-    k_pos: Tensor | None,
-    axis_bias: list[Tensor],
-    causal: bool,
-    self_logit: float | None,
-    scale: float,
-    per_row: bool,
-) -> tuple[Tensor, Tensor]:
-    batch, heads, queries, _ = q.shape
-    results = q_index.shape[2] * q_index.shape[3] if per_row else queries
-    out = token_major(q, batch, heads, results, v.shape[3])
-    return out, q.new_empty(batch, heads, results, dtype=torch.float32)
-
-
 class _Problem:
     """Arguments that every kernel takes, in the kernels' order."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        q_index: Tensor,
-        kv_index: Tensor,
-        table: Tensor | None,
-        kv_weight: Tensor | None,
-        q_pos: Tensor | None,
-        k_pos: Tensor | None,
-        axis_bias: Sequence[Tensor],
-        causal: bool,
-        self_logit: float | None,
-        scale: float,
-        per_row: bool,
-    ) -> None:
+    def __init__(self, a: Arguments) -> None:
+        q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, self.given, causal, self_logit, scale, per_row = a
         # One list for queries and keys: since no query stands in two blocks, no key does.
         self.disjoint = not per_row and _same_memory(q_index, kv_index)
         self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
@@ -385,7 +289,7 @@ class _Problem:
         self.table = _compact(table) if table is not None else None
         self.weight = kv_weight.contiguous() if kv_weight is not None else None
         self.causal, self.self_logit, self.per_row = causal, self_logit, per_row
-        self.tables = [unit_stride(x) for x in axis_bias]
+        self.tables = [unit_stride(x) for x in self.given]
         if len(self.tables) > MAX_AXES:  # all before the last two become one table, their outer sum
             self.tables[:-2] = [expand_axis_bias(self.tables[:-2]).contiguous()]
         self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
@@ -393,7 +297,7 @@ class _Problem:
         blocks, queries_per_block = q_index.shape[2:]
         keys_per_block = kv_index.shape[3]
         self.slots = table.shape[3] if table is not None else 1
-        self.results = blocks * queries_per_block if per_row else q.shape[2]
+        self.results = a.results
         self.empty = 0 in (q.numel(), k.numel(), self.q_index.numel(), self.kv_index.numel(), self.slots)
         positions = [_compact(x) if x is not None else None for x in (q_pos, k_pos)]
         tables = (self.tables + [None] * MAX_AXES)[:MAX_AXES]
@@ -481,69 +385,7 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return (a.data_ptr(), a.shape, a.stride(), a.dtype) == (b.data_ptr(), b.shape, b.stride(), b.dtype)
 
 
-def _reference(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_index: Tensor,
-    kv_index: Tensor,
-    table: Tensor | None,
-    kv_weight: Tensor | None,
-    q_pos: Tensor | None,
-    k_pos: Tensor | None,
-    axis_bias: list[Tensor],
-    causal: bool,
-    self_logit: float | None,
-    scale: float,
-    per_row: bool,
-) -> tuple[Tensor, Tensor]:
-    out, lse = reference.rows_attention(
-        q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, axis_bias, causal, self_logit, scale
-    )
-    if per_row:
-        return out.flatten(2, 3), lse.flatten(2, 3)
-    return reference.reduce_rows(out, lse, q_index, q.shape[2], "set")
-
-
-_block_attention = register(
-    "block_attention_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=_reference,
-    differentiable=("q", "k", "v", "kv_weight", "axis_bias"),
-    token_major_gradients=("q", "k", "v"),
-)
-
-
-def block_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_index: Tensor,
-    kv_index: Tensor,
-    table: Tensor | None = None,
-    *,
-    kv_weight: Tensor | None = None,
-    axis_bias: Sequence[Tensor] | None = None,
-    causal: bool = False,
-    q_pos: Tensor | None = None,
-    k_pos: Tensor | None = None,
-    self_logit: float | None = None,
-    scale: float | None = None,
-    reduce: str = "set",
-) -> tuple[Tensor, Tensor]:
-    """See :func:`attn_core.block_attention`."""
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    per_row = reduce == "mean"
-    tables = list(axis_bias or ())
-    out, lse = _block_attention(
-        q, k, v, q_index, kv_index, table, kv_weight, q_pos, k_pos, tables, causal, self_logit, scale, per_row
-    )
-    if not per_row:
-        return out, lse
-    blocks = q_index.shape[2:]
-    return reference.reduce_rows(out.unflatten(2, blocks), lse.unflatten(2, blocks), q_index, q.shape[2], reduce)
+block_attention = BLOCK_ATTENTION.register("triton", forward, backward)
 
 
 AOT_FORMS: dict[str, dict[str, Any]] = {
@@ -596,9 +438,9 @@ def _aot_run(
     table = meta(batch, 1, blocks, topk, dtype=torch.int64) if topk else None
     weight = meta(batch, 1, blocks, topk) if weighted else None
     tables = [meta(batch, heads, tokens, size) for size in axes]
-    problem = (
+    a = Arguments(
         q, k, v, q_index, kv_index, table, weight, None, None, tables, causal, self_logit, width**-0.5, per_row
     )  # fmt: skip
-    out, lse = forward(*problem)
+    out, lse = forward(a)
     needs = [True, True, True, weighted, *[True] * len(axes)]
-    backward(torch.empty_like(out), torch.empty_like(lse), out, lse, *problem, needs)
+    backward((torch.empty_like(out), torch.empty_like(lse)), (out, lse), a, needs)
