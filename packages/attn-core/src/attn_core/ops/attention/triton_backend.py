@@ -42,7 +42,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     launch(
         forward_kernel,
         problem.programs(tile),
-        q.device,
+        a.q.device,
         tile,
         *problem.arguments,
         out,

@@ -19,10 +19,12 @@ from attn_core.checks import (
     check_same,
     check_size,
     check_width,
+    remembered,
 )
 from attn_core.dispatch import Backend, select, under_autocast
 
-from . import reference, torch_backend
+from . import torch_backend
+from .reference import Arguments, reference
 
 OPERATOR = "group_attention"
 MAX_TRITON_WIDTH = 256
@@ -80,27 +82,18 @@ def group_attention(
     q, k, v, bias = under_autocast(q, k, v, bias)
     _check(q, k, v, group, num_groups, group_weight, group_gate, scale, bias, key_mask, causal)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
-    return run(
-        q,
-        k,
-        v,
-        group,
-        num_groups,
-        group_weight=group_weight,
-        group_gate=group_gate,
-        scale=scale,
-        bias=bias,
-        key_mask=key_mask,
-        causal=causal,
-    )
+    factor = group_gate if group_weight is None else group_weight
+    mode = "weight" if group_weight is not None else "mass" if group_gate is None else "gate"
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return run(Arguments(q, k, v, group, factor, bias, key_mask, num_groups, scale, causal or "none", mode))
 
 
-def _implementation(backend: Backend) -> Callable[..., tuple[Tensor, Tensor]]:
+def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
     if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
         from . import triton_backend
 
         return triton_backend.group_attention
-    return reference.group_attention if backend == "reference" else torch_backend.group_attention
+    return reference if backend == "reference" else torch_backend.group_attention
 
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
@@ -111,6 +104,7 @@ def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
     return None
 
 
+@remembered
 def _check(
     q: Tensor,
     k: Tensor,

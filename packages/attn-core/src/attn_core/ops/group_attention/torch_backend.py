@@ -1,4 +1,8 @@
-"""Grouped attention without stored scores in plain torch: keys sorted by group, chunks of query rows."""
+"""Grouped attention without stored scores in plain torch: keys sorted by group, chunks of query rows.
+
+Memory beyond the results: O(B·H·N·G + B·Hk·M·(D + Dv)) and one chunk of scores. The sizes of the groups are read on the
+host, so on a GPU the call waits for it.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,51 +12,13 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from attn_core.kernels.registration import empty_gradient, register, token_major
+from attn_core.kernels.registration import Grads, token_major, token_major_copy
 from attn_core.ops.attention.chunked import chunk_rows, softmax_with_lse
 
-from . import reference
+from .reference import GROUP_ATTENTION, Arguments, fake, reference
 
 # Share of a row below which the logarithm of a group's sum is taken from the group alone.
 LEAST_MASS = 1e-20
-
-
-def group_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: Tensor,
-    num_groups: int,
-    *,
-    group_weight: Tensor | None = None,
-    group_gate: Tensor | None = None,
-    scale: float | None = None,
-    bias: Tensor | None = None,
-    key_mask: Tensor | None = None,
-    causal: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Extra memory O(B·H·N·G + B·Hk·M·(D + Dv)) plus a chunk of scores; an exported graph holds the reference instead.
-
-    The sizes of the groups are read on the host, so on a GPU the call waits for it.
-    """
-    if torch.compiler.is_exporting():
-        return reference.group_attention(
-            q,
-            k,
-            v,
-            group,
-            num_groups,
-            group_weight=group_weight,
-            group_gate=group_gate,
-            scale=scale,
-            bias=bias,
-            key_mask=key_mask,
-            causal=causal,
-        )
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    factor = group_weight if group_weight is not None else group_gate
-    mode = "weight" if group_weight is not None else "gate" if group_gate is not None else "mass"
-    return _call(q, k, v, group, factor, bias, key_mask, num_groups, scale, causal or "none", mode)
 
 
 @dataclass
@@ -76,16 +42,16 @@ class _Part:
         return _Part(self.images, self.order[places], sizes, k, v), places
 
 
-def _parts(q: Tensor, k: Tensor, v: Tensor, group: Tensor, key_mask: Tensor | None, groups: int) -> Iterator[_Part]:
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    hidden = (group < 0) | (group >= groups)
-    if key_mask is not None:
-        hidden = hidden | ~key_mask
-    for b, named in enumerate(torch.where(hidden, groups, group).long().unbind(0)):
+def _parts(a: Arguments) -> Iterator[_Part]:
+    groups = a.num_groups
+    hidden = (a.group < 0) | (a.group >= groups)
+    if a.key_mask is not None:
+        hidden = hidden | ~a.key_mask
+    for b, named in enumerate(torch.where(hidden, groups, a.group).long().unbind(0)):
         images = slice(None) if hidden.shape[0] == 1 else slice(b, b + 1)
         counts = torch.bincount(named, minlength=groups + 1).tolist()
         order = torch.argsort(named, stable=True)[: len(named) - counts[groups]]
-        sorted_k, sorted_v = (x[images].index_select(2, order).to(dtype) for x in (k, v))
+        sorted_k, sorted_v = (x[images].index_select(2, order).to(a.accumulator) for x in (a.k, a.v))
         yield _Part(images, order, counts[:groups], sorted_k, sorted_v)
 
 
@@ -102,17 +68,17 @@ def _spans(x: Tensor, sizes: Sequence[int]) -> list[tuple[slice, Tensor]]:
     return spans
 
 
-def _scores(part: _Part, rows: slice, q: Tensor, bias: Tensor | None, scale: float, offset: int | None) -> Tensor:
+def _scores(part: _Part, rows: slice, a: Arguments) -> Tensor:
     """Scores of some query rows and the sorted keys in the accumulation dtype: (b, H, rows, m)."""
-    q = q[part.images, :, rows]
-    s = torch.matmul(_by_key_head(q.to(part.k.dtype) * scale, part.k.shape[1]), part.k.transpose(-2, -1))
+    q = a.q[part.images, :, rows]
+    s = torch.matmul(_by_key_head(q.to(part.k.dtype) * a.scale, part.k.shape[1]), part.k.transpose(-2, -1))
     s = s.view(*q.shape[:3], part.k.shape[2])
-    if bias is not None:
-        term = _of(bias, part.images, rows)
+    if a.bias is not None:
+        term = _of(a.bias, part.images, rows)
         s += (term if term.shape[3] == 1 else term.index_select(3, part.order)).to(s.dtype)
-    if offset is not None:
+    if a.offset is not None:
         i = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
-        s.masked_fill_(part.order > i + offset, -math.inf)
+        s.masked_fill_(part.order > i + a.offset, -math.inf)
     return s
 
 
@@ -122,35 +88,23 @@ def _chunks(q: Tensor, part: _Part) -> Iterator[slice]:
         yield slice(start, min(start + step, q.shape[2]))
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: Tensor,
-    factor: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    num_groups: int,
-    scale: float,
-    causal: str,
-    mode: str,
-) -> tuple[Tensor, Tensor]:
-    out, group_lse = fake_forward(q, k, v, group, factor, bias, key_mask, num_groups, scale, causal, mode)
+def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    out, group_lse = fake(a)
     if out.numel() == 0:  # no value column, or no query: the masses are still asked for
         out.zero_()
     group_lse.fill_(-math.inf)
-    offset = _offset(q, k, causal)
-    for whole in _parts(q, k, v, group, key_mask, num_groups):
-        for rows in _chunks(q, whole):
+    offset = a.offset
+    for whole in _parts(a):
+        for rows in _chunks(a.q, whole):
             part, _ = (whole, None) if offset is None else whole.until(rows.stop - 1 + offset)
-            s = _scores(part, rows, q, bias, scale, offset)
+            s = _scores(part, rows, a)
             L = group_lse[part.images, :, rows]
-            p = _one_softmax(s, part, L, rows, offset) if mode == "mass" and s.shape[-1] else None
+            p = _one_softmax(s, part, L, rows, offset) if a.mode == "mass" and s.shape[-1] else None
             if p is None:
-                own = None if factor is None else _of(factor, part.images, rows)
-                p = _softmax_of_groups(s, part.sizes, L, own, mode)
-            product = torch.matmul(_by_key_head(p, k.shape[1]), part.v)
-            out[part.images, :, rows] = product.view(*s.shape[:3], v.shape[-1]).to(out.dtype)
+                own = None if a.factor is None else _of(a.factor, part.images, rows)
+                p = _softmax_of_groups(s, part.sizes, L, own, a.mode)
+            product = torch.matmul(_by_key_head(p, a.k.shape[1]), part.v)
+            out[part.images, :, rows] = product.view(*s.shape[:3], a.v.shape[-1]).to(out.dtype)
     return out, group_lse
 
 
@@ -187,36 +141,21 @@ def _softmax_of_groups(s: Tensor, sizes: Sequence[int], L: Tensor, factor: Tenso
     return s
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    group_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: Tensor,
-    factor: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    num_groups: int,
-    scale: float,
-    causal: str,
-    mode: str,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """p = exp(s − L) within a group, d_ig = dO_i·o_ig: dS = p∘(W∘(dO·Vᵀ − d) + dL); without weights and gates d = δ."""
+    (grad_out, grad_lse), (out, group_lse) = grads, kept
+    assert grad_out is not None
+    q, k, v, factor, bias, scale, mode, offset = *a[:3], a.factor, a.bias, a.scale, a.mode, a.offset
     dtype = group_lse.dtype
     dq = token_major(q, *q.shape).zero_()
     dk, dv = (torch.zeros_like(x, dtype=dtype) for x in (k, v))
     dfactor = torch.zeros_like(factor) if factor is not None and needs[3] else None
     dbias = torch.zeros_like(bias, dtype=dtype) if bias is not None and needs[4] else None
-    offset = _offset(q, k, causal)
-    for whole in _parts(q, k, v, group, key_mask, num_groups):
+    for whole in _parts(a):
         whole_dk, whole_dv = torch.zeros_like(whole.k), torch.zeros_like(whole.v)
         for rows in _chunks(q, whole):
             part, places = (whole, None) if offset is None else whole.until(rows.stop - 1 + offset)
-            p = _scores(part, rows, q, bias, scale, offset)
+            p = _scores(part, rows, a)
             L = group_lse[part.images, :, rows]
             W = group_weights(L, None if factor is None else _of(factor, part.images, rows), mode)
             incoming = grad_out[part.images, :, rows].to(dtype)
@@ -276,13 +215,8 @@ def backward(
                     target[..., part.order] += total
         dk[whole.images].index_copy_(2, whole.order, whole_dk)
         dv[whole.images].index_copy_(2, whole.order, whole_dv)
-    results = []
-    for grad, tensor, need, per_token in zip(
-        (dq, dk, dv, dfactor, dbias), (q, k, v, factor, bias), needs, (True, True, True, False, False), strict=True
-    ):
-        if need and grad is not None and tensor is not None:
-            results.append(empty_gradient(tensor, per_token).copy_(grad))
-    return results
+    token_major_grads = (token_major_copy(x) for x in (dq, dk.to(k.dtype), dv.to(v.dtype)))
+    return [*token_major_grads, dfactor, dbias]
 
 
 def group_weights(L: Tensor, factor: Tensor | None, mode: str) -> Tensor:
@@ -297,11 +231,6 @@ def group_weights(L: Tensor, factor: Tensor | None, mode: str) -> Tensor:
     return e / total.masked_fill(total == 0, 1.0)
 
 
-def _offset(q: Tensor, k: Tensor, causal: str) -> int | None:
-    """A query i sees the keys up to i + offset."""
-    return None if causal == "none" else 0 if causal == "upper_left" else k.shape[2] - q.shape[2]
-
-
 def _of(x: Tensor, images: slice, rows: slice) -> Tensor:
     x = x if x.shape[0] == 1 else x[images]
     return x if x.shape[2] == 1 else x[:, :, rows]
@@ -313,59 +242,4 @@ def _by_key_head(x: Tensor, key_heads: int) -> Tensor:
     return x.reshape(batch, key_heads, heads // key_heads * rows, width)
 
 
-def fake_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: Tensor,
-    factor: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    num_groups: int,
-    scale: float,
-    causal: str,
-    mode: str,
-) -> tuple[Tensor, Tensor]:
-    batch, heads, queries, _ = q.shape
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    out = token_major(q, batch, heads, queries, v.shape[-1])
-    return out, q.new_empty(batch, heads, queries, num_groups, dtype=dtype)
-
-
-def reference_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: Tensor,
-    factor: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    num_groups: int,
-    scale: float,
-    causal: str,
-    mode: str,
-) -> tuple[Tensor, Tensor]:
-    return reference.group_attention(
-        q,
-        k,
-        v,
-        group,
-        num_groups,
-        group_weight=factor if mode == "weight" else None,
-        group_gate=factor if mode == "gate" else None,
-        scale=scale,
-        bias=bias,
-        key_mask=key_mask,
-        causal=None if causal == "none" else causal,
-    )
-
-
-_call = register(
-    "group_attention_torch",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("q", "k", "v", "factor", "bias"),
-    token_major_gradients=("q", "k", "v"),
-)
+group_attention = GROUP_ATTENTION.register("torch", forward, backward, exported=reference)

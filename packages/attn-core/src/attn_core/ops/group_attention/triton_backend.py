@@ -22,10 +22,11 @@ from attn_core.kernels.launch import (
     product_options,
     unit_stride,
 )
-from attn_core.kernels.registration import empty_gradient, register
+from attn_core.kernels.registration import Grads, empty_gradient
 
 from . import torch_backend
-from .torch_backend import fake_forward, group_weights, reference_forward
+from .reference import GROUP_ATTENTION, Arguments, fake
+from .torch_backend import group_weights
 from .triton_config import Pass, choose_tile
 
 LOG2E = math.log2(math.e)
@@ -66,23 +67,13 @@ def key_list(group: Tensor, key_mask: Tensor | None, groups: int, columns: int) 
 class _Problem:
     """Arguments that every kernel takes, in the kernels' order."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        group: Tensor,
-        bias: Tensor | None,
-        key_mask: Tensor | None,
-        num_groups: int,
-        scale: float,
-        causal: str,
-    ) -> None:
+    def __init__(self, a: Arguments) -> None:
+        q, k, v = a.q, a.k, a.v
         self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
-        self.group, self.key_mask, self.groups = group, key_mask, num_groups
-        self.bias, self.causal = bias, causal
+        self.group, self.key_mask, self.groups = a.group, a.key_mask, a.num_groups
+        self.bias, self.causal = a.bias, a.causal
         self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
-        self.scale2 = scale * LOG2E
+        self.scale2 = a.scale * LOG2E
         self._lists: dict[int, KeyList] = {}
 
     def tile(self, kernel: Pass) -> Tile:
@@ -126,69 +117,42 @@ class _Problem:
         }
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: Tensor,
-    factor: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    num_groups: int,
-    scale: float,
-    causal: str,
-    mode: str,
-) -> tuple[Tensor, Tensor]:
+def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     from .triton_forward import forward_kernel
 
-    out, group_lse = fake_forward(q, k, v, group, factor, bias, key_mask, num_groups, scale, causal, mode)
-    if k.shape[2] == 0:
+    out, group_lse = fake(a)
+    if a.k.shape[2] == 0:
         return out.zero_(), group_lse.fill_(-math.inf)
     if group_lse.numel() == 0:
         return out, group_lse
-    problem = _Problem(q, k, v, group, bias, key_mask, num_groups, scale, causal)
+    problem = _Problem(a)
     tile = problem.tile("forward")
     launch(
         forward_kernel,
         problem.programs(tile),
-        q.device,
+        a.q.device,
         tile,
-        *problem.arguments(tile, False, (factor,)),
+        *problem.arguments(tile, False, (a.factor,)),
         out,
         group_lse,
         *out.stride()[:3],
         **problem.constants(tile),
-        WEIGHT=mode == "weight",
+        WEIGHT=a.mode == "weight",
     )
     return out, group_lse
 
 
-def backward(
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-    out: Tensor,
-    group_lse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: Tensor,
-    factor: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    num_groups: int,
-    scale: float,
-    causal: str,
-    mode: str,
-    needs: Sequence[bool],
-) -> list[Tensor]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     from .triton_backward import key_kernel, query_kernel
 
+    (grad_out, grad_lse), (out, group_lse) = grads, kept
+    assert grad_out is not None
+    q, k, v, factor, scale, mode = *a[:3], a.factor, a.scale, a.mode
     need_q, need_k, need_v, need_factor, need_bias = needs
-    operands = (q, k, v, factor, bias)
     if q.numel() == 0 or k.shape[2] == 0:
-        wanted = [(x, slot < 3) for slot, (x, need) in enumerate(zip(operands, needs, strict=True)) if need]
-        return [empty_gradient(x, per_token).zero_() for x, per_token in wanted if x is not None]
-    problem = _Problem(q, k, v, group, bias, key_mask, num_groups, scale, causal)
+        operands = (q, k, v, factor, a.bias)
+        return [None if x is None else empty_gradient(x, i < 3).zero_() for i, x in enumerate(operands)]
+    problem = _Problem(a)
     grad_out = unit_stride(grad_out)
     mass = group_lse.transpose(2, 3).contiguous()
     incoming = (grad_out, mass)
@@ -264,47 +228,15 @@ def backward(
             *(own_dv.stride()[:3] if own_dv is not None else (0, 0, 0)),
             **problem.constants(tile),
         )
-    gradients = [dq, dk, dv]
-    if factor is not None and need_factor and share is not None:
-        slope = share if mode == "weight" else weight * (share - (weight * share).sum(-1, keepdim=True))
-        gradients.append(slope.sum_to_size(factor.shape).contiguous())
+    dfactor = dbias = None
+    if need_factor and share is not None:
+        dfactor = share if mode == "weight" else weight * (share - (weight * share).sum(-1, keepdim=True))
     if need_bias:
-        alone = [False, False, False, False, True]
-        arguments = (q, k, v, group, factor, bias, key_mask, num_groups, scale, causal, mode)
-        gradients += torch_backend.backward(grad_out, grad_lse, out, group_lse, *arguments, alone)
-    return [gradient for gradient in gradients if gradient is not None]
+        *_, dbias = torch_backend.backward(grads, kept, a, [False, False, False, False, True])
+    return [dq, dk, dv, dfactor, dbias]
 
 
-_group_attention = register(
-    "group_attention_triton",
-    forward=forward,
-    backward=backward,
-    fake_forward=fake_forward,
-    reference=reference_forward,
-    differentiable=("q", "k", "v", "factor", "bias"),
-    token_major_gradients=("q", "k", "v"),
-)
-
-
-def group_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    group: Tensor,
-    num_groups: int,
-    *,
-    group_weight: Tensor | None = None,
-    group_gate: Tensor | None = None,
-    scale: float | None = None,
-    bias: Tensor | None = None,
-    key_mask: Tensor | None = None,
-    causal: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See :func:`attn_core.group_attention`."""
-    scale = q.shape[3] ** -0.5 if scale is None else scale
-    factor = group_weight if group_weight is not None else group_gate
-    mode = "weight" if group_weight is not None else "gate" if group_gate is not None else "mass"
-    return _group_attention(q, k, v, group, factor, bias, key_mask, num_groups, scale, causal or "none", mode)
+group_attention = GROUP_ATTENTION.register("triton", forward, backward)
 
 
 AOT_FORMS: dict[str, dict[str, Any]] = {
@@ -345,7 +277,7 @@ def _aot_run(
     q = meta(batch, tokens, heads, width).transpose(1, 2)
     k, v = (meta(batch, tokens, key_heads, width).transpose(1, 2) for _ in range(2))
     factor = None if mode == "mass" else meta(batch, heads, tokens, groups, dtype=torch.float32)
-    problem = (
+    a = Arguments(
         q,
         k,
         v,
@@ -358,6 +290,6 @@ def _aot_run(
         causal,
         mode,
     )
-    out, group_lse = forward(*problem)
+    out, group_lse = forward(a)
     needs = [True, True, True, factor is not None, False]
-    backward(torch.empty_like(out), torch.empty_like(group_lse), out, group_lse, *problem, needs)
+    backward((torch.empty_like(out), torch.empty_like(group_lse)), (out, group_lse), a, needs)
