@@ -1,12 +1,17 @@
-"""Every softmax operator where its mechanisms meet, against definitions in float64 that no backend shares."""
+"""Every softmax operator and composite where mechanisms meet, against definitions in float64 that no backend shares."""
 
 import pytest
 import torch
 
+import attn_core.composites
+from attn_core.dispatch import Backend
 from attn_core.testing import DEFINITIONS, Case, assert_matches_reference, errors, product_cases
 
+COMPOSITES = [name for name in sorted(DEFINITIONS) if hasattr(attn_core.composites, name)]
+OPERATORS = [name for name in sorted(DEFINITIONS) if name not in COMPOSITES]
 
-def failures(cases: list[Case], dtype: torch.dtype, backends: tuple[str, ...]) -> list[str]:
+
+def failures(cases: list[Case], dtype: torch.dtype, backends: tuple[Backend, ...]) -> list[str]:
     found = []
     for case in cases:
         for backend in backends:
@@ -17,7 +22,7 @@ def failures(cases: list[Case], dtype: torch.dtype, backends: tuple[str, ...]) -
     return found
 
 
-@pytest.mark.parametrize("name", sorted(DEFINITIONS))
+@pytest.mark.parametrize("name", [*OPERATORS, *COMPOSITES])
 def test_reference_and_torch_give_the_definition_wherever_two_options_meet(name: str) -> None:
     assert failures(product_cases(name), torch.float64, ("reference", "torch")) == []
 
@@ -27,13 +32,13 @@ def test_attention_gives_the_definition_wherever_three_options_meet() -> None:
 
 
 @pytest.mark.parametrize(("part", "dtype"), [(0, torch.float32), (1, torch.bfloat16), (2, torch.float16)], ids=str)
-@pytest.mark.parametrize("name", sorted(DEFINITIONS))
+@pytest.mark.parametrize("name", OPERATORS)
 def test_narrow_types_give_the_definition_wherever_options_meet(name: str, part: int, dtype: torch.dtype) -> None:
     cases = product_cases(name)
     assert failures(cases if dtype == torch.float32 else cases[part::3], dtype, ("torch",)) == []
 
 
-@pytest.mark.parametrize("name", sorted(DEFINITIONS))
+@pytest.mark.parametrize("name", OPERATORS)
 def test_sixteen_bits_lose_little_beside_the_reference_in_sixteen_bits(name: str) -> None:
     definition, eps = DEFINITIONS[name], torch.finfo(torch.bfloat16).eps / 2
     lost = []

@@ -1,4 +1,4 @@
-"""The operators by their definitions in float64: one query at a time, over the list of keys that it sees.
+"""The operators and composites by their definitions in float64: one query at a time, over the list of keys it sees.
 
 Nothing here is shared with a backend, the reference included: a mistake in how mechanisms meet (causality beside a
 mask, a sign of the scale, a row that sees nothing) shows as a difference. ``DEFINITIONS`` maps an operator's name to a
@@ -306,16 +306,181 @@ def linear_attention(
     return torch.stack(outs).view(B, H, N, E), torch.stack(states).view(B, H, D, E)
 
 
+def agent_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    agents: Tensor,
+    *,
+    agent_bias: Tensor | None = None,
+    query_bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    collected, _ = attention(agents, k, v, scale=scale, bias=agent_bias, key_mask=key_mask)
+    return attention(q, agents, collected, scale=scale, bias=query_bias)[0]
+
+
+def landmark_attention(
+    q: Tensor, k: Tensor, v: Tensor, block: int, *, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    B, H, N, _ = q.shape
+    outs, lses = [], []
+    for b, h, i in _places(B, H, N):
+        own = i // block
+        tokens = [j for j in range(own * block, i + 1) if j % block != block - 1]
+        landmarks = [n * block + block - 1 for n in range(own)]
+        own_values = v.double()[b, h // (H // k.shape[1])]
+        values = [own_values[tokens]]
+        for landmark in landmarks:  # what a landmark gets is shared by the other tokens of its block
+            members = list(range(landmark - block + 1, landmark))
+            shared, _ = _row(_logits(q, k, members, (b, h, i), scale, None), own_values[members])
+            values.append(shared[None])
+        out, lse = _row(_logits(q, k, tokens + landmarks, (b, h, i), scale, None), torch.cat(values))
+        outs.append(out)
+        lses.append(lse)
+    return torch.stack(outs).view(B, H, N, -1), torch.stack(lses).view(B, H, N)
+
+
+def visual_attention_redistribution(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visual: Tensor,
+    sink: Tensor,
+    *,
+    rho: float = 0.5,
+    summ: float = 0.2,
+    p: float = 0.6,
+    query_mask: Tensor | None = None,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    causal: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    B, H, N, _ = q.shape
+    M = k.shape[2]
+    outs, chosen = [], []
+    for b, h, i in _places(B, H, N):
+        shown = [j for j in range(M) if key_mask is None or bool(_at(key_mask, b, j))]
+        keys = [j for j in _visible(i, N, M, causal) if j in shown]
+        values = v.double()[b, h // (H // k.shape[1])][keys]
+        s = _logits(q, k, keys, (b, h, i), scale, bias)
+        share, _ = _row(s, torch.eye(len(keys), dtype=torch.float64))
+        image, hole = (
+            torch.tensor([bool(_at(flags, b, j)) for j in keys], dtype=torch.bool) for flags in (visual, sink)
+        )
+        mass = {name: share[own].sum() for name, own in
+                {"vs": image & hole, "v": image & ~hole, "ts": ~image & hole}.items()}  # fmt: skip
+        count = sum(bool(_at(visual, b, j)) for j in shown)
+        looks = (
+            float(mass["vs"].detach()) <= rho * float((mass["v"] + mass["vs"]).detach() + 1e-6 * count)
+            and float((mass["v"] + mass["vs"]).detach()) >= summ
+            and float(mass["v"].detach()) > 0
+            and any(bool(_at(visual, b, j)) and bool(_at(sink, b, j)) for j in shown)
+            and (query_mask is None or bool(_at(query_mask, b, i)))
+        )
+        if looks:
+            grown = 1 + (1 - p) * (mass["vs"] + mass["ts"]) / mass["v"]
+            share = torch.where(hole, p * share, torch.where(image, grown * share, share))
+        outs.append(share @ values)
+        chosen.append(torch.tensor(looks))
+    return torch.stack(outs).view(B, H, N, -1), torch.stack(chosen).view(B, H, N)
+
+
+def scatterbrain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    projection: Tensor,
+    q_index: Tensor,
+    kv_index: Tensor,
+    table: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    B, H, N, D = q.shape
+    factor = D**-0.5 if scale is None else scale
+
+    def features(x: Tensor) -> Tensor:
+        w = projection.double() * math.sqrt(factor)
+        log = torch.cat([w, -w]) @ x - factor * (x @ x) / 2
+        return torch.exp(log) / math.sqrt(2 * len(projection))
+
+    outs, lses = [], []
+    for b, h, i in _places(B, H, N):
+        listed = []
+        for r in range(q_index.shape[2]):
+            if i in _at(q_index, b, h, r).tolist():
+                blocks = [r] if table is None else [c for c in _at(table, b, h, r).tolist() if c >= 0]
+                listed = [j for c in blocks for j in _at(kv_index, b, h, c).tolist() if j >= 0]
+        keys, phi = k.double()[b, h], features(q.double()[b, h, i])
+        weights = [
+            torch.exp(factor * (q.double()[b, h, i] @ keys[j])) if j in listed else phi @ features(keys[j])
+            for j in range(len(keys))
+        ]
+        weight = torch.stack(weights)
+        outs.append(weight @ v.double()[b, h] / weight.sum())
+        lses.append(weight.sum().log())
+    return torch.stack(outs).view(B, H, N, -1), torch.stack(lses).view(B, H, N)
+
+
+def inline_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    rows = []
+    for b, h, i in _places(*q.shape[:3]):
+        s = factor * (k.double()[b, h] @ q.double()[b, h, i])
+        rows.append((s + 1 - s.mean()) / len(s) @ v.double()[b, h])
+    return torch.stack(rows).view(*q.shape[:3], -1)
+
+
+def rank_augmented_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    sin: Tensor | None = None,
+    cos: Tensor | None = None,
+    scale: float | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    B, H, N, D = q.shape
+    factor = D**-0.5 if scale is None else scale
+
+    def turned(x: Tensor, i: int) -> Tensor:
+        if sin is None or cos is None:
+            return x
+        swapped = torch.stack([-x[1::2], x[::2]], dim=-1).flatten()
+        return x * cos.double()[i] + swapped * sin.double()[i]
+
+    rows = []
+    for b, h in _places(B, H):
+        Q, K = (torch.where(x > 0, x + 1, torch.exp(x.clamp(max=0))) for x in (q.double()[b, h], k.double()[b, h]))
+        weight = N * torch.softmax(factor * (K @ Q.mean(0)), 0)
+        K = weight[:, None] * K
+        turned_k = torch.stack([turned(K[j], j) for j in range(N)])
+        for i in range(N):
+            s = turned_k @ turned(Q[i], i) / N
+            rows.append(s @ v.double()[b, h] / (Q[i] @ K.mean(0) + eps))
+    return torch.stack(rows).view(B, H, N, -1)
+
+
 DEFINITIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         additive_attention,
+        agent_attention,
         attention,
         block_attention,
         channel_attention,
         group_attention,
+        inline_attention,
+        landmark_attention,
         linear_attention,
         merge_attention,
         neighborhood_attention,
+        rank_augmented_attention,
+        scatterbrain,
+        visual_attention_redistribution,
     )
 }

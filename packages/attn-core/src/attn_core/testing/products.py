@@ -325,6 +325,107 @@ def _linear_attention(
     return [*args, _heads(dtype, device, 2, 3, keys, value_width)], kwargs
 
 
+def _agent_attention(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    lengths: tuple[int, int],
+    heads: tuple[int, int],
+    agent_bias: str | None,
+    query_bias: str | None,
+    mask: str | None,
+    scale: float | None,
+    value_width: int,
+    layout: str,
+) -> tuple[list[Any], dict[str, Any]]:
+    (queries, keys), (count, key_count), agents = lengths, heads, 3
+    args = [
+        _heads(dtype, device, 2, count, queries, 8, layout),
+        _heads(dtype, device, 2, key_count, keys, 8, layout),
+        _heads(dtype, device, 2, key_count, keys, value_width),
+        _heads(dtype, device, 2, count, agents, 8, layout),
+    ]
+    kwargs = {
+        "agent_bias": _bias(dtype, device, agent_bias, 2, count, agents, keys),
+        "query_bias": _bias(dtype, device, query_bias, 2, count, queries, agents),
+        "key_mask": _mask(mask, 2, keys),
+        "scale": scale,
+    }
+    return args, kwargs
+
+
+def _landmark_attention(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    tokens: int,
+    block: int,
+    heads: tuple[int, int],
+    scale: float | None,
+    value_width: int,
+    layout: str,
+) -> tuple[list[Any], dict[str, Any]]:
+    q, k, v = (
+        _heads(dtype, device, 2, count, tokens, width, layout)
+        for count, width in zip((heads[0], *heads[1:], heads[1]), (8, 8, value_width), strict=True)
+    )
+    return [q, k, v, block], {"scale": scale}
+
+
+def _redistribution(
+    dtype: torch.dtype, device: str, *, p: float, query_mask: bool, sinks: str, axes: None = None, **row: Any
+) -> tuple[list[Any], dict[str, Any]]:
+    args, kwargs = _attention(dtype, device, axes=axes, **row)
+    del kwargs["axis_bias"]
+    batch, _, queries, _ = args[0].shape
+    keys = args[1].shape[2]
+    visual = torch.arange(keys).expand(1 if sinks == "shared" else batch, keys) % 3 < 2
+    sink = torch.rand(batch, keys) < (1.0 if sinks == "all" else 0.4)
+    kwargs |= {"p": p, "rho": 0.8, "summ": 0.1}
+    if query_mask:
+        kwargs["query_mask"] = torch.rand(batch, queries) < 0.7
+    return [*args, visual, sink], kwargs
+
+
+def _scatterbrain(
+    dtype: torch.dtype, device: str, *, queries: int, per_head: bool, table: str | None, scale: float | None,
+    value_width: int, layout: str,
+) -> tuple[list[Any], dict[str, Any]]:  # fmt: skip
+    keys = 9
+    args: list[Any] = [
+        _heads(dtype, device, 2, 2, tokens, width, layout)
+        for tokens, width in ((queries, 4), (keys, 4), (keys, value_width))
+    ]
+    rows = (2, 2) if per_head else (1, 1)
+    places = [torch.stack([torch.randperm(n)[:6] for _ in range(4)]).view(2, 2, 3, 2) for n in (queries, keys)]
+    q_index, kv_index = (x[: rows[0], : rows[1]].clone() for x in places)
+    kv_index[..., 2, 1] = -1
+    args += [tensor(dtype, device, 16, 4, gradient=False), q_index, kv_index]
+    if table is not None:
+        chosen = torch.stack([torch.randperm(3)[:2] for _ in range(3)]).view(1, 1, 3, 2)
+        if table == "holes":
+            chosen[:, :, 0] = -1
+        args.append(chosen)
+    return args, {"scale": scale}
+
+
+def _inline_attention(
+    dtype: torch.dtype, device: str, *, tokens: int, width: int, value_width: int, scale: float | None, layout: str
+) -> tuple[list[Any], dict[str, Any]]:
+    widths = (width, width, value_width)
+    return [_heads(dtype, device, 2, 2, tokens, w, layout) for w in widths], {"scale": scale}
+
+
+def _rank_augmented_attention(
+    dtype: torch.dtype, device: str, *, tokens: int, turned: bool, value_width: int, scale: float | None, layout: str
+) -> tuple[list[Any], dict[str, Any]]:
+    kwargs: dict[str, Any] = {"scale": scale}
+    if turned:
+        angle = torch.rand(tokens, 3, dtype=torch.float64).repeat_interleave(2, dim=1)
+        kwargs |= {"sin": angle.sin().to(device, dtype), "cos": angle.cos().to(device, dtype)}
+    return [_heads(dtype, device, 2, 2, tokens, w, layout) for w in (6, 6, value_width)], kwargs
+
+
 SOFTMAX: dict[str, Sequence[Any]] = {
     "lengths": ((5, 8), (8, 4), (6, 6), (1, 6)),
     "heads": ((2, 2), (4, 2), (2, 1)),
@@ -341,6 +442,57 @@ BUILDERS: dict[str, tuple[Callable[..., tuple[list[Any], dict[str, Any]]], dict[
     "group_attention": (
         _group_attention,
         SOFTMAX | {"factor": (None, "weight", "gate", "closed gate"), "groups": (3, 1, 9), "own_groups": (False, True)},
+    ),
+    "agent_attention": (
+        _agent_attention,
+        {name: SOFTMAX[name] for name in ("lengths", "heads", "mask", "scale", "value_width", "layout")}
+        | {"agent_bias": (None, "full", "holes", "keys", "rows"), "query_bias": (None, "full", "holes", "rows")},
+    ),
+    "landmark_attention": (
+        _landmark_attention,
+        {
+            "tokens": (12, 1, 11, 5),
+            "block": (4, 5, 2, 9),
+            "heads": ((2, 2), (4, 2), (2, 1)),
+            "scale": SCALES,
+            "value_width": (8, 3),
+            "layout": ("plain", "split", "transposed"),
+        },
+    ),
+    "visual_attention_redistribution": (
+        _redistribution,
+        SOFTMAX | {"p": (0.6, 0.0, 1.0), "query_mask": (False, True), "sinks": ("some", "shared", "all")},
+    ),
+    "scatterbrain": (
+        _scatterbrain,
+        {
+            "queries": (7, 9),
+            "per_head": (False, True),
+            "table": (None, "full", "holes"),
+            "scale": (None, 0.3, 1.0),
+            "value_width": (4, 3),
+            "layout": ("plain", "split", "transposed"),
+        },
+    ),
+    "inline_attention": (
+        _inline_attention,
+        {
+            "tokens": (9, 1, 16),
+            "width": (4, 7),
+            "value_width": (5, 1),
+            "scale": SCALES,
+            "layout": ("plain", "split", "transposed"),
+        },
+    ),
+    "rank_augmented_attention": (
+        _rank_augmented_attention,
+        {
+            "tokens": (9, 1, 5),
+            "turned": (False, True),
+            "value_width": (5, 1),
+            "scale": SCALES,
+            "layout": ("plain", "split", "transposed"),
+        },
     ),
     "block_attention": (
         _block_attention,
