@@ -57,7 +57,7 @@ def _neighborhood_attention(x: Arguments) -> int:
 
 @_formula("linear_attention")
 def _linear_attention(x: Arguments) -> int:
-    return 4 * math.prod(x["q"]) * x["v"][3]
+    return 2 * (math.prod(x["q"]) + math.prod(x["k"])) * x["v"][3]
 
 
 @_formula("channel_attention")

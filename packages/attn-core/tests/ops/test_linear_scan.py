@@ -60,7 +60,8 @@ def test_the_future_has_no_influence(steps: int, cut: int) -> None:
     changed_a, changed_b = a.clone(), b.clone()
     changed_a[:, cut + 1 :] += 1
     changed_b[:, cut + 1 :] -= 3
-    assert torch.equal(linear_scan(a, b)[:, : cut + 1], linear_scan(changed_a, changed_b)[:, : cut + 1])
+    expected, actual = (linear_scan(*x)[:, : cut + 1] for x in ((a, b), (changed_a, changed_b)))
+    assert relative_error(actual, expected) <= 1e-12
 
 
 def test_gates_of_one_sum_and_of_zero_forget() -> None:
