@@ -93,6 +93,25 @@ def test_a_text_is_continued_and_scored(text: Path, tmp_path: Path, capsys: pyte
     assert "bits per byte over 9 bytes" in capsys.readouterr().out.replace("\n", " ")
 
 
+def test_options_of_generate_and_demo_change_what_they_say(
+    hulls: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*arguments: str) -> str:
+        assert command(*arguments) == 0
+        return capsys.readouterr().out
+
+    drawn = ["demo", "--run", str(hulls), "--out", str(tmp_path / "demo.png")]
+    assert said(*drawn) != said(*drawn, "--seed", "1")
+    written = ["generate", "def ", "--run", str(text)]
+    first = said(*written, "--length", "30")
+    assert first == said(*written, "--length", "30", "--seed", "0")
+    assert first != said(*written, "--length", "30", "--seed", "1")
+    assert len(said(*written, "--length", "3", "--temperature", "0")) < len(first)
+    greedy = [*written, "--length", "12", "--temperature", "0"]
+    assert said(*greedy) == said(*greedy, "--seed", "1")
+    assert said(*greedy, "--beams", "4")
+
+
 def test_results_mirror_the_folders_and_stand_in_one_table(hulls: Path, text: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / "in" / folder).mkdir(parents=True)

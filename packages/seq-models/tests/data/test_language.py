@@ -157,3 +157,16 @@ def test_byte_score_counts_the_training_text_for_the_bytes_it_is_shown(tmp_path:
         assert found["bits_per_token"] == pytest.approx(1)
         for item in parts["test"]:
             score.process({"input_ids": [item["input_ids"]]}, [])
+
+
+def test_a_smaller_power_brings_a_key_back_sooner() -> None:
+    means = []
+    for power in (0.01, 1.0):
+        items = [AssociativeRecall(power=power, pairs=2, length=64, size=60)[i]["labels"] for i in range(60)]
+        means.append(float(torch.cat([(labels != IGNORED).nonzero() for labels in items]).float().mean()))
+    assert means[0] < means[1] - 8
+
+
+def test_a_stronger_belief_in_short_contexts_changes_the_bits() -> None:
+    text, windows = np.frombuffer(b"abababac" * 8, np.uint8), np.frombuffer(b"ababacab", np.uint8)[None]
+    assert counted_bits(2, text, windows, strength=50.0) > counted_bits(2, text, windows, strength=0.5)

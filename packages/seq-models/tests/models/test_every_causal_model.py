@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from seq_models.language.language_model import SequenceState
+from seq_models.models import create_model
 
 EXACT = 1e-10  # float64
 
@@ -199,3 +200,51 @@ def test_state_reports_its_bytes_and_can_be_reset(model: Any, ids: Tensor) -> No
     state.reset()
     assert (state.nbytes(), state.lengths()) == (0, [0])
     assert close(model(ids[:1], past_key_values=state).logits, model(ids[:1]).logits)
+
+
+# Option → another value. With the same weights it changes the logits, or it changes the weights' shapes.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "test_landmark": {"block": 4, "landmark_id": 7, "num_retrieved": 1, "rope_theta": 100.0},
+    "test_landmark_retrieval": {"num_retrieved": 1, "retrieval": "max_over_heads"},
+    "test_routing": {
+        "num_local_heads": 1, "first_routing_layer": 1, "num_clusters": 2, "window": 2, "local_block": 3,
+        "selection": "topk", "style": "lucidrains", "feedforward_size": 40, "rope_theta": 100.0,
+    },
+    "test_titans_mag": {
+        "architecture": "mal", "memory_depth": 1, "memory_expansion": 1, "chunk_size": 1, "window": 2,
+        "num_persistent": 1, "conv_size": 2, "theta_max": 0.5, "momentum": False, "forgetting": False, "mlp_size": 40,
+    },
+    "test_transnormer": {
+        "mixer_size": 64, "glu_size": 40, "lrpe_layers": [0, 1], "style": "example", "scale_embedding": False,
+        "use_bias": True, "eps": 0.5, "num_attention_heads": 2, "num_hidden_layers": 3, "hidden_size": 16,
+        "vocab_size": 300, "tie_word_embeddings": False, "initializer_range": 0.1,
+    },
+}  # fmt: skip
+ELSEWHERE = {"training_reads", "offload", "ema_decay", "commitment"}  # training, memory: tests of their families
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name, some in OPTIONS.items() for option in some])
+@torch.no_grad()
+def test_every_option_changes_the_network(name: str, option: str) -> None:
+    ids, nets = torch.randint(0, 255, (1, LENGTH)), []
+    for changes in ({}, {option: OPTIONS[name][option]}):
+        torch.manual_seed(0)
+        net: Any = create_model(name, **changes).double().eval()
+        nets.append(net)
+    base, other = nets
+    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in nets]
+    if shapes[0] == shapes[1]:
+        if option not in ("initializer_range", "tie_word_embeddings"):  # these are the weights
+            for parameter in base.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))  # far from the small ones of the start
+            other.load_state_dict(base.state_dict())
+        assert (base(ids).logits - other(ids).logits).abs().max() > 1e-6
+
+
+def test_the_table_of_options_names_every_field() -> None:
+    for name, some in OPTIONS.items():
+        config: Any = type(create_model(name).config)
+        own = set(config.__annotations__) - {"model_type"} - ELSEWHERE
+        others = {option for other, more in OPTIONS.items() if other.startswith(name) for option in more}
+        if not name.endswith("_retrieval"):
+            assert own <= others | set(some), name

@@ -220,3 +220,15 @@ def test_unusable_input_is_named() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_points_may_have_more_coordinates_and_weights_another_start() -> None:
+    net = PointerNetwork(8, channels=3, init_range=0.01)
+    assert max(float(p.detach().abs().max()) for p in net.parameters()) <= 0.01
+    assert sorted(net.decode(torch.rand(1, 4, 3), constraint="tour").pointers[0].tolist()) == [1, 2, 3, 4]
+    deep = PointerNetwork(8, encoder="transformer", encoder_layers=3, encoder_heads=2, init_range=0.8)
+    assert len(deep.encoder.qkv) == 3  # pyright: ignore[reportArgumentType]
+    points, pointers = torch.rand(1, 4, 2), torch.tensor([[1, 2, 3, 4]])
+    one_head = PointerNetwork(8, encoder="transformer", encoder_layers=3, encoder_heads=1)
+    one_head.load_state_dict(deep.state_dict())
+    assert (deep(points, pointers) - one_head(points, pointers)).abs().max() > 1e-4

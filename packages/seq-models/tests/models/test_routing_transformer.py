@@ -333,3 +333,16 @@ def test_the_whole_network_equals_one_written_out(name: str) -> None:
     assert abs(trained.auxiliary_loss - commitment) < 1e-10
     cross = torch.nn.functional.cross_entropy(logits[:-1], ids[1:])
     assert abs(trained.loss - cross - commitment) < 1e-10
+
+
+def test_a_smaller_decay_moves_centroids_further() -> None:
+    moved = []
+    for decay in (0.999, 0.5):
+        torch.manual_seed(0)
+        model: Any = RoutingForCausalLM(config(ema_decay=decay)).train()
+        means = model.model.layers[0].attention.centroids.means
+        before = means.clone()
+        torch.manual_seed(1)
+        model(tokens())
+        moved.append(float((means - before).norm()))
+    assert 0 < moved[0] < 0.1 * moved[1]
