@@ -247,7 +247,7 @@ def _spoil(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.nd
         ),
         (
             lambda d: _spoil(d / "labelsTr/case_01.nii.gz", lambda a: a, OBLIQUE + 0.1),
-            r"labelsTr/case_01\.nii\.gz: affine",
+            r"labelsTr/case_01\.nii\.gz: the affine",
         ),
         (
             lambda d: _spoil(d / "labelsTr/case_01.nii.gz", lambda a: a * 0.5),

@@ -7,9 +7,13 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 from sklearn.model_selection import KFold
 
-from medical_seg.data.folders import five_folds, group_cases, open_folder, problems, read_folds
+from medical_seg.data.folders import five_folds, group_cases, open_folder, problems, read_case, read_folds
+from medical_seg.data.patches import FolderCases
+from medical_seg.data.planning import healthy, make_plan
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
@@ -41,7 +45,6 @@ LABEL = np.ones((4, 5, 6), np.uint8)
         ("labelsTr/c1.nii.gz", LABEL, AFFINE + np.diag([0, 0.1, 0, 0]), "affine differs from that of"),
         ("labelsTr/c1.nii.gz", LABEL * 1.5, AFFINE, "c1.nii.gz: labels are not integers, found 1.5"),
         ("labelsTr/c1.nii.gz", LABEL * 2, AFFINE, "c1.nii.gz: label 2 is no class; there are 0, 1"),
-        ("labelsTr/c1.nii.gz", LABEL * 0, AFFINE, "c1.nii.gz: the mask is empty"),
         ("imagesTr/c1_0000.nii.gz", LABEL * np.nan, AFFINE, "c1_0000.nii.gz: holds NaN or infinity"),
     ],
 )
@@ -64,7 +67,7 @@ def test_a_folder_that_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> 
     about = json.loads((folder / "dataset.json").read_text())
     for change, message in [
         ({"labels": {"background": 0, "x": 2}}, "labels must be background: 0 and then 1, 2"),
-        ({"labels": {"background": 0, "x": [1, 2]}}, r"regions_class_order must name .* of the 1 regions .* got \[\]"),
+        ({"labels": {"background": 0, "x": [1, 2]}}, r"regions_class_order must name .* of the 1 regions .* got None"),
         ({"labels": {"background": 0, "x": "1"}}, "labels must be numbers or lists of numbers, got '1'"),
         ({"labels": {"background": 0, "x": 1, "ignore": 5}}, "ignore must be the highest label, 2, got 5"),
         ({"file_ending": ".jpeg2000"}, "file_ending '.jpeg2000' is not one of"),
@@ -80,6 +83,65 @@ def test_a_folder_that_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> 
         open_folder(folder)
 
 
+def test_a_healthy_control_is_a_case_and_a_folder_of_nothing_else_is_refused(folder: Path) -> None:
+    def plan() -> Any:
+        return make_plan(open_folder(folder), lambda planar: 4, (4, 8, 8))
+
+    assert plan().empty == 0
+    write(folder / "labelsTr/c1.nii.gz", LABEL * 0)
+    opened = open_folder(folder)
+    assert list(problems(opened)) == []
+    assert plan().empty == 1
+    assert healthy(1) == ", 1 of them without foreground (healthy controls)"
+    cases = FolderCases(str(folder), split="train", fold="all", window=(4, 8, 8), spacing=(3, 2, 1), scaling=["zscore"],
+                        windows_per_case=3, foreground=1.0)  # fmt: skip
+    assert [int(cases[i]["label"].max()) for i in (0, 1, 2, 3)] == [1, 0, 1, 0]
+    write(folder / "labelsTr/c0.nii.gz", LABEL * 0)
+    with pytest.raises(ValueError, match="no case has any foreground; there is nothing to learn"):
+        plan()
+
+
+def test_labels_may_be_floats_near_integers(folder: Path) -> None:
+    write(folder / "labelsTr/c1.nii.gz", LABEL * np.float32(0.99999994))
+    _, label = read_case(open_folder(folder), open_folder(folder).cases[1])
+    assert label.dtype == np.int16
+    assert (label == 1).all()
+
+
+def test_image_and_labels_may_lie_apart_as_far_as_allowed(folder: Path) -> None:
+    moved = AFFINE.copy()
+    moved[0, 3] = 0.3  # of a voxel of 1 mm
+    write(folder / "labelsTr/c1.nii.gz", LABEL, moved)
+    (problem,) = problems(open_folder(folder))
+    assert "lie up to 0.3 mm apart; if they belong together, allow it with --geometry-tolerance 0.32" in problem
+    assert list(problems(open_folder(folder, tolerance=0.32))) == []
+    assert len(list(problems(open_folder(folder, tolerance=0.1)))) == 1
+    with pytest.raises(ValueError, match="--geometry-tolerance: expected mm of 0 or more, got -1"):
+        open_folder(folder, tolerance=-1)
+
+
+def test_endings_count_in_any_case(folder: Path) -> None:
+    (folder / "imagesTr/c1_0000.nii.gz").rename(folder / "imagesTr/c1_0000.NII.GZ")
+    (folder / "labelsTr/c1.nii.gz").rename(folder / "labelsTr/c1.Nii.Gz")
+    opened = open_folder(folder)
+    assert [case.name for case in opened.cases] == ["c0", "c1"]
+    assert list(problems(opened)) == []
+
+
+def test_pictures_keep_their_levels_and_masks_their_palette(tmp_path: Path) -> None:
+    levels = (np.arange(64).reshape(8, 8) * 1000).astype(np.uint16)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    tifffile.imwrite(tmp_path / "images/a.TIF", levels, byteorder=">")
+    mask = Image.new("P", (8, 8), 2)
+    mask.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    mask.save(tmp_path / "masks/a.PNG")
+    opened = open_folder(tmp_path)
+    image, label = read_case(opened, opened.cases[0])
+    assert np.array_equal(image.data[0, 0], levels)
+    assert (label == 2).all()
+
+
 def test_folds_are_scikit_learn_s() -> None:
     names = [f"case_{i:02d}" for i in range(20)]
     expected = KFold(5, shuffle=True, random_state=12345).split(names)
@@ -93,6 +155,7 @@ def test_folds_are_scikit_learn_s() -> None:
     ("folds", "message"),
     [
         ("[1]", "expected a list of"),
+        ('[{"train": ["c0"], "val": []}]', "fold 0 has no case in val"),
         ('[{"train": ["c0"], "val": ["c9"]}]', "fold 0 names the unknown case 'c9'"),
         ('[{"train": ["c0"], "val": ["c0"]}]', "has 'c0' in train and in val"),
     ],

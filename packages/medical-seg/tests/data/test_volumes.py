@@ -78,7 +78,7 @@ def test_files_that_hold_no_volume_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no")
     for name, message in [
         ("a.nii.gz", "not a readable NIfTI file"),
-        ("a.png", "not a readable picture"),
+        ("a.png", "not a picture, or of an unknown format"),
         ("a.doc", "cannot read files of this kind"),
     ]:
         with pytest.raises(ValueError, match=message):

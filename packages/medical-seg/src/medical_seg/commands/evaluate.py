@@ -18,10 +18,12 @@ import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from medical_seg.data.folders import open_folder
-from medical_seg.data.volumes import read_volume, require_same_grid, suffix
+from medical_seg.data.folders import open_folder, stem
+from medical_seg.data.volumes import read_labels, require_same_grid, suffix
 from medical_seg.metrics.scores import compare
 from medical_seg.metrics.summary import SMALL_ML, patient, summarize
+
+MOST_LABELS = 255
 
 
 def evaluate(
@@ -33,11 +35,18 @@ def evaluate(
     tolerance: Annotated[float, typer.Option(help="Of the normalized surface distance, in mm.")] = 1.0,
     by_volume: Annotated[float, typer.Option(help="Split patients at this true volume, in ml.")] = SMALL_ML,
     overlap: Annotated[float, typer.Option(help="A patient counts as found above this Dice.")] = 0.0,
+    geometry_tolerance: Annotated[
+        float | None,
+        typer.Option(help="mm that the corners of image and labels may lie apart (default: a tenth of a voxel)."),
+    ] = None,
     dataset: Annotated[
         Path | None, typer.Option(help="nnU-Net's folder: its regions are scored, its ignored label does not count.")
     ] = None,
 ) -> Iterator[str]:
     """Compare two folders of masks: Dice, IoU, HD95, ASSD, NSD, volumes, and how many patients are found."""
+    for name, value in (("--tolerance", tolerance), ("--by-volume", by_volume), ("--overlap", overlap)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"evaluate: {name} must be 0 or more, got {value}")
     rows: list[dict[str, Any]] = []
     patients: list[dict[str, float]] = []
     pairs = _pairs(truth, predicted)
@@ -49,8 +58,8 @@ def evaluate(
     else:
         parts = {str(k): (k,) for k in _labels([path for pair in pairs.values() for path in pair])}
     for name, (true_file, found_file) in pairs.items():
-        true, found = read_volume([true_file]), read_volume([found_file])
-        require_same_grid(true, found)
+        true, found = read_labels(true_file), read_labels(found_file)
+        require_same_grid(true, found, geometry_tolerance)
         counted = np.ones(true.grid, bool)
         if folder is not None and folder.ignore is not None:
             counted = true.data[0] != folder.ignore
@@ -81,6 +90,9 @@ def evaluate(
             f"patients, {group}: {table['n']} true, recall {table['recall']:.3f}, precision {table['precision']:.3f}, "
             f"F1 {table['F1']:.3f}, Dice of the found {table['Dice_found']:.4f}"
         )
+    everybody = summary["patients"]["all"]
+    if without := everybody["TN"] + everybody["FP"]:
+        yield f"{without} of {len(patients)} cases have no foreground; {everybody['TN']} of these were left empty"
     yield f"wrote cases.csv, summary.json, plot.png to {out}"
 
 
@@ -102,13 +114,13 @@ def _pairs(truth: Path, predicted: Path) -> dict[str, tuple[Path, Path]]:
     for folder in (truth, predicted):
         if not folder.is_dir():
             raise ValueError(f"{folder}: there is no such folder")
-    theirs = {_stem(file): file for file in predicted.iterdir() if _is_mask(file)}
+    theirs = {stem(file): file for file in sorted(predicted.iterdir()) if _is_mask(file)}
     for file in sorted(truth.iterdir()):
         if not _is_mask(file):
             continue
-        if _stem(file) not in theirs:
+        if stem(file) not in theirs:
             raise ValueError(f"{predicted / file.name}: missing; {file} has no prediction")
-        found[_stem(file)] = (file, theirs[_stem(file)])
+        found[stem(file)] = (file, theirs[stem(file)])
     if not found:
         raise ValueError(f"{truth}: holds no masks")
     return found
@@ -118,20 +130,12 @@ def _is_mask(file: Path) -> bool:
     return bool(suffix(file)) and not file.name.startswith(".") and not file.name.endswith("_overlay.png")
 
 
-def _stem(file: Path) -> str:
-    return file.name.removesuffix(suffix(file))
-
-
 def _labels(files: Sequence[Path]) -> list[int]:
-    labels: set[int] = set()
-    for file in files:
-        values = np.unique(read_volume([file]).data)
-        if (values != values.round()).any():
-            raise ValueError(f"{file}: labels are not integers, found {values[values != values.round()][0]:g}")
-        labels |= {int(value) for value in values if value > 0}
-    if not labels:
-        raise ValueError(f"{files[0].parent}: every mask is empty")
-    return sorted(labels)
+    """Labels that any mask holds; 1 if all masks are empty."""
+    found = {int(value) for file in files for value in np.unique(read_labels(file).data) if value > 0}
+    if len(found) > MOST_LABELS:
+        raise ValueError(f"{files[0].parent}: {len(found)} labels are too many; masks hold class numbers 0, 1, 2, …")
+    return sorted(found) or [1]
 
 
 def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:

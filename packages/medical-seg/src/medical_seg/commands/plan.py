@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from medical_seg.data.folders import open_folder, problems
-from medical_seg.data.planning import make_plan
+from medical_seg.data.planning import healthy, make_plan
 from medical_seg.data.volumes import read_volume
 from medical_seg.models import is_planar, window_divisor
 
@@ -15,16 +15,20 @@ from medical_seg.models import is_planar, window_divisor
 def plan(
     data: Annotated[Path, typer.Argument(help="Folder in nnU-Net's layout, or images/ and masks/.")],
     model: Annotated[str, typer.Option("--model", "-m", help="The network that is planned for.")] = "agunet",
+    geometry_tolerance: Annotated[
+        float | None,
+        typer.Option(help="mm that the corners of image and labels may lie apart (default: a tenth of a voxel)."),
+    ] = None,
 ) -> Iterator[str]:
     """Check a folder, and print what training would choose for it."""
-    folder = open_folder(data)
+    folder = open_folder(data, tolerance=geometry_tolerance)
     found = list(problems(folder))
     yield from found[:-1]
     if found:
         raise ValueError(f"{found[-1]} ({len(found)} of {len(folder.cases)} cases cannot be used)")
     chosen = make_plan(folder, lambda planar: window_divisor(model, {}, planar=planar), planar=is_planar(model))
     first = read_volume(folder.cases[0].images)
-    yield f"cases: {len(folder.cases)}, channels: {', '.join(folder.channels)}"
+    yield f"cases: {len(folder.cases)}{healthy(chosen.empty)}; channels: {', '.join(folder.channels)}"
     names = folder.classes if folder.regions is None else [f"label {k}" for k in range(folder.labels)]
     shares = [f"{name} {n:,}" for name, n in zip(names, chosen.voxels, strict=True)]
     for name, region, label in zip(folder.classes, folder.regions or (), folder.order, strict=bool(folder.regions)):

@@ -8,6 +8,7 @@ import numpy as np
 import typer
 
 from attn_core.engine import TrainedRun
+from attn_core.engine.inputs import PredictionTable, find_inputs
 from attn_core.engine.run import open_run
 from medical_seg.data.folders import Case, group_cases
 from medical_seg.data.volumes import PICTURES, SUFFIXES, read_volume, suffix
@@ -18,6 +19,8 @@ from medical_seg.inference.sliding_window import window_starts
 from medical_seg.inference.volume import Network, segment_volume
 from medical_seg.package import PACKAGE
 from medical_seg.pictures.planes import draw_planes
+
+SLICE = ".dcm"
 
 
 def predict(
@@ -40,9 +43,15 @@ def predict(
         bool, typer.Option("--keep-largest", help="Keep the largest connected part of each class.")
     ] = False,
     overlay: Annotated[bool, typer.Option("--overlay/--no-overlay", help="Write a picture of each case.")] = True,
+    geometry_tolerance: Annotated[
+        float | None,
+        typer.Option(help="mm that the corners of a case's channels may lie apart (default: a tenth of a voxel)."),
+    ] = None,
     continue_: Annotated[bool, typer.Option("--continue", help="Skip cases whose mask is there already.")] = False,
 ) -> Iterator[str]:
     """One mask per case, ``<out>/<case>.nii.gz`` or ``.png``: shape, affine and header of the input.
+
+    A picture that its EXIF turns gets a mask that stands upright. ``predictions.csv`` and ``.json`` list all cases.
 
     Raises:
         ValueError: an option or an input that cannot be used; more memory needed than allowed.
@@ -56,63 +65,67 @@ def predict(
         raise ValueError(f"{run.directory}: its data set says nothing about spacing and window (metainfo)")
     model: Any = run.model
     network = _network(run, also or [])
-    cases = find_inputs(inputs, len(info["channels"]))
-    out.mkdir(parents=True, exist_ok=True)
-    for case in cases:
-        finished = out / f"{case.name}{'.png' if suffix(case.images[0]) in PICTURES else '.nii.gz'}"
-        if continue_ and finished.is_file():
-            yield f"{case.name}: kept {finished}"
-            continue
-        volume = read_volume(case.images)
-        with probability_file(volume, out / case.name, model, wanted=save_probabilities) as keep:
-            mask = segment_volume(
-                model,
-                volume,
-                info,
-                network=network,
-                step=step,
-                mirror=tta == "mirror",
-                budget=budget,
-                keep=keep,
-                device=run.device,
-            )
-        if keep_largest:
-            mask = largest_parts(mask)
-        path = volume.write_mask(mask, out / case.name)
-        unit = "ml" if volume.orientation is not None else "thousand pixels"
-        names = model.written_as(info["classes"])
-        counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in mask)  # by planes: it counts in int64
-        sizes = [(name, counts[part].sum() * volume.voxel_ml) for name, part in names]  # pyright: ignore[reportIndexIssue]
-        what = ", ".join(f"{name} {ml:.1f} {unit}" for name, ml in sizes)
-        line = f"{case.name}: {what} → {path}"
-        if overlay:
-            picture = out / f"{case.name}_overlay.png"
-            draw_planes(volume, [("prediction", mask)], model.label_names(info["classes"]), picture)
-            line += f", {picture.name}"
-        yield line
+    cases = find_cases(inputs, None if info.get("pictures") else len(info["channels"]), out)
+    with PredictionTable(out) as table:
+        for case in cases:
+            finished = out / f"{case.name}{'.png' if suffix(case.images[0]) in PICTURES else '.nii.gz'}"
+            if continue_ and finished.is_file():
+                yield f"{case.name}: kept {finished}"
+                continue
+            volume = read_volume(case.images, tolerance=geometry_tolerance)
+            with probability_file(volume, out / case.name, model, wanted=save_probabilities) as keep:
+                mask = segment_volume(
+                    model,
+                    volume,
+                    info,
+                    network=network,
+                    step=step,
+                    mirror=tta == "mirror",
+                    budget=budget,
+                    keep=keep,
+                    device=run.device,
+                )
+            if keep_largest:
+                mask = largest_parts(mask)
+            path = volume.write_mask(mask, out / case.name)
+            unit = "ml" if volume.orientation is not None else "thousand pixels"
+            names = model.written_as(info["classes"])
+            counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in mask)  # by planes: it counts in int64
+            sizes = [(name, counts[part].sum() * volume.voxel_ml) for name, part in names]  # pyright: ignore[reportIndexIssue]
+            what = ", ".join(f"{name} {amount:.1f} {unit}" for name, amount in sizes)
+            amounts = {f"{name} [{unit}]": round(float(amount), 3) for name, amount in sizes}
+            table.add(case.images[0], case=case.name, mask=str(path), **amounts)
+            line = f"{case.name}: {what} → {path}"
+            if overlay:
+                picture = out / f"{case.name}_overlay.png"
+                draw_planes(volume, [("prediction", mask)], model.label_names(info["classes"]), picture, case=case.name)
+                line += f", {picture.name}"
+            yield line
 
 
-def find_inputs(inputs: Sequence[Path], channels: int) -> list[Case]:
-    """Cases of files and folders; a folder of DICOM slices is one case.
+def find_cases(inputs: Sequence[Path], channels: int | None, out: Path) -> list[Case]:
+    """Cases of files and of folders at any depth; a folder of DICOM slices is one case.
 
-    Raises: ValueError for a folder without images, a case without all its channels, more channels than the network's.
+    A case is named by the folders between the inputs' common folder and its files, so that equal names in two folders
+    do not meet.
+
+    Args:
+        channels: as of `group_cases`.
+        out: where results go; they are no inputs.
+
+    Raises: ValueError for a folder without images, a case without all its channels or with more than the network's.
     """
-    files: list[Path] = []
-    for path in inputs:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = sorted(f for f in path.iterdir() if suffix(f) and not f.name.startswith("."))
-        if not found and not any(path.glob("*.dcm")):
-            raise ValueError(f"{path}: holds no images ({', '.join(SUFFIXES)})")
-        files += found or [path]
-    cases = group_cases(files, channels)
-    for case in cases:
-        if len(case.images) > channels:
-            raise ValueError(
-                f"{case.images[channels]}: the network reads {channels} channels, case {case.name!r} has more"
-            )
-    return cases
+    found = find_inputs(inputs, (*SUFFIXES, SLICE), what="images", out=out)
+    series: dict[Path, Path] = {}
+    for item in found:
+        if item.path.suffix.lower() == SLICE:
+            series.setdefault(item.path.parent, item.stem.parent)
+    cases = [
+        Case(str(at if at.name else Path(folder.resolve().name)), (folder,), None) for folder, at in series.items()
+    ]
+    files = [item for item in found if item.path.suffix.lower() != SLICE]
+    grouped = group_cases([item.path for item in files], channels, [item.stem.as_posix() for item in files])
+    return [*cases, *grouped]
 
 
 def _network(run: TrainedRun, also: Sequence[Path]) -> Network:

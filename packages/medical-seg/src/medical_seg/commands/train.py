@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from medical_seg.data.folders import open_folder
-from medical_seg.data.planning import make_plan
+from medical_seg.data.planning import healthy, make_plan
 from medical_seg.models import is_planar, window_divisor
 
 
@@ -27,13 +27,19 @@ def train_settings(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Constructor argument of the network (repeatable).")
     ] = None,
     encoder: Annotated[str | None, typer.Option(help="Of smp: networks, e.g. resnet34 or biformer_tiny.")] = None,
+    geometry_tolerance: Annotated[
+        float | None,
+        typer.Option(help="mm that the corners of image and labels may lie apart (default: a tenth of a voxel)."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
 ) -> list[str]:
     """Settings of the recipe ``volumes`` for a folder, which is checked before anything runs."""
     if data is None:
-        if model is not None or fold != "0" or window or whole or option or encoder or epochs:
+        given = (model, window, option, encoder, epochs, geometry_tolerance)
+        if whole or fold != "0" or any(value is not None for value in given):
             raise ValueError(
-                "train: --model, --fold, --window, --whole, --option, --encoder and --epochs need --data FOLDER"
+                "train: --model, --fold, --window, --whole, --option, --encoder, --geometry-tolerance and --epochs "
+                "need --data FOLDER"
             )
         return []
     if not (fold.isdigit() or fold == "all"):
@@ -42,7 +48,7 @@ def train_settings(
     if encoder is not None:
         options["encoder_name"] = encoder
     model = model or "agunet"
-    folder = open_folder(data)
+    folder = open_folder(data, tolerance=geometry_tolerance)
     sizes = None if window is None else [int(size) if size.strip().isdigit() else 0 for size in window.split(",")]
     if whole and sizes is None:
         raise ValueError("train: --whole needs --window Z,Y,X, the grid that every case is resized to")
@@ -69,8 +75,11 @@ def train_settings(
         "regions": folder.regions,
         "order": folder.order,
     }
+    if geometry_tolerance is not None:
+        settings["geometry_tolerance"] = geometry_tolerance
     if epochs is not None:
         settings["epochs"] = epochs
+    typer.echo(f"{data}: {len(folder.cases)} cases{healthy(plan.empty)}")
     return [f"{key}={value!r}" if not isinstance(value, str) else f"{key}={value}" for key, value in settings.items()]
 
 

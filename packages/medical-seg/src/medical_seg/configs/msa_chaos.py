@@ -37,6 +37,7 @@ batch_size = 8
 windows_per_case = 1
 foreground = 0.0
 learning_rate = 5e-4
+geometry_tolerance = None
 thick = True
 both = ["image", "label"]
 transforms = [
@@ -74,6 +75,7 @@ train_dataloader = dict(
         scaling=scaling,
         windows_per_case=windows_per_case,
         foreground=foreground,
+        geometry_tolerance=geometry_tolerance,
         transforms=transforms,
     ),
     batch_size=batch_size,
@@ -81,7 +83,14 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     dataset=dict(
-        type=FolderCases, folder=data, split="val", fold=fold, window=window, spacing=spacing, scaling=scaling
+        type=FolderCases,
+        folder=data,
+        split="val",
+        fold=fold,
+        window=window,
+        spacing=spacing,
+        scaling=scaling,
+        geometry_tolerance=geometry_tolerance,
     ),
     batch_size=1,
 )

@@ -45,6 +45,7 @@ batch_size = 2
 windows_per_case = 8
 foreground = 0.33
 learning_rate = 0.01
+geometry_tolerance = None
 thick = False
 both = ["image", "label"]
 transforms = [
@@ -89,6 +90,7 @@ train_dataloader = dict(
         scaling=scaling,
         windows_per_case=windows_per_case,
         foreground=foreground,
+        geometry_tolerance=geometry_tolerance,
         transforms=transforms,
     ),
     batch_size=batch_size,
@@ -96,7 +98,14 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     dataset=dict(
-        type=FolderCases, folder=data, split="val", fold=fold, window=window, spacing=spacing, scaling=scaling
+        type=FolderCases,
+        folder=data,
+        split="val",
+        fold=fold,
+        window=window,
+        spacing=spacing,
+        scaling=scaling,
+        geometry_tolerance=geometry_tolerance,
     ),
     batch_size=1,
 )

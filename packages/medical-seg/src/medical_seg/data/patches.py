@@ -30,6 +30,7 @@ class FolderCases(Dataset[dict[str, Any]]):
         scaling: one rule per channel, see `measure_scaling`.
         windows_per_case: length of an epoch, per case.
         foreground: share of the windows that are centered on a random foreground voxel.
+        geometry_tolerance: mm that image and labels of a case may lie apart; None for a tenth of a voxel.
         transforms: MONAI's dictionary transforms, or their recipes, of ``image`` (C, Z, Y, X) and ``label``
             (1, Z, Y, X); training windows pass through them.
         cache: cases held in memory.
@@ -50,13 +51,14 @@ class FolderCases(Dataset[dict[str, Any]]):
         windows_per_case: int = 8,
         foreground: float = 1 / 3,
         transforms: Sequence[Any] = (),
+        geometry_tolerance: float | None = None,
         cache: int = 64,
     ) -> None:
         if not folder:
             raise ValueError("FolderCases: no data folder given; use -d FOLDER")
         if split not in ("train", "val"):
             raise ValueError(f"FolderCases: split must be 'train' or 'val', got split={split!r}")
-        self.folder = open_folder(Path(folder))
+        self.folder = open_folder(Path(folder), tolerance=geometry_tolerance)
         names = [case.name for case in self.folder.cases]
         if fold != "all":
             folds = read_folds(self.folder)
@@ -79,6 +81,7 @@ class FolderCases(Dataset[dict[str, Any]]):
             "spacing": None if self.spacing is None else list(self.spacing),
             "scaling": self.scaling,
             "window": list(self.window),
+            "pictures": self.folder.is_pictures,
             **({"regions": self.folder.regions, "order": self.folder.order} if self.folder.regions else {}),
         }
 

@@ -21,6 +21,7 @@ class Plan:
         scaling: a rule per channel, as of `measure_scaling`.
         grid: median grid at that spacing.
         voxels: of each label.
+        empty: cases without foreground, such as healthy controls.
         thick: slices are at least three times as thick as their pixels are wide, or it is pictures; augmentation then
             turns them in their plane only.
     """
@@ -30,6 +31,7 @@ class Plan:
     scaling: tuple[Any, ...]
     grid: tuple[int, ...]
     voxels: tuple[int, ...]
+    empty: int
     thick: bool
 
 
@@ -52,17 +54,20 @@ def make_plan(
 
     Raises: ValueError for a case that cannot be used, or a window of the wrong length or divisibility.
     """
-    spacings, extents, values = [], [], [[] for _ in folder.channels]
+    spacings, extents, values, empty = [], [], [[] for _ in folder.channels], 0
     voxels = np.zeros(folder.labels, dtype=int)
     for case in folder.cases:
         image, label = read_case(folder, case)
         spacings.append(image.spacing)
         extents.append(np.array(image.grid) * image.spacing)
         voxels += np.bincount(label[label < folder.labels].ravel(), minlength=folder.labels)
-        inside = label > 0
+        inside = (label > 0) & (label != folder.ignore)
+        empty += not inside.any()
         for channel, kept in zip(image.data, values, strict=True):
             drawn = channel[inside]
             kept.append(np.random.default_rng(0).choice(drawn, min(len(drawn), 10_000), replace=False))
+    if empty == len(folder.cases):
+        raise ValueError(f"{folder.path}: no case has any foreground; there is nothing to learn")
     spacing = np.median(spacings, axis=0)
     grid = np.maximum(1, np.round(np.median(extents, axis=0) / spacing)).astype(int)
     pictures = bool(planar or grid[0] == 1)
@@ -82,7 +87,12 @@ def make_plan(
         rules.append(tuple(float(v) for v in (*np.percentile(drawn, (0.5, 99.5)), drawn.mean(), drawn.std())))
     kept = None if whole else tuple(map(float, spacing))
     thick = bool(chosen[0] == 1 or spacing[0] >= 3 * min(spacing[1:]))
-    return Plan(kept, chosen, tuple(rules), tuple(map(int, grid)), tuple(map(int, voxels)), thick)
+    return Plan(kept, chosen, tuple(rules), tuple(map(int, grid)), tuple(map(int, voxels)), empty, thick)
+
+
+def healthy(empty: int) -> str:
+    """Part of a line about cases without foreground; nothing if there are none."""
+    return f", {empty} of them without foreground (healthy controls)" if empty else ""
 
 
 def _window(grid: Sequence[int], divisor: int, *, planar: bool) -> tuple[int, ...]:

@@ -4,9 +4,13 @@ Arrays are (C, Z, Y, X) with axes along the patient's, whatever order and direct
 permutations only, nothing is interpolated on reading, and `Volume.write_mask` undoes them. A picture has Z = 1.
 """
 
+import gzip
+import logging
 import os
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from attn_core.pictures import read_mask, read_picture, whole_numbers
+
 NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+LARGEST = 1e18  # its square fits into float32
+SMALLEST_MM, GREATEST_MM = 1e-6, 1e4
+MOST_ZIPPED = 1032  # deflate packs no byte into less
+MOST_VOXELS = 2**34
 OTHERS = (".nrrd", ".mha", ".mhd")
 SUFFIXES = (*NIFTI, *PICTURES, *OTHERS)
 Grid = tuple[int, int, int]
@@ -99,31 +109,72 @@ def suffix(path: Path) -> str:
     return next((end for end in SUFFIXES if path.name.lower().endswith(end)), "")
 
 
-def read_volume(paths: Sequence[Path]) -> Volume:
+def read_volume(paths: Sequence[Path], *, tolerance: float | None = None) -> Volume:
     """Read one case: a file per channel, or one file or DICOM folder with all channels.
 
-    Raises: ValueError, naming the file, if one cannot be read, has not two or three axes, or differs from the first in
-    shape or affine.
+    Args:
+        tolerance: of `require_same_grid`.
+
+    Raises: ValueError, one line that names the file: it cannot be read, is damaged (a flipped bit in a ``.nii.gz``
+        included), has not two or three axes, no sensible spacing, or differs from the first in shape or place.
     """
     parts = [_read(path) for path in paths]
     first = parts[0]
     for part in parts[1:]:
-        require_same_grid(first, part)
+        require_same_grid(first, part, tolerance)
     if len(parts) == 1:
         return first
     data = np.concatenate([part.data for part in parts])
-    return Volume(data, first.spacing, first.affine, first.orientation, first.header, first.path)
+    return replace(first, data=data)
 
 
-def require_same_grid(first: Volume, second: Volume) -> None:
-    """Raises: ValueError if shape or affine (beyond 1e-3) of the second file differ from the first's."""
+def read_labels(path: Path) -> Volume:
+    """Read a mask: class numbers as integers, also where a file stores them as floats such as 0.99999994.
+
+    Raises: ValueError, one line that names the file: what `read_volume` refuses, several channels, other numbers than
+        integers, colors.
+    """
+    if suffix(path) in PICTURES:
+        return _flat(read_mask(path)[..., None], path)
+    volume = _read(path)
+    if len(volume.data) != 1:
+        raise ValueError(f"{path}: {len(volume.data)} channels, a mask has one")
+    return replace(volume, data=whole_numbers(volume.data, str(path)))
+
+
+def require_finite(volume: Volume) -> None:
+    """Raises: ValueError if an image holds NaN, infinity, or numbers that float32 cannot square."""
+    if volume.data.dtype.kind != "f":
+        return
+    for plane in volume.data.reshape(-1, *volume.data.shape[2:]):  # plane by plane: a mask of all would not fit
+        if not np.isfinite(plane).all():
+            raise ValueError(f"{volume.path}: holds NaN or infinity")
+        if (largest := float(np.abs(plane).max(initial=0))) > LARGEST:
+            raise ValueError(f"{volume.path}: holds {largest:.3g}, beyond what an image can mean (±{LARGEST:g})")
+
+
+def require_same_grid(first: Volume, second: Volume, tolerance: float | None = None) -> None:
+    """Two files must have one shape and lie on one another.
+
+    Args:
+        tolerance: mm that a corner of the one may lie apart from that of the other; None for a tenth of the smallest
+            side of a voxel.
+
+    Raises: ValueError, naming the second file.
+    """
     if first.grid != second.grid:
         raise ValueError(f"{second.path}: grid {_x(second.grid)} differs from {_x(first.grid)} of {first.path.name}")
-    difference = float(np.abs(first.affine - second.affine).max())
-    if difference > 1e-3:
+    if (first.orientation is None) != (second.orientation is None):
+        return  # a picture has no place in the patient
+    allowed = 0.1 * min(first.spacing) if tolerance is None else tolerance
+    corners = np.array([(*corner, 1.0) for corner in product(*((0, n - 1) for n in first.stored_shape))])
+    if first.orientation is None:
+        return
+    apart = float(np.linalg.norm((corners @ (first.affine - second.affine).T)[:, :3], axis=1).max())
+    if not apart <= allowed:
         raise ValueError(
-            f"{second.path}: affine differs from that of {first.path.name} by {difference:.3g}; "
-            "the two do not lie on one another"
+            f"{second.path}: the affine differs from that of {first.path.name}, they lie up to {apart:.3g} mm apart; "
+            f"if they belong together, allow it with --geometry-tolerance {apart * 1.05:.2g}"
         )
 
 
@@ -133,43 +184,114 @@ def _x(grid: Sequence[int]) -> str:
 
 def _read(path: Path) -> Volume:
     end = suffix(path)
-    if end in NIFTI:
-        return _read_nifti(path)
-    if end in PICTURES:
-        return _read_picture(path)
-    if end in OTHERS or path.is_dir():
-        return _read_simpleitk(path)
-    raise ValueError(f"{path}: cannot read files of this kind; known are {', '.join(SUFFIXES)} and DICOM folders")
+    try:
+        if not end and path.is_dir():
+            return _read_simpleitk(path)
+        if not end:
+            known = ", ".join(SUFFIXES)
+            raise ValueError(f"{path}: cannot read files of this kind; known are {known} and DICOM folders")
+        if not path.exists():
+            raise ValueError(f"{path}: there is no such file")
+        if not path.is_file():
+            raise ValueError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}, not an image")
+        if not path.stat().st_size:
+            raise ValueError(f"{path}: the file is empty (0 bytes)")
+        if end in PICTURES:
+            return _read_picture(path)
+        return _read_nifti(path) if end in NIFTI else _read_simpleitk(path)
+    except MemoryError:
+        raise ValueError(f"{path}: the image does not fit into memory") from None
+    except (OSError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise ValueError(text if text.startswith(f"{path}: ") else f"{path}: {text}") from None
 
 
 def _read_nifti(path: Path) -> Volume:
     import nibabel
 
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it also logs what it repairs in a header
     try:
         image: Any = nibabel.loadsave.load(path)  # pyright: ignore[reportAttributeAccessIssue]
-        slope, inter = image.header.get_slope_inter()
-        if slope in (None, 1) and inter in (None, 0):
-            array = np.asanyarray(image.dataobj)
-        else:
-            array = image.get_fdata(dtype=np.float32, caching="unchanged")
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:  # pyright: ignore[reportAttributeAccessIssue]
-        raise ValueError(f"{path}: not a readable NIfTI file ({error})") from error
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or not array.size:
-        raise ValueError(f"{path}: expected three axes, got shape {array.shape}; write one file per channel")
-    if array.dtype.kind not in "iuf":
-        raise ValueError(f"{path}: voxels of type {array.dtype} are no numbers")
-    return _oriented(array, image.affine, image.header, path)
+        if not isinstance(image, nibabel.nifti1.Nifti1Image):  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError("it is of another format")
+        header, affine, shape = image.header, np.array(image.affine, dtype=float), image.shape
+        slope, inter = _stored_scaling(path)
+    except Exception as error:  # a damaged header: struct.error, KeyError, HeaderDataError, zlib.error, EOFError …
+        raise ValueError(f"{path}: not a readable NIfTI file ({_one_line(error)})") from None
+    if header.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"{path}: voxels of type {header.get_data_dtype()} are no numbers; write one file per channel")
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"{path}: expected three axes, got shape {image.shape}; write one file per channel")
+    if not np.isfinite([slope, inter]).all():
+        raise ValueError(f"{path}: the header's scaling is {slope:g}·value + {inter:g}; set scl_slope and scl_inter")
+    _check_affine(affine, path)
+    array = _nifti_voxels(path, image).reshape(shape if len(shape) == 3 else (*shape, 1), order="F")
+    if (slope, inter) != (1, 0):
+        array = array.astype(np.float32) * np.float32(slope) + np.float32(inter)
+    return _oriented(array, affine, header, path)
+
+
+def _stored_scaling(path: Path) -> tuple[float, float]:
+    """Slope and intercept as the file has them: a slope of 0 means none; nibabel takes NaN for none, too."""
+    import nibabel
+
+    with nibabel.openers.ImageOpener(path) as file:  # pyright: ignore[reportAttributeAccessIssue]
+        head = file.read(540)
+    nifti2 = head[4:8] in (b"n+2\0", b"ni2\0")
+    kind: Any = nibabel.nifti2.Nifti2Header if nifti2 else nibabel.nifti1.Nifti1Header  # pyright: ignore[reportAttributeAccessIssue]
+    header = kind(head[:540] if nifti2 else head[:348], check=False)
+    slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+    return (1.0, 0.0) if slope == 0 else (slope, inter)
+
+
+def _nifti_voxels(path: Path, image: Any) -> np.ndarray:
+    """Voxels as stored. A ``.nii.gz`` is read to its end, where its checksum stands; nibabel alone would not see it."""
+    proxy, size = image.dataobj, path.stat().st_size
+    count = int(np.prod([int(n) for n in image.shape], dtype=object))
+    needed = proxy.offset + count * proxy.dtype.itemsize
+    zipped = path.name.lower().endswith(".gz")
+    if needed > (size * MOST_ZIPPED if zipped else size):
+        raise ValueError(f"{path}: the file is truncated or its header is damaged ({needed:,} bytes promised)")
+    if not zipped:
+        return np.asanyarray(proxy.get_unscaled()).reshape(-1, order="F")
+    array = np.empty(count, proxy.dtype)
+    try:
+        with gzip.open(path) as file:
+            file.read(proxy.offset)
+            view, filled = memoryview(array).cast("B"), 0
+            while filled < len(view) and (read := file.readinto(view[filled : filled + 2**24])):
+                filled += read
+            while file.read(2**20):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: the file is damaged ({_one_line(error)})") from None
+    if filled < len(view):
+        raise ValueError(f"{path}: the file is truncated ({proxy.offset + filled:,} of {needed:,} bytes)")
+    return array
+
+
+def _check_affine(affine: np.ndarray, path: Path) -> None:
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise ValueError(f"{path}: the affine holds NaN or infinity")
+    with np.errstate(over="ignore"):
+        spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    if not (spacing >= SMALLEST_MM).all() or not (spacing <= GREATEST_MM).all():
+        raise ValueError(
+            f"{path}: the affine gives voxels of {_x([f'{mm:.3g}' for mm in spacing])} mm; spacing must lie between "  # pyright: ignore[reportArgumentType]
+            f"{SMALLEST_MM:g} and {GREATEST_MM:g} mm"
+        )
+    if np.linalg.cond(affine[:3, :3] / spacing) > 1e3:
+        raise ValueError(f"{path}: the affine does not tell the axes apart")
 
 
 def _oriented(array: np.ndarray, affine: np.ndarray, header: Any, path: Path) -> Volume:
     import nibabel
 
+    _check_affine(affine, path)
     orientation = nibabel.orientations.io_orientation(affine)
-    if np.isnan(orientation).any() or not np.isfinite(affine).all():
+    if np.isnan(orientation).any():
         raise ValueError(f"{path}: the affine does not tell the axes apart")
     canonical = nibabel.orientations.apply_orientation(array, orientation)
     zooms = np.sqrt((affine[:3, :3] ** 2).sum(0))
@@ -181,28 +303,23 @@ def _oriented(array: np.ndarray, affine: np.ndarray, header: Any, path: Path) ->
         affine,
         orientation,
         header,
-        path,  # pyright: ignore[reportArgumentType]
-    )  # pyright: ignore
+        path,
+    )
 
 
 def _read_picture(path: Path) -> Volume:
-    from PIL import Image, UnidentifiedImageError
+    levels = read_picture(path).levels
+    if levels.shape[2] in (2, 4):
+        alpha = levels[..., -1]
+        if (alpha != alpha.flat[0]).any():
+            raise ValueError(f"{path}: parts are transparent; save the picture without alpha")
+        levels = levels[..., :-1]
+    return _flat(levels, path)
 
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("L", "RGB", "P", "I;16", "I", "1"):
-                image = image.convert("RGB")
-            array = np.asarray(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path}: not a readable picture") from error
-    data = (
-        array.astype(np.uint8)[None]
-        if array.dtype == bool
-        else array[None]
-        if array.ndim == 2
-        else array.transpose(2, 0, 1)
-    )
-    return Volume(data[:, None], (1.0, 1.0, 1.0), np.eye(4), None, None, path)
+
+def _flat(levels: np.ndarray, path: Path) -> Volume:
+    """(Y, X, C) as a volume of one plane."""
+    return Volume(levels.transpose(2, 0, 1)[:, None], (1.0, 1.0, 1.0), np.eye(4), None, None, path)
 
 
 def _read_simpleitk(path: Path) -> Volume:
@@ -219,15 +336,19 @@ def _read_simpleitk(path: Path) -> Volume:
             image = sitk.ReadImage(files)
         else:
             image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise ValueError(f"{path}: not a readable image") from error
-    array = sitk.GetArrayFromImage(image).transpose()
-    if array.ndim != 3:
-        raise ValueError(f"{path}: expected three axes, got {array.ndim}")
+        array = sitk.GetArrayFromImage(image).transpose()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable image ({_one_line(error)})") from None
+    if array.ndim != 3 or array.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: expected three axes of numbers, got {array.ndim} of type {array.dtype}")
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     return _oriented(array, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, None, path)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[-160:] or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -272,9 +393,11 @@ def target_grid(volume: Volume, spacing: Sequence[float] | None, window: Sequenc
     """Voxels along Z, Y, X that cover the volume at a spacing in mm; None fits the whole volume into one window."""
     if spacing is None:
         return tuple(window)  # pyright: ignore
-    return tuple(  # pyright: ignore
-        max(1, round(n * have / want)) for n, have, want in zip(volume.grid, volume.spacing, spacing, strict=True)
-    )
+    grid = [max(1, round(n * have / want)) for n, have, want in zip(volume.grid, volume.spacing, spacing, strict=True)]
+    if int(np.prod(grid, dtype=object)) > MOST_VOXELS:
+        have, want = (" × ".join(f"{mm:.3g}" for mm in sizes) for sizes in (volume.spacing, spacing))
+        raise ValueError(f"{volume.path}: voxels of {have} mm at the spacing {want} mm are a grid of {_x(grid)}")
+    return tuple(grid)  # pyright: ignore[reportReturnType]
 
 
 def sample(

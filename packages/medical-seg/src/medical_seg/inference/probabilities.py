@@ -30,5 +30,8 @@ def probability_file(volume: Volume, stem: Path, model: Any, *, wanted: bool) ->
         for target, plane in zip(file, values, strict=True):
             volume.canonical(target)[z, first : first + values.shape[1]] = plane
 
-    yield keep
-    os.replace(part, path)
+    try:
+        yield keep
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

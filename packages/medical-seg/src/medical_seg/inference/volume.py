@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medical_seg.data.volumes import Volume, measure_scaling, sample_image, target_grid
+from medical_seg.data.volumes import Volume, measure_scaling, require_finite, sample_image, target_grid
 from medical_seg.inference.budget import Budget, peak_memory
 from medical_seg.inference.sliding_window import classes_on_grid, label_of, logits_by_planes, rows_needed
 
@@ -53,9 +53,8 @@ def segment_volume(
             f"{volume.path}: {len(volume.data)} channels, the network reads {len(info['channels'])} "
             f"({', '.join(info['channels'])})"
         )
+    require_finite(volume)
     scalings = [measure_scaling(channel, rule) for channel, rule in zip(volume.data, info["scaling"], strict=True)]
-    if not all(np.isfinite([scaling.mean, scaling.std]).all() for scaling in scalings):
-        raise ValueError(f"{volume.path}: holds NaN or infinity")
     network = model.tensor if network is None else network
     window = model.window
     grid = target_grid(volume, info["spacing"], window)

@@ -12,7 +12,8 @@ class Dice(Metric):
     """Overlap of prediction and truth, in [0, 1].
 
     Names: ``dice`` is the mean over cases and foreground classes, classes that are absent from both left out;
-    ``dice_<class>`` the mean over cases; ``dice_pooled`` comes from voxels counted over all cases.
+    ``dice_<class>`` the mean over cases; ``dice_pooled`` comes from voxels counted over all cases. Where cases have
+    no foreground at all, ``empty_cases`` is their number and ``empty_left_empty`` the share that stayed so.
 
     Args:
         classes: names of the foreground's classes or regions.
@@ -37,4 +38,7 @@ class Dice(Metric):
         for name, column in zip(self.classes, dice.T, strict=True):
             metrics[f"dice_{name}"] = float(np.nanmean(column)) if not np.isnan(column).all() else float("nan")
         metrics["dice_pooled"] = float(2 * pooled[0].sum() / total) if total else float("nan")
+        if (empty := counts[:, 2].sum(1) == 0).any():
+            metrics["empty_cases"] = float(empty.sum())
+            metrics["empty_left_empty"] = float((counts[empty, 1].sum(1) == 0).mean())
         return metrics

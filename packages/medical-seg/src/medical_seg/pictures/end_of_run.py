@@ -1,4 +1,4 @@
-"""``predictions.png``: the first test case of a run."""
+"""``predictions.png``: a test case of a run."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,12 +15,15 @@ from medical_seg.pictures.planes import draw_planes
 @torch.no_grad()
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:
     """Three planes of the first test case: image, truth, prediction."""
-    info = loader.dataset.metainfo  # pyright: ignore
-    item = loader.dataset[0]  # pyright: ignore
-    image, label = item["image"], item["label"]
+    data_set: Any = loader.dataset  # pyright: ignore[reportAttributeAccessIssue]
+    info = data_set.metainfo
+    chosen = next((k for k in range(min(len(data_set), 5)) if data_set[k]["label"].any()), 0)  # no healthy control
+    image, label = (data_set[chosen][key] for key in ("image", "label"))
     segment: Callable[[Tensor], Tensor] = model.segment  # pyright: ignore
     found = segment(image.to(next(model.parameters()).device))
-    data = image[:1].numpy()
-    volume = Volume(data, tuple(info["spacing"] or (1.0,) * 3), np.eye(4), None, None, path)  # pyright: ignore[reportArgumentType]
+    spacing = tuple(info["spacing"] or (1.0,) * 3)
+    volume = Volume(image[:1].numpy(), spacing, np.eye(4), None, None, path)  # pyright: ignore[reportArgumentType]
+    case = data_set.cases[chosen].name if hasattr(data_set, "cases") else type(data_set).__name__
     masks = [("truth", label.numpy()), ("prediction", found.cpu().numpy())]
-    draw_planes(volume, masks, model.label_names(info["classes"]), path)
+    names = model.label_names(info["classes"])  # pyright: ignore[reportCallIssue]
+    draw_planes(volume, masks, names, path, case=f"{case}, tested on it")
