@@ -24,6 +24,7 @@ CLI = TaskPackage(
     export=export_target,
     benchmark=benchmark,
     draw_predictions=draw_predictions,
+    data_recipe="volumes",
     train_settings=train_settings,
     commands={"evaluate": evaluate, "plan": plan, "demo": demo, "convert-weights": convert_weights},
 )

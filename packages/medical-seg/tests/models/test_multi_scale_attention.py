@@ -1,71 +1,158 @@
-"""MSA against a plain formulation with maps of N×N, and against the official names."""
+"""MSA against an independent plain network with maps of N×N, and against the official names."""
 
 import copy
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medical_seg.models import create_model
-from medical_seg.models.multi_scale_attention import MultiScaleAttention, from_official, guided_loss
+from medical_seg.models.multi_scale_attention import MultiScaleAttention, from_official, guided_loss, load_official
 
 
-def plain_attention(layer: Any, x: Tensor) -> Tensor:
-    """First three modules, the attention with its whole map, last three."""
-    x = layer.attn[:3](x)
-    attend = layer.attn[3]
-    flat = x.flatten(2)
-    if hasattr(attend, "query_conv"):
-        q, k, v = (conv(x).flatten(2) for conv in (attend.query_conv, attend.key_conv, attend.value_conv))
-        out = v @ (q.transpose(1, 2) @ k).softmax(-1).transpose(1, 2)
-    else:
-        energy = flat @ flat.transpose(1, 2)
-        out = (energy.max(-1, keepdim=True).values - energy).softmax(-1) @ flat
-    return layer.attn[4:](attend.gamma * out.view_as(x) + x)
+class Plain:
+    """The published network over the four maps of its backbone, layer by layer from the official names of its weights.
 
+    Nothing here is built of the package's modules: functions of torch, maps of N×N, one scale after the other.
+    """
 
-def plain(model: Any, x: Tensor) -> Tensor:
-    """Prediction: every scale written out, the mean taken of the enlarged maps."""
-    maps = model.backbone(x)
-    down = [F.interpolate(d(m), size=maps[0].shape[2:], mode="bilinear") for d, m in zip(model.down, maps, strict=True)]
-    fused = model.fuse(torch.cat([down[3], down[2], down[1], down[0]], 1))
-    total = torch.zeros(())
-    for scale in range(4):
-        guided = fused
-        for stage in model.stages:
-            joined = torch.cat([down[scale], guided], 1)
-            _, reconstruction = stage.semantic(joined)
-            both = plain_attention(stage.position[scale], joined) + plain_attention(stage.channel[scale], joined)
-            attended = stage.project[scale](both * stage.guide[scale](reconstruction))
-            guided = attended * fused
-        total = total + F.interpolate(model.heads[1][scale](attended), size=x.shape[2:], mode="bilinear")
-    return total / 4
+    def __init__(self, model: nn.Module, *, training: bool) -> None:
+        self.weights = {official_names(name): value for name, value in model.state_dict(keep_vars=True).items()}
+        self.training = training
+
+    def conv(self, x: Tensor, name: str, padding: int = 0) -> Tensor:
+        return F.conv2d(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], padding=padding)
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        weight, bias, mean, variance = (
+            self.weights[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        if self.training:
+            variance, mean = torch.var_mean(x, (0, 2, 3), unbiased=False)
+        mean, variance = mean[:, None, None], variance[:, None, None]
+        return (x - mean) / (variance + 1e-5).sqrt() * weight[:, None, None] + bias[:, None, None]
+
+    def prelu(self, x: Tensor, name: str) -> Tensor:
+        return x.clamp(min=0) + self.weights[f"{name}.weight"] * x.clamp(max=0)
+
+    def unit(self, x: Tensor, name: str, first: int, padding: int) -> Tensor:
+        """Convolution, normalization and PReLU, numbered one after the other."""
+        x = self.norm(self.conv(x, f"{name}.{first}", padding), f"{name}.{first + 1}")
+        return self.prelu(x, f"{name}.{first + 2}")
+
+    def position(self, x: Tensor, name: str) -> Tensor:
+        x = self.unit(x, f"{name}.attn", 0, 1)
+        q, k, v = (self.conv(x, f"{name}.attn.3.{part}_conv").flatten(2) for part in ("query", "key", "value"))
+        scores = torch.einsum("bci,bcj->bij", q, k).softmax(2)
+        read = torch.einsum("bij,bcj->bci", scores, v).view_as(x)
+        return self.unit(self.weights[f"{name}.attn.3.gamma"] * read + x, f"{name}.attn", 4, 1)
+
+    def channel(self, x: Tensor, name: str) -> Tensor:
+        x = self.unit(x, f"{name}.attn", 0, 1)
+        energy = torch.einsum("bci,bdi->bcd", x.flatten(2), x.flatten(2))
+        scores = (energy.amax(2, keepdim=True) - energy).softmax(2)
+        read = torch.einsum("bcd,bdi->bci", scores, x.flatten(2)).view_as(x)
+        return self.unit(self.weights[f"{name}.attn.3.gamma"] * read + x, f"{name}.attn", 4, 1)
+
+    def semantic(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Code and reconstruction."""
+
+        def block(x: Tensor, part: str) -> Tensor:
+            for first in (0, 3):
+                x = self.norm(self.conv(x, f"{part}.{first}", 1), f"{part}.{first + 1}").clamp(min=0)
+            return x
+
+        for level in (1, 2):
+            x = F.max_pool2d(block(x, f"{name}.enc{level}.encode"), 2)
+        code = x
+        for level in (2, 1):
+            part = f"{name}.dec{level}.decode"
+            weight, bias = self.weights[f"{part}.6.weight"], self.weights[f"{part}.6.bias"]
+            x = F.conv_transpose2d(block(x, part), weight, bias, stride=2)
+        return code, x
+
+    def __call__(self, maps: Sequence[Tensor], size: tuple[int, ...]) -> tuple[list[Tensor], ...]:
+        """Logits, codes, inputs and reconstructions: stage after stage, fine to coarse."""
+        down = []
+        for number, features in enumerate(maps, start=1):
+            small = self.unit(features, f"down{number}", 0, 0)
+            down.append(F.interpolate(small, size=maps[0].shape[2:], mode="bilinear", align_corners=False))
+        fused = self.unit(torch.cat(down[::-1], 1), "fuse1.fuse_attn", 0, 1)
+        fused = self.unit(self.unit(fused, "fuse1.fuse_attn", 3, 1), "fuse1.fuse_attn", 6, 0)
+        guided, logits = [fused] * 4, [self.conv(down[k], f"predict{k + 1}") for k in range(4)]
+        codes, inputs, reconstructions = [], [], []
+        for stage in (1, 2):
+            outputs = []
+            for k in range(4):
+                joined = torch.cat([down[k], guided[k]], 1)
+                code, reconstruction = self.semantic(joined, f"semanticModule_{stage}_1")
+                attended = self.position(joined, f"pam_attention_{stage}_{k + 1}")
+                attended = attended + self.channel(joined, f"cam_attention_{stage}_{k + 1}")
+                attended = attended * self.conv(reconstruction, f"conv_sem_{stage}_{4 - k}", 1)
+                outputs.append(self.conv(attended, f"conv8_{'1' if stage == 2 else ''}{4 - k}"))
+                codes.append(code)
+                inputs.append(joined)
+                reconstructions.append(reconstruction)
+            guided = [output * fused for output in outputs]
+        logits += [self.conv(outputs[k], f"predict{k + 1}_2") for k in range(4)]
+        large = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in logits]
+        return large, codes, inputs, reconstructions
 
 
 @pytest.fixture
 def model() -> Any:
+    """Every weight and statistic is drawn: zeros and ones would hide mistakes."""
     torch.manual_seed(0)
     model = create_model("test_msa", in_channels=2, out_channels=3).double()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("gamma"):
-                parameter.fill_(0.4)
+        for name, value in model.state_dict().items():
+            if name.startswith("backbone"):
+                continue
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+            elif name.endswith("gamma"):
+                value.fill_(0.4)
+            elif value.ndim == 1:
+                value.copy_(torch.randn(value.shape) * 0.3 + (0.8 if name.endswith("weight") else 0.1))
     return model
 
 
-def test_prediction_and_gradients_equal_the_formulation_with_whole_maps(model: Any) -> None:
+def maps_of(model: Any, x: Tensor) -> list[Tensor]:
+    maps = model.backbone(x)
+    assert [x.shape[2] // m.shape[2] for m in maps] == [4, 8, 16, 32]
+    return maps
+
+
+def close(ours: Tensor, theirs: Tensor) -> bool:
+    return torch.allclose(ours, theirs, rtol=0, atol=1e-10 * float(theirs.detach().abs().max()))
+
+
+def test_prediction_and_gradients_equal_the_plain_network(model: Any) -> None:
     model.eval()
-    x = torch.randn(2, 2, 32, 48, dtype=torch.float64)
+    x = torch.randn(2, 2, 32, 64, dtype=torch.float64)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    a, b = model(ours), plain(model, theirs)
-    assert torch.allclose(a, b, rtol=0, atol=1e-11 * float(b.detach().abs().max()))
-    a.square().sum().backward()
-    b.square().sum().backward()
-    assert ours.grad is not None
-    assert theirs.grad is not None
-    assert torch.allclose(ours.grad, theirs.grad, rtol=0, atol=1e-10 * float(theirs.grad.abs().max()))
+    found = model(ours)
+    logits, *_ = Plain(model, training=False)(maps_of(model, theirs), (32, 64))
+    expected = torch.stack(logits[4:]).mean(0)
+    assert close(found, expected)
+    gradients = [torch.autograd.grad(y.square().sum(), at)[0] for y, at in ((found, ours), (expected, theirs))]
+    assert close(*gradients)
+
+
+def test_all_that_training_reads_equals_the_plain_network(model: Any) -> None:
+    x = torch.randn(2, 2, 32, 64, dtype=torch.float64)
+    for module in model.modules():
+        module.training = True
+    model.backbone.eval()
+    found = model(x)
+    expected = Plain(model, training=True)(maps_of(model, x), (32, 64))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours) == len(theirs) == 8
+        assert all(close(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_training_gives_eight_of_everything_and_every_parameter_a_gradient(model: Any) -> None:
@@ -138,6 +225,23 @@ def test_official_names_and_counts_match_in_both_directions() -> None:
         assert value.shape == lean.state_dict()[name].shape
     assert "conv8_11.weight" in official
     assert "conv_sem_2_4.bias" in official
+
+
+def test_an_official_state_dict_is_loaded_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Wrapped as trainers wrap it, without and with the modules that nothing calls."""
+    options = {"backbone": "test_resnet", "width": 8, "in_channels": 2, "out_channels": 3}
+    torch.manual_seed(1)
+    source = MultiScaleAttention(legacy=True, **options)
+    official = {f"module.{official_names(name)}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": official}, tmp_path / "official.pth")
+    for legacy in (True, False):
+        model = load_official(MultiScaleAttention(legacy=legacy, **options), tmp_path / "official.pth")
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, source.state_dict()[name]), name
+    with pytest.raises(ValueError, match=r"does not fit this MultiScaleAttention: .*predict1"):
+        load_official(MultiScaleAttention(**{**options, "out_channels": 4}), official)
+    other = load_official(MultiScaleAttention(**{**options, "out_channels": 4}), official, ignore=("heads",))
+    assert torch.equal(other.fuse.fuse_attn[0].weight, source.fuse.fuse_attn[0].weight)
 
 
 def test_a_first_step_changes_running_statistics_of_the_shared_module_coarse_to_fine(model: Any) -> None:

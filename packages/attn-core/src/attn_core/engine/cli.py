@@ -70,7 +70,7 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         if strategy is not None:
             _one_of("--strategy", strategy, STRATEGIES)
         options = TrainOptions(
-            recipe=recipe,
+            recipe=recipe or (task.data_recipe if own.get("data") is not None else None),
             out=out_dir,
             resume=resume,
             overrides=(*(task.train_settings(**own) if task.train_settings else ()), *(settings or ())),

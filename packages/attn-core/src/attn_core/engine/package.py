@@ -111,6 +111,7 @@ class TaskPackage:
             into ``<run>/eval_<split>``; gives the names of what it wrote beside it. The model is the `TaskModel` in
             eval mode with the best weights; the loader iterates over the test split (validation if the recipe has
             none).
+        data_recipe: The recipe of ``train --data FOLDER`` without a name; ``data`` is an option of ``train_settings``.
         train_settings: The package's own options of ``train`` → ``KEY=VALUE`` settings, as of ``--set``, which comes
             after them.
         commands: Further verbs by name. A callable's parameters, annotated for typer, are those of the verb and its
@@ -125,6 +126,7 @@ class TaskPackage:
     export: Callable[[TrainedRun | str], ExportTarget] | None = None
     benchmark: Callable[..., Iterable[Mapping[str, object]]] | None = None
     draw_predictions: DrawPredictions | None = None
+    data_recipe: str | None = None
     train_settings: Callable[..., Iterable[str]] | None = None
     commands: Mapping[str, Callable[..., Iterable[str]]] = field(default_factory=dict)
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
+from attn_core import weights
 from medical_seg.models import create_model
-from medical_seg.models.multi_scale_attention import from_official
+from medical_seg.models.multi_scale_attention import WHOLE_PREFIXES, load_official
 
 ARCHITECTURES = ("agunet", "daunet", "msa")
 
@@ -54,21 +54,9 @@ def convert_weights(
 
 
 def _read_msa(source: Path) -> Any:
-    try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{source}: not a state dict that torch.load(weights_only=True) reads") from error
-    if not isinstance(state, dict) or "predict1.weight" not in state:
+    state = weights.read(source, prefixes=WHOLE_PREFIXES, caller="convert-weights").tensors
+    first, last = state.get("resnext.layer0.0.weight"), state.get("predict1.weight")
+    if first is None or last is None or first.ndim != 4 or last.ndim != 4:
         raise ValueError(f"{source}: no state dict of the official network (predict1.weight is missing)")
-    network = create_model(
-        "msa",
-        in_channels=state["resnext.layer0.0.weight"].shape[1],
-        out_channels=state["predict1.weight"].shape[0],
-    )
-    try:
-        network.load_state_dict(from_official(state))
-    except RuntimeError as error:
-        raise ValueError(
-            f"{source}: does not fit the official network ({str(error).splitlines()[1].strip()})"
-        ) from error
-    return network
+    network: Any = create_model("msa", in_channels=first.shape[1], out_channels=last.shape[0])
+    return load_official(network, state)

@@ -1,6 +1,7 @@
 """Options of ``train`` for a folder of one's own."""
 
 import ast
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +15,9 @@ from medical_seg.models import is_planar, window_divisor
 
 def train_settings(
     *,
-    data: Annotated[Path | None, typer.Option("--data", "-d", help="Folder; needs the recipe volumes.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="Your folder; without a name the recipe is volumes.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="agunet (default), daunet, msa, monai:UNet, smp:Unet …")
     ] = None,
@@ -42,28 +45,30 @@ def train_settings(
                 "need --data FOLDER"
             )
         return []
-    if not (fold.isdigit() or fold == "all"):
+    if not (re.fullmatch(r"[0-9]{1,4}", fold) or fold == "all"):
         raise ValueError(f"--fold: expected 0 to 4 or all, got {fold!r}")
     options = _options(option or [])
     if encoder is not None:
         options["encoder_name"] = encoder
-    model = model or "agunet"
+    planned_for = model or "agunet"  # what suits it suits the smaller ones
     folder = open_folder(data, tolerance=geometry_tolerance)
-    sizes = None if window is None else [int(size) if size.strip().isdigit() else 0 for size in window.split(",")]
+    sizes = (
+        None
+        if window is None
+        else [int(size) if re.fullmatch(r" *[0-9]{1,5} *", size) else 0 for size in window.split(",")]
+    )
     if whole and sizes is None:
         raise ValueError("train: --whole needs --window Z,Y,X, the grid that every case is resized to")
     plan = make_plan(
         folder,
-        lambda planar: window_divisor(model, options, planar=planar),
+        lambda planar: window_divisor(planned_for, options, planar=planar),
         sizes,
-        planar=is_planar(model),
+        planar=is_planar(planned_for),
         whole=whole,
     )
     settings: dict[str, Any] = {
         "data": str(data),
-        "fold": int(fold) if fold.isdigit() else fold,
-        "network": model,
-        "options": options,
+        "fold": fold if fold == "all" else int(fold),
         "in_channels": len(folder.channels),
         "classes": list(folder.classes if folder.regions else folder.classes[1:]),
         "out_channels": len(folder.classes),
@@ -75,6 +80,10 @@ def train_settings(
         "regions": folder.regions,
         "order": folder.order,
     }
+    if model is not None:
+        settings["network"] = model
+    if options:
+        settings["options"] = options
     if geometry_tolerance is not None:
         settings["geometry_tolerance"] = geometry_tolerance
     if epochs is not None:

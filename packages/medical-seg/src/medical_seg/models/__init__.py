@@ -1,5 +1,6 @@
 """The networks of this package by name, and those of MONAI and segmentation-models-pytorch behind one call."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,10 @@ import torch
 from torch import nn
 
 from attn_core.catalog import Catalog
+from medical_seg.models import keras_weights, multi_scale_attention
+from medical_seg.models.agunet import AttentionUNet
 from medical_seg.models.libraries import LIBRARIES
+from medical_seg.models.multi_scale_attention import MultiScaleAttention
 
 CATALOG: Catalog[nn.Module] = Catalog("medical_seg.models")
 list_models, card = CATALOG.names, CATALOG.card
@@ -31,6 +35,23 @@ def create_model(name: str, **options: Any) -> nn.Module:
     if prefix not in LIBRARIES:
         raise ValueError(f"create_model: unknown library {prefix!r} in {name!r}; choose from {', '.join(LIBRARIES)}")
     return LIBRARIES[prefix](rest, options)
+
+
+def load_official(model: Any, source: Any, *, ignore: Sequence[str] = ()) -> Any:
+    """Copy the authors' weights into a network of this package: every parameter or none.
+
+    Args:
+        model: AGUNet, DAUNet (Keras ``.h5`` files) or MSA (state dicts).
+        source: a file, ``hf://owner/repo/file``, or what such a file holds.
+        ignore: beginnings of our parameter names that may be missing or differ.
+
+    Raises: ValueError if the file cannot be read, or names or shapes do not fit; the message lists them.
+    """
+    if isinstance(model, MultiScaleAttention):
+        return multi_scale_attention.load_official(model, source, ignore=ignore)
+    if isinstance(model, AttentionUNet):
+        return keras_weights.load_official(model, source, ignore=ignore)
+    raise ValueError(f"load_official: no official weights are known for a {type(model).__name__}")
 
 
 def is_planar(name: str) -> bool:

@@ -11,7 +11,7 @@ call, which Keras does not track. Loading warns, and draws them from a seed.
 import itertools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attn_core import weights
 from medical_seg.layers.dual_attention import ChannelAttention, PositionAttention
 from medical_seg.models.agunet import AGUNet, AttentionUNet
 from medical_seg.models.daunet import DAUNet
@@ -92,7 +93,7 @@ def build_from_keras(path: Path, arch: Literal["agunet", "daunet"], *, seed: int
             torch.manual_seed(seed)
             model = (AGUNet if arch == "agunet" else DAUNet)(3, channels, classes, filters, **options)
         try:
-            load_keras(model, layers, source=str(path))
+            load_official(model, layers)
         except ValueError:
             continue
         if arch == "daunet":
@@ -103,31 +104,40 @@ def build_from_keras(path: Path, arch: Literal["agunet", "daunet"], *, seed: int
     raise ValueError(f"{path}: fits no {arch} with any of its options ({_counts(layers)})")
 
 
-def load_keras(model: AttentionUNet, layers: Mapping[str, list[list[np.ndarray]]], *, source: str = "weights") -> None:
-    """Copy Keras arrays into a network.
+def load_official(
+    model: AttentionUNet, source: str | Path | Mapping[str, list[list[np.ndarray]]], *, ignore: Sequence[str] = ()
+) -> AttentionUNet:
+    """Copy a Keras file, or what `read_keras` gave, into a network: every parameter or none.
 
-    Raises: ValueError if the number of layers of a class or the shape of an array differs; nothing is copied then.
+    Arrays go by names such as ``conv3d/4/0``: class, place among its layers, place in the layer. The projections of
+    position attention, which no official file holds, keep the values they have.
+
+    Args:
+        source: the ``.h5`` file, ``hf://owner/repo/file``, or arrays by class.
+        ignore: beginnings of our parameter names that may be missing or differ.
+
+    Raises: ValueError if names or shapes do not fit; nothing is copied then.
     """
-    pairs: list[tuple[Tensor, np.ndarray]] = []
+    layers = source if isinstance(source, Mapping) else read_keras(weights.local_file(str(source)))
+    said = "the given arrays" if isinstance(source, Mapping) else str(source)
+    own = {id(value): name for name, value in model.state_dict(keep_vars=True).items()}
+    names, untracked = {}, []
     for kind, modules in _modules(model).items():
-        given = layers.get(kind, [])
-        if len(given) != len(modules):
-            raise ValueError(f"{source}: {len(given)} layers of class {kind}, the network has {len(modules)}")
-        for index, (module, arrays) in enumerate(zip(modules, given, strict=True)):
-            for place, (target, array) in enumerate(zip(_tensors(module), map(_to_torch, arrays), strict=True)):
-                if tuple(target.shape) != array.shape:
-                    raise ValueError(
-                        f"{source}: array {place} of {kind} number {index} has shape {array.shape}, "
-                        f"the network {tuple(target.shape)}"
-                    )
-                pairs.append((target, array))
-    with torch.no_grad():
-        for target, array in pairs:
-            target.copy_(torch.from_numpy(array))
+        for number, module in enumerate(modules):
+            names |= {f"{kind}/{number}/{place}": own[id(t)] for place, t in enumerate(_tensors(module))}
+            if isinstance(module, PositionAttention):
+                untracked += [own[id(parameter)] for child in module.children() for parameter in child.parameters()]
+    tensors = {
+        f"{kind}/{number}/{place}": torch.from_numpy(_to_torch(array))
+        for kind, rows in layers.items()
+        for number, arrays in enumerate(rows)
+        for place, array in enumerate(arrays)
+    }
+    return weights.fill(model, weights.Checkpoint(said, tensors), names, ignore=(*ignore, *untracked))
 
 
 def to_keras(model: AttentionUNet) -> Layers:
-    """Inverse of :func:`load_keras`."""
+    """Arrays by class as :func:`load_official` takes them."""
     written: Layers = {}
     for kind, modules in _modules(model).items():
         written[kind] = [[_to_keras(t.detach().cpu().numpy()) for t in _tensors(module)] for module in modules]

@@ -17,8 +17,9 @@ Shapes: (B, C, Y, X) with Y and X divisible by 16 → (B, K, Y, X) logits; in tr
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,11 +27,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attn_core import weights
 from attn_core.catalog import Card, Entry
 from medical_seg.layers.dual_attention import ChannelAttention, PositionAttention
 
 SCALES = 4
 DIVISOR = 16
+WHOLE_PREFIXES = ("module.", "_orig_mod.")
 
 
 class GuidedOutput(NamedTuple):
@@ -283,6 +286,28 @@ def from_official(state: Mapping[str, Tensor], *, legacy: bool = False) -> dict[
         if legacy or not ours.startswith("unused."):
             renamed[ours] = value
     return renamed
+
+
+def load_official(
+    model: MultiScaleAttention, source: Mapping[str, Any] | str | Path, *, ignore: Sequence[str] = ()
+) -> MultiScaleAttention:
+    """Copy an official state dict into a network: every parameter or none.
+
+    Args:
+        source: a file, ``hf://owner/repo/file``, or the state dict of ``DAF_stack``.
+        ignore: beginnings of our parameter names that may be missing or differ, such as ``("heads",)``.
+
+    Raises: ValueError if the file cannot be read, or names or shapes do not fit; the message lists them.
+    """
+
+    def find(official: str) -> str | None:
+        try:
+            ours = _our_name(official)
+        except ValueError:
+            return official  # listed as unexpected
+        return None if ours.startswith("unused.") and model.unused is None else ours
+
+    return weights.fill(model, weights.read(source, prefixes=WHOLE_PREFIXES), find, ignore=ignore)
 
 
 # Officially the last index of conv_sem and conv8 counts scales from coarse to fine, all others from fine to coarse.

@@ -18,7 +18,7 @@ HEADER, FOOTER, GAP = 0.62, 0.42, 0.08
 
 
 class Plane(NamedTuple):
-    """A way to cut: the axis that is fixed, and the patient's sides at the left, right, bottom and top of the picture."""
+    """A way to cut: the axis that is fixed; the patient's sides at the left, right, bottom and top of the picture."""
 
     name: str
     axis: int
@@ -64,9 +64,8 @@ def draw_planes(
         index = _middle(labelled, plane.axis)
         for column, mask in enumerate([None, *(mask for _, mask in masks)]):
             left = (width - columns * (w * scale + GAP) + GAP) / 2 + column * (w * scale + GAP)
-            axes: Any = figure.add_axes(
-                (left / width, (top - h * scale) / height, w * scale / width, h * scale / height)
-            )
+            place = (left / width, (top - h * scale) / height, w * scale / width, h * scale / height)
+            axes: Any = figure.add_axes(place)
             _draw_plane(axes, volume, plane, index, mask, window, len(classes))
             if plane is planes[0]:
                 title = "image" if mask is None else masks[column - 1][0]
@@ -75,9 +74,8 @@ def draw_planes(
         top -= h * scale + GAP
     _text(figure, 0.5, 1 - 0.16 / height, _shortened(case, int(width * 11)), ha="center", va="center", fontsize=11)
     colors = [COLORS[k % len(COLORS)] for k in range(max(0, len(classes) - 1))]
-    handles = [
-        Line2D([], [], color=color, linewidth=2.5, label=name) for color, name in zip(colors, classes[1:], strict=True)
-    ]
+    named = zip(colors, classes[1:], strict=True)
+    handles = [Line2D([], [], color=color, linewidth=2.5, label=name) for color, name in named]
     legend = figure.legend(handles=handles, loc="lower center", ncols=min(5, max(1, len(handles))), fontsize=9,
                            labelcolor="white", facecolor="black", edgecolor="black", borderaxespad=0.2)  # fmt: skip
     for text in legend.get_texts():
