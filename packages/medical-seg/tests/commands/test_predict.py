@@ -115,7 +115,7 @@ def test_data_alone_means_volumes_and_healthy_controls_are_said(run: Run, tmp_pa
     code, printed, error = run("train", "-d", "data", *TRAIN[4:], "-m", "test_agunet", "--epochs", "1", "--out", "r")
     assert code == 0, error
     assert "data: 5 cases, 4 of them without foreground (healthy controls)" in printed
-    assert "empty cases: " in printed
+    assert "val empty_cases 1" in printed
     assert json.loads((tmp_path / "r/run.json").read_text())["recipe"] == "volumes"
     for folder in ("in/a", "in/b/deep"):
         (tmp_path / folder).mkdir(parents=True)

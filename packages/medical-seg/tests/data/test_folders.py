@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 from sklearn.model_selection import KFold
 
+from medical_seg.data import patches
 from medical_seg.data.folders import five_folds, group_cases, open_folder, problems, read_case, read_folds
 from medical_seg.data.patches import FolderCases
 from medical_seg.data.planning import healthy, make_plan
@@ -164,3 +165,16 @@ def test_a_wrong_split_file_is_named(folder: Path, folds: str, message: str) -> 
     (folder / "splits_final.json").write_text(folds)
     with pytest.raises(ValueError, match=message):
         read_folds(open_folder(folder))
+
+
+def test_cases_beyond_the_cache_are_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(patches, "read_case", lambda f, case: (read.append(case.name), read_case(f, case))[1])
+    for cache, expected in ((2, ["c0", "c1"]), (1, ["c0", "c1", "c0", "c1"])):
+        cases = FolderCases(
+            str(folder), split="val", fold="all", window=(4, 4, 4), spacing=None, scaling=["none"], cache=cache
+        )
+        for index in (0, 1, 0, 1):
+            _ = cases[index]
+        assert read == expected
+        read.clear()

@@ -35,3 +35,9 @@ def test_the_loss_is_dice_and_cross_entropy() -> None:
     assert torch.allclose(DiceCE(dice_weight=2, ce_weight=3)(logits, target), expected)
     squared = ((2 * (p * onehot).sum(0) + 1) / ((p * p).sum(0) + onehot.sum(0) + 1))[1:].mean()
     assert torch.allclose(DiceCE(ce_weight=0, squared=True)(logits, target), 1 - squared)
+
+
+def test_smoothing_pulls_dice_of_an_absent_class_towards_one() -> None:
+    logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    found = [float(DiceCE(ce_weight=0, smooth=smooth)(logits, target)) for smooth in (1e-6, 1.0, 100.0)]
+    assert found == pytest.approx([1.0, 1 - 1 / 9, 1 - 100 / 108], abs=1e-5)

@@ -9,6 +9,7 @@ import numpy as np
 from medical_seg.data.folders import Folder, read_case
 
 WINDOW_VOXELS = 64**3
+MOST_VOXELS = 512**3
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def make_plan(
     chosen = _window(grid, divisor, planar=pictures) if window is None else tuple(window)  # pyright: ignore[reportArgumentType]
     if len(chosen) != 3 or min(chosen) < 1:
         raise ValueError(f"--window: expected three sizes Z Y X such as 32,64,64, got {window}")
+    if np.prod(chosen, dtype=object) > MOST_VOXELS:
+        raise ValueError(f"--window: {'×'.join(map(str, chosen))} are more than {MOST_VOXELS:,} voxels")
     for size in chosen[1:] if chosen[0] == 1 else chosen:
         if size % divisor:
             raise ValueError(f"--window: the network halves its grid until {divisor} divides it, {size} does not fit")

@@ -65,12 +65,18 @@ def window_divisor(name: str, options: dict[str, Any], *, planar: bool) -> int:
     Args:
         name, options: as of :func:`create_model`.
         planar: it is fed pictures.
+
+    Raises: ValueError for options that make no network.
     """
-    if ":" not in name:
+    try:
+        if ":" in name:
+            return max(1, int(np.prod(options.get("strides") or 32)))
         dims = {} if is_planar(name) else {"spatial_dims": 2 if planar else 3}
         with torch.device("meta"):
             model: Any = create_model(name, **{**options, **dims})
         return int(model.divisor)
-    if strides := options.get("strides"):
-        return int(np.prod(strides))
-    return 32
+    except ValueError:
+        raise
+    except Exception as error:  # options are typed by hand: torch and MONAI raise whatever they stumble over
+        text = " ".join(str(error).split())[:160]
+        raise ValueError(f"create_model: {name} cannot be built with {options} ({text})") from None

@@ -49,17 +49,28 @@ def read_keras(path: Path) -> Layers:
     except OSError as error:
         raise ValueError(f"{path}: not an HDF5 file") from error
     with file:
-        root: Any = file.get("model_weights", file)
-        if "layer_names" not in root.attrs:
-            raise ValueError(f"{path}: no Keras weights (the attribute layer_names is missing)")
-        found: dict[str, list[tuple[int, list[np.ndarray]]]] = {kind: [] for kind in KINDS}
-        for layer in map(_text, root.attrs["layer_names"]):
-            arrays = [np.asarray(root[layer][_text(name)]) for name in root[layer].attrs["weight_names"]]
-            if not arrays:
-                continue
-            kind, number = _kind(layer, path)
-            found[kind].append((number, arrays))
+        try:
+            found = _layers(file, path)
+        except ValueError as error:
+            raise error if str(error).startswith(f"{path}: ") else ValueError(f"{path}: {error}") from None
+        except Exception as error:  # HDF5 raises KeyError, RuntimeError, OSError … on damaged groups
+            raise ValueError(f"{path}: the file is damaged ({' '.join(str(error).split())[:160]})") from None
     return {kind: [arrays for _, arrays in sorted(rows, key=lambda row: row[0])] for kind, rows in found.items()}
+
+
+def _layers(file: Any, path: Path) -> dict[str, list[tuple[int, list[np.ndarray]]]]:
+    """Numbered layers by class."""
+    root: Any = file.get("model_weights", file)
+    if "layer_names" not in root.attrs:
+        raise ValueError(f"{path}: no Keras weights (the attribute layer_names is missing)")
+    found: dict[str, list[tuple[int, list[np.ndarray]]]] = {kind: [] for kind in KINDS}
+    for layer in map(_text, root.attrs["layer_names"]):
+        arrays = [np.asarray(root[layer][_text(name)]) for name in root[layer].attrs["weight_names"]]
+        if not arrays:
+            continue
+        kind, number = _kind(layer, path)
+        found[kind].append((number, arrays))
+    return found
 
 
 def build_from_keras(path: Path, arch: Literal["agunet", "daunet"], *, seed: int = 0) -> AttentionUNet:
@@ -78,6 +89,8 @@ def build_from_keras(path: Path, arch: Literal["agunet", "daunet"], *, seed: int
     if not layers["conv3d"] or not layers["conv3d_transpose"]:
         raise ValueError(f"{path}: holds no 3-D U-Net ({_counts(layers)})")
     ups = layers["conv3d_transpose"]
+    if any(len(arrays) != 2 or arrays[0].ndim != 5 for arrays in (*layers["conv3d"], *ups)):
+        raise ValueError(f"{path}: holds no 3-D U-Net (a convolution is not three-dimensional)")
     for pyramid, deep, guided in itertools.product((False, True), (False, True), (False, True)):
         if guided and (arch == "agunet" or len(ups) % 2):
             continue
