@@ -42,6 +42,8 @@ def test_names_without_a_font_are_numbered_and_said(tmp_path: Path, caplog: pyte
 
 
 def test_whatever_is_installed_no_letter_becomes_a_box(tmp_path: Path) -> None:
+    families, _ = fonts_for("猫개")
+    assert not [name for name in families if name.startswith("Last Resort")]  # its glyphs are boxes
     drawn(["猫", "개", "ไทย", "العربية", "हिन्दी", "\U00010384", "🐈"], tmp_path / "a.png")
 
 

@@ -54,6 +54,8 @@ def fonts_for(text: str) -> tuple[list[str], set[str]]:
         for font in sorted(
             font_manager.fontManager.ttflist, key=lambda f: (f.style != "normal", f.weight != 400, f.name)
         ):
+            if font.name.startswith("Last Resort"):  # matplotlib's own: a box for every letter there is
+                continue
             covered = missing & _letters(font.fname)
             if covered:
                 families.append(font.name)
