@@ -18,6 +18,7 @@ import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from attn_core.lettering import lettered
 from medical_seg.data.folders import open_folder, stem
 from medical_seg.data.volumes import read_labels, require_same_grid, suffix
 from medical_seg.metrics.scores import compare
@@ -140,15 +141,17 @@ def _labels(files: Sequence[Path]) -> list[int]:
 
 def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Dice against the true volume, one color per label."""
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    for label in dict.fromkeys(row["label"] for row in rows):
-        mine = [row for row in rows if row["label"] == label and row["n_ref"]]
-        axis.plot([r["ml_ref"] for r in mine], [r["Dice"] for r in mine], "o", alpha=0.7, label=f"label {label}")
-    if any(row["n_ref"] for row in rows):
-        axis.set_xscale("log")
-    axis.set(xlabel="true volume [ml]", ylabel="Dice", ylim=(-0.02, 1.02))
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+    labels = list(dict.fromkeys(str(row["label"]) for row in rows))
+    with lettered(labels) as names:
+        figure = Figure(figsize=(6.5, 4), layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        for label, name in zip(labels, names, strict=True):
+            mine = [row for row in rows if str(row["label"]) == label and row["n_ref"]]
+            axis.plot([r["ml_ref"] for r in mine], [r["Dice"] for r in mine], "o", alpha=0.7, label=f"label {name}")
+        if any(row["n_ref"] for row in rows):
+            axis.set_xscale("log")
+        axis.set(xlabel="true volume [ml]", ylabel="Dice", ylim=(-0.02, 1.02))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+        figure.savefig(path, dpi=120)

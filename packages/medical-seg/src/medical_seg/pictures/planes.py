@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from attn_core.lettering import lettered
 from medical_seg.data.volumes import Volume
 
 COLORS = ["#4dabf7", "#fab005", "#e64980", "#37b24d", "#be4bdb", "#15aabf", "#fa5252", "#94d82d"]
@@ -46,6 +47,13 @@ def draw_planes(
         path: the PNG file, at most 1,100 pixels wide and high.
         case: its name, for the heading.
     """
+    with lettered([*classes, case]) as (*names, heading):
+        _draw_figure(volume, masks, names, path, case="" if heading == f"class {len(classes)}" else heading)
+
+
+def _draw_figure(
+    volume: Volume, masks: Sequence[tuple[str, np.ndarray]], classes: Sequence[str], path: Path, *, case: str
+) -> None:
     image = volume.data[0]
     labelled = next((mask for _, mask in masks if mask.any()), masks[0][1])
     planes = PLANES[:1] if image.shape[0] == 1 else PLANES
@@ -76,10 +84,8 @@ def draw_planes(
     colors = [COLORS[k % len(COLORS)] for k in range(max(0, len(classes) - 1))]
     named = zip(colors, classes[1:], strict=True)
     handles = [Line2D([], [], color=color, linewidth=2.5, label=name) for color, name in named]
-    legend = figure.legend(handles=handles, loc="lower center", ncols=min(5, max(1, len(handles))), fontsize=9,
-                           labelcolor="white", facecolor="black", edgecolor="black", borderaxespad=0.2)  # fmt: skip
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    figure.legend(handles=handles, loc="lower center", ncols=min(5, max(1, len(handles))), fontsize=9,
+                  labelcolor="white", facecolor="black", edgecolor="black", borderaxespad=0.2)  # fmt: skip
     figure.savefig(path, dpi=100)
 
 
@@ -117,7 +123,7 @@ def _draw_plane(
 
 def _text(where: Any, x: float, y: float, text: str, **style: Any) -> None:
     place = {} if isinstance(where, Figure) else {"transform": where.transAxes}
-    where.text(x, y, text, color="white", parse_math=False, path_effects=[withStroke(linewidth=2, foreground="black")],
+    where.text(x, y, text, color="white", path_effects=[withStroke(linewidth=2, foreground="black")],
                **place, **style)  # fmt: skip
 
 
