@@ -10,10 +10,10 @@ with the last weights. For 6 volumes of the size of a head at 2 mm this is 512 s
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
 
-from mmengine.optim import LinearLR
 from monai.transforms import RandFlipd, RandGaussianNoised, RandScaleIntensityd, RandShiftIntensityd
 from torch.optim import AdamW
 
+from attn_core.engine import LinearLR
 from medical_seg.data.patches import FolderCases
 from medical_seg.losses.dice_ce import DiceCE
 from medical_seg.metrics.dice import Dice
