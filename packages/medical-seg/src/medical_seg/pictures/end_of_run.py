@@ -26,4 +26,4 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     case = data_set.cases[chosen].name if hasattr(data_set, "cases") else type(data_set).__name__
     masks = [("truth", label.numpy()), ("prediction", found.cpu().numpy())]
     names = model.label_names(info["classes"])  # pyright: ignore[reportCallIssue]
-    draw_planes(volume, masks, names, path, case=f"{case}, tested on it")
+    draw_planes(volume, masks, names, path, case=case)
