@@ -13,7 +13,7 @@ from tiny_task import CLI
 
 from attn_core.engine.cli import run_cli
 
-FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def _run(*arguments: str) -> tuple[int, str]:

@@ -25,7 +25,7 @@ class _Maps(nn.Module):
 
 class _Pair(nn.Module):
     def forward(self, a, *others):
-        return a + others[0], a.sum(0, keepdim=True) * torch.ones(2, 1)
+        return a.view(2, 3) + others[0], a.sum(0)
 
 
 FREE = {0: "batch", 2: "height", 3: "width"}
@@ -51,7 +51,8 @@ def test_height_and_width_are_free_where_the_target_says_so(kind, tmp_path):
 
 
 def test_a_promised_size_that_the_file_refuses_is_an_error(kind, tmp_path, capfd):
-    with pytest.raises(EngineError, match=r"net refuses inputs of 3×3×12×10: "):
+    # ONNX has no guards: where torch's exporter leaves one out, the wrong numbers give it away
+    with pytest.raises(EngineError, match=r"net refuses inputs of 3×3×12×10: |net differ by 1.00e\+00 of the largest"):
         export(_target(_Maps(fixed=8)), kind, tmp_path / "net")
     assert "onnxruntime" not in capfd.readouterr().err
 

@@ -99,11 +99,11 @@ def test_a_run_of_another_package_is_named_as_such(tmp_path, use):
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "{", '{"package": 3, "commands": "x", "data_info": []}', ""])
-def test_a_damaged_run_json_says_nothing(tmp_path, text):
+def test_a_damaged_run_json_does_no_harm(tmp_path, text):
     _train("epochs=1", out=tmp_path / "run")
     (tmp_path / "run/run.json").write_text(text)
     assert about_run(tmp_path / "run") == {}
-    assert open_run(PACKAGE, tmp_path / "run").data_info == {}
+    assert open_run(PACKAGE, tmp_path / "run").data_info == {"classes": ["left", "right"]}  # a checkpoint says it too
     _train("epochs=2", out=tmp_path / "run", resume=True)
     assert about_run(tmp_path / "run")["package"] == "tiny"
 

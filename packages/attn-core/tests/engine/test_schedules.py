@@ -131,7 +131,7 @@ def test_a_setting_of_the_optimizer_can_be_changed_on_resuming(tmp_path, setting
     train(PACKAGE, TrainOptions(overrides=["epochs=2", setting], out=tmp_path / "run", resume=True),
           say=lambda line: None)  # fmt: skip
     state = torch.load(tmp_path / "run/step_12.state.pt", weights_only=True)["optimizer"]["param_groups"][0]
-    name, value = setting.rsplit(".", 1)[1].split("=")
+    name, value = setting.removeprefix("optim_wrapper.optimizer.").split("=")
     assert state["initial_lr" if name == "lr" else name] == float(value)
 
 

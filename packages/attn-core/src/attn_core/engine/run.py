@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from attn_core.engine.checkpoint import best_or_newest, load_weights
+from attn_core.engine.checkpoint import Checkpoint, best_or_newest, load_weights, newest_intact
 from attn_core.engine.config import load_recipe
 from attn_core.engine.distributed import choose_device
 from attn_core.engine.errors import EngineError
@@ -87,8 +87,17 @@ def open_run(package: PackageId, run: str | Path | None, *, device: str = "auto"
         model=model.to(place).eval(),
         device=place,
         checkpoint=checkpoint.weights_path,
-        data_info=about_run(directory).get("data_info", {}),
+        data_info=_data_info(directory),
     )
+
+
+def _data_info(directory: Path) -> dict[str, Any]:
+    """What the training data said about itself: from ``run.json``, or where that is damaged from a checkpoint."""
+    about = about_run(directory).get("data_info")
+    if about is None:
+        checkpoint, _ = newest_intact(directory, readable=Checkpoint.read_state)
+        about = checkpoint.read_state().get("data_info") if checkpoint else None
+    return about or {}
 
 
 def read_run_config(package: PackageId, run: Path) -> dict[str, Any]:
