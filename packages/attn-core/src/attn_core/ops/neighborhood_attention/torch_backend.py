@@ -33,8 +33,8 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     tiles = _Tiles(a)
     if tiles.are_one and q.device.type == "cpu":  # neither cut nor put together
         bias = tiles.bias(tuple(span.pattern for (span,) in tiles.spans))
-        if q.shape[3] == v.shape[3] and q.stride(3) == k.stride(3) == v.stride(3) == 1:
-            # No query is without keys, each sees itself: nothing of what flash_forward mends can happen.
+        if a.rpb is None and q.shape[3] == v.shape[3] and q.stride(3) == k.stride(3) == v.stride(3) == 1:
+            # Each query sees itself, unless rpb hides it: nothing of what flash_forward mends can happen.
             out, lse = torch_internals.flash_cpu(q, k, v, 0.0, False, attn_mask=bias, scale=a.scale)
         else:
             out, lse = flash_forward(q, k, v, bias, a.scale, False)
