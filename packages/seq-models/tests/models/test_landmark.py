@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from seq_models import load_official
 from seq_models.data import Passkey
 from seq_models.language.task import LanguageTask, RetrievalHook
 from seq_models.layers.rotary import rotate
-from seq_models.models.landmark import VARIANTS, LandmarkConfig, LandmarkForCausalLM, from_official_keys
+from seq_models.models.landmark import VARIANTS, LandmarkConfig, LandmarkForCausalLM
 
 
 def config(name: str = "test_landmark", **options: Any) -> LandmarkConfig:
@@ -197,11 +198,15 @@ def test_official_names_come_back_and_strangers_are_refused() -> None:
         theirs[name.replace("model.norm.", "transformer.ln_f.")] = value
     theirs["transformer.h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
     theirs["transformer.wpe.freqs"] = torch.ones(4)
-    ours = from_official_keys({"_orig_mod." + key: value for key, value in theirs.items()})
-    assert ours.keys() == model.state_dict().keys()
-    assert all(torch.equal(ours[key], value) for key, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="'transformer\\.x' is no key of an lm_benchmark checkpoint"):
-        from_official_keys({"transformer.x": torch.ones(1)})
+    other = LandmarkForCausalLM(config())
+    load_official(other, {"model": {"_orig_mod." + key: value for key, value in theirs.items()}})
+    assert all(torch.equal(other.state_dict()[key], value) for key, value in model.state_dict().items())
+    assert other.lm_head.weight is other.model.embed_tokens.weight
+    with pytest.raises(ValueError, match=r"load_official: the given dict does not fit .*unexpected transformer\.x"):
+        load_official(other, {**theirs, "transformer.x": torch.ones(1)})
+    del theirs["transformer.h.1.ln_1.weight"]
+    with pytest.raises(ValueError, match=r"missing transformer\.h\.1\.ln_1\.weight"):
+        load_official(other, theirs)
 
 
 def test_official_arguments_give_the_published_sizes() -> None:

@@ -174,13 +174,13 @@ def test_generation_with_state_equals_generation_without(architecture: str, opti
     assert torch.equal(with_state, model.generate(ids, max_new_tokens=5, use_cache=False, **options))
 
 
-def test_saved_model_is_the_same_to_the_last_bit(architecture: str, tmp_path: Path) -> None:
+def test_saved_model_gives_the_same_logits(architecture: str, tmp_path: Path) -> None:
     model, ids = small(architecture).float(), torch.randint(256, (1, 9))
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(AutoConfig.from_pretrained(tmp_path)) is TitansConfig
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, again(ids).logits)
+        torch.testing.assert_close(model(ids).logits, again(ids).logits)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(architecture: str) -> None:

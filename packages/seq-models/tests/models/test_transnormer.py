@@ -1,6 +1,7 @@
 """TransNormerLLM: slopes, operator, mixers and the released checkpoints' shapes and names."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from seq_models import load_official
 from seq_models.models import create_model
 from seq_models.models.transnormer import (
     VARIANTS,
@@ -120,6 +122,18 @@ def test_released_config_gives_released_names_and_count() -> None:
         keys |= mixer | {f"model.layers.{layer}.channel_mixer.{name}.weight" for name in ("l1", "l2", "l3")}
     assert set(model.state_dict()) == keys
     assert model.state_dict()["model.layers.0.token_mixer.lrpe.theta"].shape == (8, 1, 128)
+
+
+def test_released_weights_load_from_a_file(tmp_path: Path) -> None:
+    settings = TransNormerConfig(**VARIANTS["test_transnormer"])
+    theirs = {key: torch.randn_like(value) for key, value in TransNormerForCausalLM(settings).state_dict().items()}
+    theirs["lm_head.weight"] = theirs["model.embed_tokens.weight"]
+    torch.save(theirs, tmp_path / "pytorch_model.bin")
+    model = load_official(TransNormerForCausalLM(settings), tmp_path / "pytorch_model.bin")
+    assert all(torch.equal(value, theirs[key]) for key, value in model.state_dict().items())
+    del theirs["lm_head.weight"]  # tied weights are often stored once
+    tied = load_official(TransNormerForCausalLM(settings), theirs, ignore=("lm_head",))
+    assert torch.equal(tied.lm_head.weight, theirs["model.embed_tokens.weight"])
 
 
 def test_official_config_is_read_or_refused() -> None:

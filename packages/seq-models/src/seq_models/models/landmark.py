@@ -331,7 +331,7 @@ class LandmarkModel(CausalModel):
 
 
 class LandmarkForCausalLM(CausalLM):
-    """Landmark attention with its head; :func:`from_official_keys` renames released state dicts."""
+    """Landmark attention with its head; `seq_models.load_official` reads ``lm_benchmark`` checkpoints."""
 
     config_class = LandmarkConfig
     backbone_class = LandmarkModel
@@ -339,32 +339,15 @@ class LandmarkForCausalLM(CausalLM):
 
 register_causal(LandmarkConfig, LandmarkModel, LandmarkForCausalLM)
 
-KEY_MAP = (
-    ("transformer.wte.", "model.embed_tokens."),
-    ("transformer.h.", "model.layers."),
-    ("transformer.ln_f.", "model.norm."),
-    ("lm_head.", "lm_head."),
-)
-
-
-def from_official_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for the state dict of an ``lm_benchmark`` checkpoint; its causal masks and frequencies fall away.
-
-    Raises:
-        ValueError: a key that no such checkpoint has.
-    """
-    renamed = {}
-    for key, value in state.items():
-        name = key.removeprefix("_orig_mod.")
-        if name.endswith(".attn.bias") or name.startswith("transformer.wpe."):
-            continue
-        for theirs, ours in KEY_MAP:
-            if name.startswith(theirs):
-                renamed[ours + name.removeprefix(theirs)] = value
-                break
-        else:
-            raise ValueError(f"from_official_keys: {key!r} is no key of an lm_benchmark checkpoint")
-    return renamed
+# Our names → those of an ``lm_benchmark`` checkpoint, whose causal masks and frequencies are computed here.
+KEY_MAP = {
+    "lm_benchmark": (
+        (r"^model\.embed_tokens\.", "transformer.wte."),
+        (r"^model\.layers\.", "transformer.h."),
+        (r"^model\.norm\.", "transformer.ln_f."),
+    )
+}
+COMPUTED = (".attn.bias", "transformer.wpe.freqs")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -307,7 +307,7 @@ class TransNormerModel(CausalModel):
 
 
 class TransNormerForCausalLM(CausalLM):
-    """TransNormerLLM with its head; released state dicts load with ``load_state_dict``."""
+    """TransNormerLLM with its head; released weights have our names: `seq_models.load_official`."""
 
     config_class = TransNormerConfig
     backbone_class = TransNormerModel
