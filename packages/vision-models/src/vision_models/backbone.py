@@ -53,15 +53,16 @@ class StagedBackbone(nn.Module):
     """What timm asks of a model whose maps shrink from stage to stage.
 
     A family sets ``stem``, ``stages`` (a top-level ``Sequential``; each has ``grad_checkpointing``), ``norm``, ``head``
-    (timm's ``ClassifierHead``), ``num_classes``, ``num_features``, ``head_hidden_size`` and one entry of
-    ``feature_info`` for each stage, and keeps ``group_matcher`` and ``no_weight_decay`` for itself.
+    (timm's ``ClassifierHead``), ``in_chans``, ``num_classes``, ``num_features``, ``head_hidden_size``, one entry of
+    ``feature_info`` for each stage, and what of ``min_side``, ``undecayed`` and ``official_buffers`` differs.
 
     Shapes: image (B, in_chans, Y, X) → logits (B, num_classes).
     """
 
     # How the names of buffers end that official checkpoints hold and we compute.
     official_buffers: tuple[str, ...] = ()
-
+    # How the names of parameters end that weight decay would harm, beyond biases and norms.
+    undecayed: tuple[str, ...] = ()
     min_side = 1  # of an image, in pixels
 
     feature_info: list[dict[str, Any]]
@@ -74,6 +75,15 @@ class StagedBackbone(nn.Module):
     norm: nn.Module
     head: ClassifierHead | NormMlpClassifierHead
     key_map: KeyMap  # of the class: how official checkpoints name the parameters
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not decayed, as timm asks."""
+        return {name for name, _ in self.named_parameters() if self.undecayed and name.endswith(self.undecayed)}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of the layer groups for decay of the learning rate with depth, as timm asks; coarse: stages."""
+        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
     def fit_table(self, name: str, value: Tensor) -> Tensor:
         """A checkpoint's value of a parameter; position tables of another image size stretched to ours."""

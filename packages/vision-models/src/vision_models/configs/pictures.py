@@ -16,10 +16,10 @@ from vision_models.models.biformer import BiFormer
 
 data_root = "my/pictures"
 classes = 2
-side = 96
-steps = 400
-warmup = 40
-batch = 24
+side = 64
+steps = 300
+warmup = 30
+batch = 16
 rate = 1e-3
 model = dict(
     type=ClassificationTask,

@@ -196,6 +196,8 @@ class BiFormer(StagedBackbone):
         ValueError: options that contradict each other or the widths.
     """
 
+    undecayed = (".gamma1", ".gamma2")
+
     def __init__(
         self,
         depths: Sequence[int] = (2, 2, 8, 2),
@@ -329,13 +331,6 @@ class BiFormer(StagedBackbone):
         self.norm: nn.Module = norm(dims[-1], **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.apply(init_linear)
-
-    def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name.endswith((".gamma1", ".gamma2"))}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
 
 class BiFormerDense(Dense, BiFormer):

@@ -257,13 +257,6 @@ class DaViT(StagedBackbone):
             self.head = NormMlpClassifierHead(dims[-1], num_classes, norm_layer=_head_norm, **head_options)
         self.apply(init_linear)
 
-    def no_weight_decay(self) -> set[str]:
-        return set()
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
-
 
 class DaViTDense(Dense, DaViT):
     """Backbone for detection and segmentation: four maps, each with a LayerNorm of its own on the way out.

@@ -157,6 +157,8 @@ class FocalNet(StagedBackbone):
         ValueError: options that contradict each other.
     """
 
+    undecayed = (".gamma",)
+
     def __init__(
         self,
         depths: Sequence[int] = (2, 2, 6, 2),
@@ -230,13 +232,6 @@ class FocalNet(StagedBackbone):
         self.norm = LayerNorm2d(dims[-1], eps=EPS, **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.apply(init_linear)
-
-    def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name.endswith(".gamma")}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
 
 class FocalNetDense(Dense, FocalNet):

@@ -127,6 +127,8 @@ class HaloNet(StagedBackbone):
         ValueError: options that contradict each other or the widths.
     """
 
+    undecayed = ("height_rel", "width_rel")
+
     def __init__(
         self,
         blocks: Sequence[Sequence[BlockKind]] = (("halo",) * 3, ("halo",) * 3, ("halo",) * 7, ("halo",) * 3),  # pyright: ignore[reportArgumentType]
@@ -248,9 +250,6 @@ class HaloNet(StagedBackbone):
     def fit_table(self, name: str, value: Tensor) -> Tensor:
         """timm's kernels of lambda layers have a third axis of length 1."""
         return value[..., 0] if name.endswith(".conv_lambda.weight") and value.ndim == 5 else value
-
-    def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name.endswith(("height_rel", "width_rel"))}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         fine = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.3\.final_conv", (99999,))]

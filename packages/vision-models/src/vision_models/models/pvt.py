@@ -240,13 +240,6 @@ class PVT(StagedBackbone):
         self.head = ClassifierHead(embed_dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.apply(init_linear)
 
-    def no_weight_decay(self) -> set[str]:
-        return set()
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None)]
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
-
     def fit_table(self, name: str, value: Tensor) -> Tensor:
         return fit_table(self, name, value)
 

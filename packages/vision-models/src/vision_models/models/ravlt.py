@@ -182,6 +182,7 @@ class RAVLT(StagedBackbone):
     """
 
     official_buffers = ("RoPE.angle",)
+    undecayed = ("gamma_1", "gamma_2")
 
     def __init__(
         self,
@@ -257,13 +258,6 @@ class RAVLT(StagedBackbone):
             self.num_features = self.feature_info[take[-1]]["num_chs"]
             self.reset_classifier(self.num_classes)
         return take
-
-    def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name.endswith(("gamma_1", "gamma_2"))}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
 
 class RAVLTDense(Dense, RAVLT):

@@ -189,6 +189,7 @@ class Swin(StagedBackbone):
     """
 
     official_buffers = ("relative_position_index", "attn_mask")
+    undecayed = ("relative_position_bias_table",)
 
     def __init__(
         self,
@@ -259,13 +260,6 @@ class Swin(StagedBackbone):
         self.norm = LayerNorm2d(dims[-1], eps=EPS, **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.apply(init_linear)
-
-    def no_weight_decay(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
     def fit_table(self, name: str, value: Tensor) -> Tensor:
         return fit_table(self, name, value)
