@@ -104,6 +104,23 @@ def test_every_parameter_is_in_a_layer_group_and_named_once(name: str) -> None:
     assert model.no_weight_decay() <= {n for n, _ in model.named_parameters()}
 
 
+def test_layer_scales_and_position_tables_are_not_decayed() -> None:
+    scaled = {"test_biformer": {"layer_scale_init_value": 0.1}, "test_focalnet": {"layerscale_value": 0.1}}
+    endings = {
+        "test_biformer": (".gamma1", ".gamma2"), "test_focalnet": (".gamma",), "test_ravlt": ("gamma_1", "gamma_2"),
+
+            "test_halonet": ("_rel",),
+            "test_agent_swin": ("position_bias_table",),
+            "test_agent_deit": ("pos_embed", "token")
+        ,
+    }
+    for name in SMALL:
+        model: Any = create_model(name, **scaled.get(name, {}))
+        expected = {p for p, _ in model.named_parameters() if p.endswith(endings.get(name, "nothing"))}
+        assert bool(expected) == (name in endings)
+        assert model.no_weight_decay() == expected or name in ("test_inline_swin", "test_inline_deit"), name
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_head_of_features_is_the_output(name: str) -> None:
     model: Any = create_model(name).eval()

@@ -21,7 +21,7 @@ def info(name: str) -> Mapping[str, object]:
         "what": card(name).summary,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "multiply-adds": f"{count_flops(lambda: model(torch.empty(1, *cfg['input_size'], device='meta'))) / 2e9:.3f} G",
-        "input": f"{channels}×{height}×{width}, any size works",
+        "input": f"{channels}×{height}×{width}, any size from {model.min_side}×{model.min_side} works",
         "maps": ", ".join(f"{row['num_chs']} channels at 1/{row['reduction']}" for row in model.feature_info),
         "paper": cfg["paper_ids"],
         "official code": f"{cfg['origin_url']} ({cfg['license']})",
