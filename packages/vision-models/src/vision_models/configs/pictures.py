@@ -10,7 +10,7 @@ are kept. MEASURED
 
 from torch.optim import AdamW
 
-from attn_core.engine import Accuracy, ClassificationTask, CosineAnnealingLR, EMAHook, LinearLR
+from attn_core.engine import Accuracy, ClassificationTask, EMAHook, warmup_cosine
 from vision_models.data import ImageFolder
 from vision_models.models.biformer import BiFormer
 
@@ -59,9 +59,6 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
-param_scheduler = [
-    dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=warmup),
-    dict(type=CosineAnnealingLR, by_epoch=False, begin=warmup, end=steps, T_max=steps - warmup, eta_min=1e-5),
-]
-train_cfg = dict(by_epoch=False, max_iters=steps)
+param_scheduler = warmup_cosine(steps, warmup, start_factor=0.05, in_steps=True)
+train_cfg = dict(max_iters=steps)
 custom_hooks = [dict(type=EMAHook, momentum=0.02)]
