@@ -64,6 +64,8 @@ class StagedBackbone(nn.Module):
     # How the names of parameters end that weight decay would harm, beyond biases and norms.
     undecayed: tuple[str, ...] = ()
     min_side = 1  # of an image, in pixels
+    # Whether one exported graph serves every height and width; where windows are counted in Python it does not.
+    exports_any_size = False
 
     feature_info: list[dict[str, Any]]
     in_chans: int

@@ -5,17 +5,38 @@ from typing import Any
 import torch
 
 from attn_core.engine import ExportTarget, TrainedRun
+from vision_models.backbone import StagedBackbone
 from vision_models.data.images import preparation
 from vision_models.models import create_model
 
 
 def export_target(run: TrainedRun | str) -> ExportTarget:
-    """The network of a run with inputs of its training size, or a fresh model of a registered name."""
+    """The network of a run with inputs of its training size, or a fresh model of a registered name.
+
+    ``image`` (batch, channels, height, width) → ``logits`` (batch, classes); height and width are free where the
+    family's graph does not depend on them (``exports_any_size``).
+    """
     torch.manual_seed(0)
     if isinstance(run, str):
         model = create_model(run).eval()
         cfg: Any = model.default_cfg
-        return ExportTarget(model, (torch.randn(2, *cfg["input_size"]),), run)
+        return _target(model, cfg["input_size"][1:], run)
     net: Any = run.model.net  # pyright: ignore[reportAttributeAccessIssue]
-    size = preparation(run.data_info, run.directory)[0].size
-    return ExportTarget(net, (torch.randn(2, net.in_chans, *size),), run.directory.name)
+    return _target(net, preparation(run.data_info, run.directory)[0].size, run.directory.name)
+
+
+def _target(net: StagedBackbone, size: tuple[int, int], name: str) -> ExportTarget:
+    height, width = size
+    axes, others = {0: "batch"}, ()
+    if net.exports_any_size:
+        axes |= {2: "height", 3: "width"}
+        others = ((torch.randn(2, net.in_chans, height + 64, width + 32),),)
+    return ExportTarget(
+        net,
+        (torch.randn(2, net.in_chans, height, width),),
+        name,
+        input_names=("image",),
+        output_names=("logits",),
+        axes=(axes,),
+        others=others,
+    )

@@ -158,6 +158,7 @@ class FocalNet(StagedBackbone):
     """
 
     undecayed = (".gamma",)
+    exports_any_size = True
 
     def __init__(
         self,
