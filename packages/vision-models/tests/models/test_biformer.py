@@ -82,8 +82,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("size", [(64, 64), (56, 44)], ids=["divisible", "padded"])
-@pytest.mark.parametrize("options", list(OPTIONS.values()), ids=list(OPTIONS))
+SIZES = [(name, (56, 44)) for name in OPTIONS] + [(name, (64, 64)) for name in ("default", "soft routing", "mean keys")]
+
+
+@pytest.mark.parametrize(("options", "size"), [(OPTIONS[name], size) for name, size in SIZES], ids=map(str, SIZES))
 def test_output_and_gradients_equal_the_gathered_formulation(options: dict[str, Any], size: tuple[int, int]) -> None:
     model: Any = randomized(BiFormer(**{**SMALL, "n_win": 4, "num_classes": 7, **options})).eval()
     peer = gathered(model)
