@@ -165,7 +165,7 @@ def test_misuse_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("train", "biformer_imagenet", "--out", out, "--set", f"data_root={tmp_path}"), 1, "holds 0 class folder(s)"),
         (("train", "pictures", "--out", out, "--data", f"{tmp_path}/absent"), 1, "absent is not a folder"),
         (("train", "--out", out, "--data", str(tmp_path)), 1, "holds 0 class folder(s)"),
-        (("info", "biformer_tinny"), 1, "did you mean 'biformer_tiny'?"),
+        (("info", "biformer_tinny"), 2, "did you mean 'biformer_tiny'?"),
         (("predict", str(tmp_path / "absent.png")), 1, "absent.png does not exist"),
         (("trian",), 2, "did you mean 'train'?"),
     ]:
