@@ -72,7 +72,7 @@ def timm_entries(
     for name, settings in variants.items():
         timm_name = f"attn_{name}" if f"attn_{name}" in default_cfgs else name
         _register(family, timm_name, settings, cards[name], maps(name))
-        build = partial(timm.create_model, timm_name)
+        build: Any = partial(timm.create_model, timm_name)
         entries.append(TimmEntry(name, build, cards[name], (family, timm.create_model, _timm_options), family,
                                  settings, timm_name))  # fmt: skip
     return entries

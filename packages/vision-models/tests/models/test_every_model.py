@@ -107,12 +107,12 @@ def test_every_parameter_is_in_a_layer_group_and_named_once(name: str) -> None:
 def test_layer_scales_and_position_tables_are_not_decayed() -> None:
     scaled = {"test_biformer": {"layer_scale_init_value": 0.1}, "test_focalnet": {"layerscale_value": 0.1}}
     endings = {
-        "test_biformer": (".gamma1", ".gamma2"), "test_focalnet": (".gamma",), "test_ravlt": ("gamma_1", "gamma_2"),
-
-            "test_halonet": ("_rel",),
-            "test_agent_swin": ("position_bias_table",),
-            "test_agent_deit": ("pos_embed", "token")
-        ,
+        "test_biformer": (".gamma1", ".gamma2"),
+        "test_focalnet": (".gamma",),
+        "test_ravlt": ("gamma_1", "gamma_2"),
+        "test_halonet": ("_rel",),
+        "test_agent_swin": ("position_bias_table",),
+        "test_agent_deit": ("pos_embed", "token"),
     }
     for name in SMALL:
         model: Any = create_model(name, **scaled.get(name, {}))

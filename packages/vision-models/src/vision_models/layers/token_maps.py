@@ -10,7 +10,7 @@ from timm.layers import trunc_normal_
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
-from attn_core.nn import Linear
+from attn_core.nn import Linear as Linear
 
 
 @register_notrace_function

@@ -333,7 +333,7 @@ class BiFormer(StagedBackbone):
         self.apply(init_linear)
 
 
-class BiFormerDense(Dense, BiFormer):
+class BiFormerDense(Dense, BiFormer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Backbone for detection and segmentation: four maps, each with a LayerNorm of its own on the way out.
 
     Without classifier and output norm, as the official ``BiFormer_mm``.

@@ -258,7 +258,7 @@ class DaViT(StagedBackbone):
         self.apply(init_linear)
 
 
-class DaViTDense(Dense, DaViT):
+class DaViTDense(Dense, DaViT):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Backbone for detection and segmentation: four maps, each with a LayerNorm of its own on the way out.
 
     Args:

@@ -235,7 +235,7 @@ class FocalNet(StagedBackbone):
         self.apply(init_linear)
 
 
-class FocalNetDense(Dense, FocalNet):
+class FocalNetDense(Dense, FocalNet):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Backbone for detection and segmentation: four maps, each with a LayerNorm of its own on the way out.
 
     Args:

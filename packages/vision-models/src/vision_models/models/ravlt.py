@@ -260,7 +260,7 @@ class RAVLT(StagedBackbone):
         return take
 
 
-class RAVLTDense(Dense, RAVLT):
+class RAVLTDense(Dense, RAVLT):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Backbone for detection and segmentation: four maps, each with a LayerNorm of its own on the way out.
 
     Args:

@@ -265,7 +265,7 @@ class Swin(StagedBackbone):
         return fit_table(self, name, value)
 
 
-class SwinDense(Dense, Swin):
+class SwinDense(Dense, Swin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Backbone for detection and segmentation: four maps, each with a LayerNorm of its own on the way out.
 
     As in the official detection code, windows are shifted on maps of any size.
@@ -284,7 +284,7 @@ class SwinDense(Dense, Swin):
         super().__init__(variant, **options)
         for module in self.modules():
             if isinstance(module, WindowAttention):
-                module.always_shift = True
+                module.always_shift = True  # pyright: ignore[reportArgumentType]
 
 
 KEY_MAP: KeyMap = {
