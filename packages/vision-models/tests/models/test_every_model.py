@@ -300,8 +300,12 @@ def test_compiles_to_one_graph_and_exports(name: str) -> None:
     with torch.no_grad():
         expected = model(x)
         torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), expected, rtol=1e-4, atol=1e-5)
-        program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        free = (0, 2, 3) if model.exports_any_size else (0,)
+        program = torch.export.export(model, (x,), dynamic_shapes=(dict.fromkeys(free, torch.export.Dim.AUTO),))
         torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-5)
+        if model.exports_any_size:
+            y = torch.randn(1, 3, 160, 128)
+            torch.testing.assert_close(program.module()(y), model(y), rtol=1e-4, atol=1e-5)
 
 
 def test_segmentation_library_takes_the_model_as_encoder() -> None:
