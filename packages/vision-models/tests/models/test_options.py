@@ -32,7 +32,7 @@ OTHERS: dict[Any, tuple[str, dict[str, Any]]] = {
             "param_attention": "qkv",
             "soft_routing": True,
             "param_routing": {"param_routing": True, "diff_routing": True, "soft_routing": True},
-            "kv_downsample_mode": "ada_avgpool",
+            "kv_downsample_mode": {"kv_downsample_mode": "ada_avgpool", "kv_per_wins": (1, 1, 1, 1)},
             "kv_per_wins": ({"kv_downsample_mode": "ada_avgpool"}, {"kv_per_wins": (1, 1, 1, 1)}),
             "kv_downsample_ratios": ({"kv_downsample_mode": "avgpool"}, {"kv_downsample_ratios": (2, 1, 1, 1)}),
             "mlp_dwconv": True,
