@@ -162,7 +162,11 @@ def test_misuse_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("train", "--out", out, "--set", "epoch=3"), 2, "did you mean 'epochs'?"),
         (("train", "--out", out, "--set", "model.net.n_wins=3"), 2, "did you mean 'n_win'?"),
         (("train", "biformer_cifar10", "--out", out, "--set", f"data_root={tmp_path}"), 1, "cifar-10-python.tar.gz"),
-        (("train", "biformer_imagenet", "--out", out, "--set", f"data_root={tmp_path}"), 1, "training needs at least two"),
+        (
+            ("train", "biformer_imagenet", "--out", out, "--set", f"data_root={tmp_path}"),
+            1,
+            "training needs at least two",
+        ),
         (("train", "pictures", "--out", out, "--data", f"{tmp_path}/absent"), 1, "absent is not a folder"),
         (("train", "--out", out, "--data", str(tmp_path)), 1, "training needs at least two"),
         (("info", "biformer_tinny"), 2, "did you mean 'biformer_tiny'?"),
