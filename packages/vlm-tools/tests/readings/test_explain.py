@@ -40,3 +40,18 @@ def test_explain_refuses() -> None:
         on_picture(torch.ones(2), torch.ones(3, 4), (4, 4))
     longer = with_answer(inputs, torch.tensor([[4, 5]]))
     assert longer["attention_mask"].shape == longer["input_ids"].shape == (1, inputs["input_ids"].shape[1] + 2)
+
+
+def test_steps_and_windows_count() -> None:
+    torch.manual_seed(0)
+    model, inputs = random_model("test_llava"), random_inputs("test_llava")
+    row = inputs["input_ids"].shape[1] - 1
+    fine, coarse = (explain(model, inputs, [row], [5], reading="integrated_gradients", steps=n) for n in (8, 1))
+    assert not torch.allclose(fine, coarse)
+    wide = explain(model, inputs, [row], [5], reading="occlusion", window=4)[0]
+    assert torch.equal(wide, wide[::4].repeat_interleave(4))
+    assert len(wide.unique()) == 4
+    with pytest.raises(ValueError, match="window must be at least 1"):
+        explain(model, inputs, [row], [5], reading="occlusion", window=0)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        explain(model, inputs, [row], [5], reading="integrated_gradients", steps=0)
