@@ -267,12 +267,17 @@ def families() -> dict[str, Family]:
 def _read_catalogs() -> dict[str, dict[str, object]]:
     import pkgutil
 
+    from attn_core.catalog import Catalog
+
     found: dict[str, dict[str, object]] = {}
     for package in PACKAGES:
-        catalog = importlib.import_module(f"{package}.models").CATALOG
-        folder = importlib.import_module(catalog.folder)
-        for info in pkgutil.walk_packages(folder.__path__, f"{catalog.folder}."):
+        faces = vars(importlib.import_module(f"{package}.models")).values()
+        folders = {face.folder for face in faces if isinstance(face, Catalog)}
+        paths = [(importlib.import_module(folder).__path__, f"{folder}.") for folder in sorted(folders)]
+        for info in [info for path, prefix in paths for info in pkgutil.walk_packages(path, prefix)]:
             for entry in getattr(importlib.import_module(info.name), "ENTRIES", ()):
+                if entry.name.startswith("test_"):
+                    continue
                 row = found.setdefault(
                     entry.card.family, {"package": package.replace("_", "-"), "modules": [], "tests": []}
                 )
@@ -283,14 +288,17 @@ def _read_catalogs() -> dict[str, dict[str, object]]:
 
 
 def _with_layers(module: str, package: str) -> list[str]:
-    """A model's file and the files of the package's models and layers that it imports."""
+    """An entry's file and the files of the package's models, layers and methods that it imports."""
     tree = ast.parse(_file(module).read_text(encoding="utf-8"))
     names = [module]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
             for name in (base, *(f"{base}.{alias.name}" for alias in node.names)):
-                inside = name.startswith((f"{package}.layers.", f"{package}.models.")) and name not in names
+                inside = (
+                    name.startswith(tuple(f"{package}.{room}." for room in ("layers", "models", "methods")))
+                    and name not in names
+                )
                 if inside and _file(name).name != "__init__.py" and _file(name).exists():
                     names.append(name)
     return names
