@@ -14,7 +14,7 @@ from vlm_tools.testing.random_models import FAMILIES, VOCABULARY, random_inputs,
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' own deprecations
 METHODS: dict[str, Any] = {
-    "var": lambda: VAR(dims=(3, 5), tau=1.5, summ=0.0, min_nonsink_ratio=0.0),
+    "var": lambda: VAR(dims=(3, 5), tau=1.1, summ=0.0, min_nonsink_ratio=0.0),
     "act": lambda: ACT(threshold=0.05, min_rows=2),
     "pai": lambda: PAI(0.5),
     "paint": lambda: PAINT(),
