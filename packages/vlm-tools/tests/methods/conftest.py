@@ -51,13 +51,29 @@ def setting() -> Setting:
 
 
 @pytest.fixture
-def check_dense(setting: Setting) -> Callable[[Method, Edit], None]:
-    """Compares a method with its dense formulation, and sees that it changes the model."""
+def check_dense(setting: Setting) -> Callable[..., None]:
+    """Compares a method with its dense formulation, and sees that it changes the model.
 
-    def check(method: Method, edit: Edit) -> None:
-        want = setting.dense(edit)
-        torch.testing.assert_close(setting.under(method), want, atol=1e-8, rtol=0)
+    With ``rows``, the (row, head) pairs that each layer edits, the mass that the last rows move is compared too.
+    """
+
+    def check(method: Method, edit: Edit, *, rows: int | None = None) -> None:
+        moved: dict[int, list[float]] = {}
+
+        def watched(scores: Tensor, layer: int, hidden: Tensor) -> Tensor:
+            p = edit(scores, layer, hidden)
+            gained = (p - scores.softmax(-1))[0, :, -1].clamp_min(0).sum(-1)
+            moved.setdefault(layer, []).append(float(gained.mean()))
+            return p
+
+        want = setting.dense(watched)
+        with intervene(setting.model, method) as run:
+            torch.testing.assert_close(setting.logits(), want, atol=1e-8, rtol=0)
         plain = setting.dense(lambda scores, _layer, _hidden: scores.softmax(-1))
         assert float((plain - want).abs().max()) > 1e-3
+        if rows is not None:
+            edited = {row["layer"]: row["mass_moved"] for row in run.report() if row["edited"]}
+            assert edited == pytest.approx({n: sum(found) / len(found) for n, found in moved.items() if n in edited})
+            assert all(row["edited"] in (0, rows) for row in run.report())
 
     return check

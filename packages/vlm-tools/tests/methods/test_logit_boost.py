@@ -32,4 +32,4 @@ def test_logits_equal_those_of_edited_dense_maps(setting: Any, check_dense: Call
             out[..., -1, :] += 1.5 * setting.visual_of(scores.shape[-1])
         return out.softmax(-1)
 
-    check_dense(LogitBoost(1.5), edit)
+    check_dense(LogitBoost(1.5), edit, rows=16)

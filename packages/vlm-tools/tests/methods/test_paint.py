@@ -60,4 +60,4 @@ def test_logits_equal_those_of_edited_dense_maps(setting: Any, check_dense: Call
             out[..., -1, :] += grown * scores[..., -1, :].abs()
         return out.softmax(-1)
 
-    check_dense(PAINT(gamma=1.0), edit)
+    check_dense(PAINT(gamma=1.0), edit, rows=16)
