@@ -238,6 +238,8 @@ def run_cli(task: TaskPackage, arguments: Sequence[str] | None = None) -> NoRetu
     if message:
         name = f"{package.name} {verb}".strip()
         message = " ".join(message.split("\n"))  # of a library, inside ours
+        # A name may hold what moves the cursor or what no terminal can show.
+        message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
         print(f"{name}: {message.removeprefix(f'{verb}: ')}", file=sys.stderr)
     if code == CLOSED_PIPE:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
