@@ -30,6 +30,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_names_that_move_the_cursor_are_shown_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_cli(CLI, ["check", "a\x1b[2Kc"])
+    assert capsys.readouterr().err == "detection check: a\\x1b[2Kc does not exist\n"
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_arguments_end_in_an_exit_code_and_one_line(
