@@ -16,8 +16,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def test_assembled_scores_equal_their_formula() -> None:
-    z, other = torch.tensor([[2.0, 1.0, -9.0]]), torch.tensor([[0.5, 2.0, 0.0]])
-    assert assemble(z, other, 2.0, 0.3).tolist() == [[3.0, 5.0, -math.inf]]
+    z, other = torch.tensor([[2.0, 1.0, 0.5]]), torch.tensor([[0.5, 2.0, 0.0]])
+    assert assemble(z, other, 2.0, 0.3).tolist() == [[3.0, 5.0, -math.inf]]  # cut: 2 + log 0.3 = 0.8
 
 
 def test_relevance_is_enlarged_and_blurred_as_by_scipy() -> None:

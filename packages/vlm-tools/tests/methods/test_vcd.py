@@ -10,8 +10,8 @@ from vlm_tools.methods.vcd import contrast, diffuse
 
 
 def test_contrast_equals_its_formula() -> None:
-    z, other = torch.tensor([[2.0, 1.0, -9.0]]), torch.tensor([[0.5, 2.0, 0.0]])
-    assert contrast(z, other, 1.0, 0.1).tolist() == [[3.5, 0.0, -math.inf]]
+    z, other = torch.tensor([[2.0, 1.0, -1.0]]), torch.tensor([[0.5, 2.0, 0.0]])
+    assert contrast(z, other, 2.0, 0.1).tolist() == [[5.0, -1.0, -math.inf]]  # cut: 2 + log 0.1 = −0.3
 
 
 def test_noise_keeps_its_share_and_its_seed() -> None:
@@ -42,5 +42,7 @@ def test_an_image_has_the_noise_that_it_has_alone() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="step must lie in 0 … 999"):
         VCD(step=1000)
+    with pytest.raises(ValueError, match="seed must lie in 0 … 9223372036854775807"):
+        VCD(seed=2**63)
     with pytest.raises(ValueError, match="VCD: plausibility"):
         VCD(plausibility=0)
