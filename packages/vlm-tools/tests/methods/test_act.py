@@ -121,3 +121,26 @@ def test_relative_threshold_counts_tokens_of_the_prompt(setting: Any) -> None:
     length = setting.inputs["input_ids"].shape[1]
     relative, absolute = (setting.under(ACT(min_rows=3, **o)) for o in ({"relative": 1.2}, {"threshold": 1.2 / length}))
     torch.testing.assert_close(relative, absolute, atol=1e-6, rtol=0)
+
+
+def test_edit_under_a_bidirectional_prefix_equals_the_dense_formulation() -> None:
+    torch.manual_seed(1)
+    length, prefix = 21, 6
+    q, k, v = (1.5 * torch.randn(1, 4, length, 8, dtype=torch.float64) for _ in range(3))
+    mask = torch.ones(length, length).tril().bool()
+    mask[:, :prefix] = True
+    p = (q @ k.transpose(-2, -1) * 8**-0.5).masked_fill(~mask, -torch.inf).softmax(-1)[0]
+    want = p.clone()
+    for head, a in enumerate(p):
+        sinks = (a.sum(0) / mask.sum(0) > 0.1).nonzero().flatten()[1:]
+        mass = a[:, sinks].sum(1, keepdim=True)
+        grown = a * (1 + 0.6 * mass / (1 - mass))
+        grown[:, sinks] = 0.4 * a[:, sinks]
+        want[head] = torch.where((mass > 0) & (mass < 1 - 1e-6), grown, a)
+    seen = visibility(mask[None, None], queries=length, keys=length, dtype=torch.float64)
+    assert seen.bias is not None
+    plain, lse = attention(q, k, v, scale=8**-0.5, **seen.rows())
+    sinks = sinks_of(q, k, lse, seen, scale=8**-0.5, threshold=0.1)
+    got, _ = calibrate(q, k, v, plain, lse, sinks, seen, scale=8**-0.5, beta=0.4)
+    torch.testing.assert_close(got[0], want @ v[0], atol=1e-9, rtol=0)
+    assert int(sinks.sum()) > 4
