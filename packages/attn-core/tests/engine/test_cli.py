@@ -59,6 +59,9 @@ def test_list_is_a_table_without_the_models_for_tests(cli):
         ["net", "130"],
         ["wide_net", "7042", "90", "%"],
     ]
+    counted = cli("list", "--multiply-adds")[1].splitlines()
+    assert [line.split() for line in counted[-3:-1]] == [["model", "parameters", "multiply-adds", "published"],
+                                                         ["net", "130", "56"]]  # fmt: skip
 
 
 def test_info_of_a_recipe_prints_its_docstring_and_its_settings(cli):
@@ -161,7 +164,7 @@ def test_eval_predict_info_list_and_benchmark_answer(cli, finished, tmp_path):
     assert cli("predict", "a.bin", "--run", str(finished)) == (0, "a.bin: left\n", "")
     assert cli("predict", "a.bin", "--run", str(finished), "--loud") == (0, "A.BIN: LEFT\n", "")
     assert cli("predict", "empty.bin", "--run", str(finished)) == (1, "", "tiny predict: empty.bin is empty\n")
-    assert cli("info", "net") == (0, "name: net\nparameters: 130\n", "")
+    assert cli("info", "net") == (0, "name: net\nparameters: 130\nmultiply-adds: 56\n", "")
     assert cli("benchmark", "--json", "rows.json")[0] == 0
     assert json.loads((tmp_path / "rows.json").read_text()) == [{"model": "net", "ms": 1.0}]
 

@@ -22,7 +22,7 @@ from attn_core.engine.distributed import LAUNCHERS, STRATEGIES, choose_device
 from attn_core.engine.errors import ConfigError, EngineError
 from attn_core.engine.export import export as write_export
 from attn_core.engine.failures import CLOSED_PIPE, describe
-from attn_core.engine.listing import model_rows
+from attn_core.engine.listing import model_rows, shown
 from attn_core.engine.package import BenchmarkRequest, ExportFormat, PackageId, TaskPackage
 from attn_core.engine.reporting import format_number
 from attn_core.engine.run import evaluate, open_run
@@ -162,11 +162,15 @@ def build_cli(task: TaskPackage) -> typer.Typer:
     app.command("benchmark")(_with_options_of(task.benchmark, benchmark_command))
 
     @app.command("list")
-    def list_command() -> None:
+    def list_command(
+        counted: Annotated[
+            bool, typer.Option("--multiply-adds", help="Count them, where models have fixed ones (minutes).")
+        ] = False,
+    ) -> None:
         """List recipes, and models with what they cost and what their authors report."""
         recipes = [{"recipe": name, "what": text} for name, text in recipe_names(package.module).items()]
         out.print(_table(recipes))
-        if models := model_rows(task):
+        if models := model_rows(task, counted=counted):
             out.print()
             out.print(_table(models))
 
@@ -183,7 +187,7 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         if task.info is None or (models and name not in models):
             raise ConfigError(f"info: unknown name {name!r}{did_you_mean(name, models | set(recipes))}")
         for key, value in task.info(name).items():
-            out.print(f"{key}: {value}", markup=False)
+            out.print(f"{key}: {shown(value)}", markup=False)
 
     for verb, function in task.commands.items():
         app.command(verb)(_printing(function, out))

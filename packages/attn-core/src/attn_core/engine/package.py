@@ -102,7 +102,8 @@ class TaskPackage:
         package: Which package this is.
         summary: One line for ``--help``.
         list_models: Names of the registered models.
-        info: Name → rows of a table (parameters, paper, input size, ...). Raise ValueError for an unknown name.
+        info: Name → rows of a table (parameters, paper, input size, ...); a value that takes long to compute is given
+            as a function without arguments. Raise ValueError for an unknown name.
         predict: (run, inputs, out directory) → lines to print. Writes its files under the out directory. Raise
             ValueError or OSError with one clear line for an unusable input.
         export: Run or registered model name → what to export.

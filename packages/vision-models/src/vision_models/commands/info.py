@@ -15,12 +15,17 @@ def info(name: str) -> Mapping[str, object]:
         model = create_model(name).eval()
     cfg: Any = model.default_cfg
     channels, height, width = cfg["input_size"]
+
+    def multiply_adds() -> str:
+        with torch.device("meta"):
+            return f"{count_flops(lambda: model(torch.empty(1, *cfg['input_size']))) / 2e9:.3f} G"
+
     return {
         "model": name,
         "in timm": timm_name(name),
         "what": card(name).summary,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "multiply-adds": f"{count_flops(lambda: model(torch.empty(1, *cfg['input_size'], device='meta'))) / 2e9:.3f} G",
+        "multiply-adds": multiply_adds,
         "input": f"{channels}×{height}×{width}, any size from {model.min_side}×{model.min_side} works",
         "maps": ", ".join(f"{row['num_chs']} channels at 1/{row['reduction']}" for row in model.feature_info),
         "paper": cfg["paper_ids"],
