@@ -292,3 +292,10 @@ def test_the_whole_network_equals_one_written_out() -> None:
     ids = torch.randint(0, 255, (14,))
     expected = plain_logits(model.state_dict(), ids, settings)
     assert (model(ids[None]).logits[0] - expected).abs().max() < 1e-10
+    state = model(ids[None, :6], use_cache=True).past_key_values
+    assert (model(ids[None, 6:], past_key_values=state).logits[0] - expected[6:]).abs().max() < 1e-10
+
+
+def test_rotation_is_a_product_of_complex_numbers() -> None:
+    x, position = torch.randn(2, 5, 8).double(), torch.tensor([0, 3, 4, 9, 100])
+    assert (rotate(x, position, 10000.0) - turned(x, position)).abs().max() < 1e-10

@@ -329,10 +329,20 @@ def test_the_whole_network_equals_one_written_out(name: str) -> None:
     ids = torch.randint(0, 256, (17,))
     logits, commitment = plain(model.state_dict(), ids, settings)
     assert (model.eval()(ids[None]).logits[0] - logits).abs().max() < 1e-10
+    state = model(ids[None, :9], use_cache=True).past_key_values
+    assert (model(ids[None, 9:], past_key_values=state).logits[0] - logits[9:]).abs().max() < 1e-10
     trained = model.train()(ids[None], labels=ids[None])
     assert abs(trained.auxiliary_loss - commitment) < 1e-10
     cross = torch.nn.functional.cross_entropy(logits[:-1], ids[1:])
     assert abs(trained.loss - cross - commitment) < 1e-10
+
+
+@pytest.mark.parametrize("style", ["official", "lucidrains"])
+def test_fresh_centroids_lie_where_points_lie(style: str) -> None:
+    centroids = Centroids(2, 5, 6, decay=0.9, style=style)
+    centroids.reset_parameters()
+    length = 6**0.5 if style == "official" else 1.0
+    torch.testing.assert_close(centroids.means.norm(dim=-1), torch.full((2, 5), length), rtol=1e-4, atol=0)
 
 
 def test_a_smaller_decay_moves_centroids_further() -> None:

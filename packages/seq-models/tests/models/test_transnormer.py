@@ -213,4 +213,7 @@ def test_the_whole_network_equals_one_written_out(name: str) -> None:
     for parameter in model.parameters():  # far from their start, where an eps or a gate would not show
         parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.05))
     ids = torch.randint(0, 256, (11,))
-    assert (model(ids[None]).logits[0] - plain_logits(model.state_dict(), ids, settings)).abs().max() < 1e-10
+    expected = plain_logits(model.state_dict(), ids, settings)
+    assert (model(ids[None]).logits[0] - expected).abs().max() < 1e-10
+    state = model(ids[None, :4], use_cache=True).past_key_values
+    assert (model(ids[None, 4:], past_key_values=state).logits[0] - expected[4:]).abs().max() < 1e-10
