@@ -130,7 +130,8 @@ def check_integer(operator: str, argument: str, value: object, least: int | None
     """``value`` is an integer, at least ``least`` if that is given."""
     if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral, torch.SymInt)):
         raise TypeError(f"{operator}: {argument} must be an integer, got {argument}={described(value)}")
-    if least is not None and value < least:
+    number: Any = value
+    if least is not None and number < least:
         fail(operator, argument, f"must be at least {least}", value)
 
 
