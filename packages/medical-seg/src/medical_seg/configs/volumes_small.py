@@ -2,8 +2,8 @@
 
 AGUNet with 0.4 M parameters in small windows, AdamW, a linearly falling rate; the fold that is held out is tested once,
 with the last weights. Six volumes of 48×36×44 voxels, cut from the ICBM152 brain at 2 mm (a demonstration: its halves
-mirror each other): 320 steps, 73 s of one CPU core, Dice of CSF, grey and white matter 0.816, 0.953, 0.966 (seed 0). For
-many cases or a GPU use ``volumes``.
+mirror each other): 320 steps, 73 s of one CPU core, Dice of CSF, grey and white matter 0.816, 0.953, 0.966 (seed 0).
+For many cases or a GPU use ``volumes``.
 """
 
 # pyright: reportPrivateImportUsage=false
