@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from attn_core.kernels.delta import row_delta
 from attn_core.kernels.launch import (
     Tile,
     architecture,
@@ -56,8 +57,6 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
-    from attn_core.kernels.tiles import delta_kernel
-
     from .triton_kernels import key_kernel, query_kernel
 
     (grad_out, grad_lse), (out, lse), (q, k, w, value, _) = grads, kept, a
@@ -66,25 +65,13 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
     keys = k.shape[1]
     needs_q, needs_k, needs_w, needs_value = needs
     problem = _Problem(a)
-    delta = None if value is None and grad_lse is None else torch.empty_like(lse)
-    if value is not None and delta is not None:
+    delta = None
+    if value is not None:
         grad_out = unit_stride(grad_out)
-        rows = Tile(64 if problem.block_e <= 64 else 16, 0, 4, 1)
-        launch(
-            delta_kernel,
-            batch * math.ceil(queries / rows.rows),
-            q.device,
-            rows,
-            *(grad_out, out, lse, grad_lse, delta),
-            *(grad_out.stride(0), 0, grad_out.stride(1), out.stride(0), 0, out.stride(1)),
-            *((grad_lse.stride(0), 0, grad_lse.stride(1)) if grad_lse is not None else (0, 0, 0)),
-            *(1, queries),
-            DV=value.shape[2],
-            BLOCK_DV=problem.block_e,
-            BM=rows.rows,
-        )
-    elif delta is not None and grad_lse is not None:
-        torch.neg(grad_lse, out=delta)
+        rows = (None if t is None else t[:, None] for t in (grad_out, out, lse, grad_lse))  # one head
+        delta = row_delta(*rows, problem.block_e)  # pyright: ignore[reportArgumentType]
+    elif grad_lse is not None:
+        delta = grad_lse.neg().contiguous()
     incoming = (grad_out, out, lse, delta, *grad_out.stride())
 
     dq = lse.new_zeros(q.shape) if needs_q else None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_core.kernels.delta import row_delta
 from attn_core.kernels.launch import (
     Tile,
     architecture,
@@ -41,8 +42,6 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
-    from attn_core.kernels.tiles import delta_kernel
-
     from .triton_backward import key_kernel, query_kernel
 
     (grad_out, grad_lse), (out, lse), (q, k, v, rpb, *_) = grads, kept, a
@@ -51,22 +50,9 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
         return [None if t is None else torch.zeros_like(t) for t in (q, k, v, rpb)]
     need_q, need_k, need_v, need_rpb = needs
     problem = _Problem(a)
-    batch, heads, tokens, _ = q.shape
+    batch, heads = q.shape[:2]
     grad_out, out = unit_stride(grad_out), unit_stride(out)
-    delta = torch.empty_like(lse)
-    rows = Tile(64 if problem.block_dv <= 64 else 16, 0, 4, 1)
-    launch(
-        delta_kernel,
-        batch * heads * math.ceil(tokens / rows.rows),
-        q.device,
-        rows,
-        *(grad_out, out, lse, grad_lse, delta, *grad_out.stride()[:3], *out.stride()[:3]),
-        *(grad_lse.stride() if grad_lse is not None else (0, 0, 0)),
-        *(heads, tokens),
-        DV=v.shape[3],
-        BLOCK_DV=problem.block_dv,
-        BM=rows.rows,
-    )
+    delta = row_delta(grad_out, out, lse, grad_lse, problem.block_dv)
     incoming = (grad_out, lse, delta, *grad_out.stride()[:3], a.scale)
 
     dq = empty_gradient(q, True) if need_q else None
@@ -142,9 +128,8 @@ class _Problem:
             q.device,
             tile,
             *(q, self.k, self.v, self.rpb, *q.stride()[:3], *self.k.stride()[:3], *self.v.stride()[:3]),
-            *(broadcast_strides(self.rpb)[:2] if self.rpb is not None else (0, 0)),
-            *(*q.shape[1:3], *self.grid, *self.kernel, *self.dilation, *self.stride, *self.counts(kernel)),
-            *(self.scale * LOG2E, *arguments),
+            *(*(broadcast_strides(self.rpb)[:2] if self.rpb is not None else (0, 0)), *q.shape[1:3], *self.grid),
+            *(*self.kernel, *self.dilation, *self.stride, *self.counts(kernel), self.scale * LOG2E, *arguments),
             D=q.shape[3],
             DV=self.v.shape[3],
             BLOCK_D=self.block_d,
