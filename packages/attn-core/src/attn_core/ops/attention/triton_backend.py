@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_core.kernels.delta import row_delta
 from attn_core.kernels.launch import (
     Tile,
     architecture,
@@ -44,10 +45,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
         problem.programs(tile),
         a.q.device,
         tile,
-        *problem.arguments,
-        out,
-        lse,
-        *out.stride()[:3],
+        *(*problem.arguments, out, lse, *out.stride()[:3]),
         **problem.constants(tile),
         **problem.masking(tile),
     )
@@ -55,8 +53,6 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
-    from attn_core.kernels.tiles import delta_kernel
-
     from .triton_backward import bias_kernel, key_kernel, query_kernel
 
     (grad_out, grad_lse), (out, lse) = grads, kept
@@ -69,27 +65,7 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
     grad_out, out = unit_stride(grad_out), unit_stride(out)
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
-    delta = torch.empty_like(lse)
-    rows = Tile(64 if problem.block_dv <= 64 else 16, 0, 4, 1)
-    launch(
-        delta_kernel,
-        batch * heads * math.ceil(queries / rows.rows),
-        q.device,
-        rows,
-        grad_out,
-        out,
-        lse,
-        grad_lse,
-        delta,
-        *grad_out.stride()[:3],
-        *out.stride()[:3],
-        *(grad_lse.stride() if grad_lse is not None else (0, 0, 0)),
-        heads,
-        queries,
-        DV=v.shape[3],
-        BLOCK_DV=problem.block_dv,
-        BM=rows.rows,
-    )
+    delta = row_delta(grad_out, out, lse, grad_lse, problem.block_dv)
     incoming = (grad_out, lse, delta, *grad_out.stride()[:3])
 
     dq = empty_gradient(q, True) if need_q else None
@@ -106,16 +82,11 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
             problem.programs(tile),
             q.device,
             tile,
-            *problem.arguments,
-            *incoming,
-            scale,
-            problem.tables[0].shape[3] if len(problem.tables) > 1 else 1,
-            dq,
-            dbias if whole else None,
-            table_buffers[-1] if table_buffers else None,
-            table_buffers[0] if len(table_buffers) > 1 else None,
-            table_buffers[1] if len(table_buffers) > 2 else None,
-            *(dq.stride()[:3] if dq is not None else (0, 0, 0)),
+            *(*problem.arguments, *incoming, scale, problem.tables[0].shape[3] if len(problem.tables) > 1 else 1),
+            *(dq, dbias if whole else None, table_buffers[-1] if table_buffers else None),
+            *(table_buffers[0] if len(table_buffers) > 1 else None,),
+            *(table_buffers[1] if len(table_buffers) > 2 else None,),
+            *(*(dq.stride()[:3] if dq is not None else (0, 0, 0)),),
             **problem.constants(tile),
             **problem.masking(tile),
         )
@@ -133,14 +104,9 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
             batch * k.shape[1] * tiles,
             q.device,
             tile,
-            *problem.arguments,
-            *incoming,
-            scale,
-            tiles,
-            own_dk,
-            own_dv,
-            *(own_dk.stride()[:3] if own_dk is not None else (0, 0, 0)),
-            *(own_dv.stride()[:3] if own_dv is not None else (0, 0, 0)),
+            *(*problem.arguments, *incoming, scale, tiles, own_dk, own_dv),
+            *(*(own_dk.stride()[:3] if own_dk is not None else (0, 0, 0)),),
+            *(*(own_dv.stride()[:3] if own_dv is not None else (0, 0, 0)),),
             **problem.constants(tile),
         )
     if dbias is not None and not whole:
@@ -153,11 +119,8 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
             math.prod(own),
             q.device,
             tile,
-            *problem.arguments,
-            *incoming,
-            *own[1:],
-            *(count // mine for count, mine in zip(tiles, own, strict=True)),
-            dbias,
+            *(*problem.arguments, *incoming, *own[1:]),
+            *(*(count // mine for count, mine in zip(tiles, own, strict=True)), dbias),
             **problem.constants(tile),
             SUM_N=own_i == 1,
             SUM_M=own_j == 1,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_core.kernels.delta import row_delta
 from attn_core.kernels.launch import (
     Tile,
     architecture,
@@ -48,47 +49,21 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
         problem.programs(tile),
         a.q.device,
         tile,
-        *problem.arguments,
-        out,
-        lse,
-        *out.stride()[:3],
+        *(*problem.arguments, out, lse, *out.stride()[:3]),
         **problem.constants(tile),
     )
     return out, lse
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
-    from attn_core.kernels.tiles import delta_kernel
-
     (grad_out, grad_lse), (out, lse) = grads, kept
     assert grad_out is not None
-    q, v = a.q, a.v
     problem = _Problem(a)
     if problem.empty or out.numel() == 0:
         operands = (*a[:3], a.kv_weight, *a.axis_bias)
         return [None if x is None else empty_gradient(x, i < 3).zero_() for i, x in enumerate(operands)]
     grad_out, out = unit_stride(grad_out), unit_stride(out)
-    delta = torch.empty_like(lse)
-    rows = Tile(64 if problem.block_dv <= 64 else 16, 0, 4, 1)
-    launch(
-        delta_kernel,
-        q.shape[0] * q.shape[1] * math.ceil(lse.shape[2] / rows.rows),
-        q.device,
-        rows,
-        grad_out,
-        out,
-        lse,
-        grad_lse,
-        delta,
-        *grad_out.stride()[:3],
-        *out.stride()[:3],
-        *(grad_lse.stride() if grad_lse is not None else (0, 0, 0)),
-        q.shape[1],
-        lse.shape[2],
-        DV=v.shape[3],
-        BLOCK_DV=problem.block_dv,
-        BM=rows.rows,
-    )
+    delta = row_delta(grad_out, out, lse, grad_lse, problem.block_dv)
     incoming = (grad_out, lse, delta, *grad_out.stride()[:3], a.scale)
     need_q, need_k, need_v, need_weight, *need_tables = needs
     dq, dweight, dtables = _query_pass(problem, incoming, need_q, need_weight, need_tables)
@@ -145,13 +120,9 @@ def _query_pass(
             problem.programs(tile),
             q.device,
             tile,
-            *problem.arguments,
-            *incoming,
-            own_dq,
-            own_shares,
-            *own_tables,
-            *(own_dq.stride()[:3] if own_dq is not None else (0, 0, 0)),
-            problem.tables[0].shape[3] if problem.tables else 1,
+            *(*problem.arguments, *incoming, own_dq, own_shares, *own_tables),
+            *(*(own_dq.stride()[:3] if own_dq is not None else (0, 0, 0)),),
+            *(problem.tables[0].shape[3] if problem.tables else 1,),
             **problem.constants(tile),
             N0=padded[0],
             N1=padded[1],
@@ -210,16 +181,9 @@ def _key_pass(
             batch * heads * blocks * math.ceil(slots / tile.columns),
             k.device,
             tile,
-            *problem.arguments,
-            *incoming,
-            order,
-            start,
-            *inverse_strides,
-            blocks,
-            own_dk,
-            own_dv,
-            *(own_dk.stride()[:3] if own_dk is not None else (0, 0, 0)),
-            *(own_dv.stride()[:3] if own_dv is not None else (0, 0, 0)),
+            *(*problem.arguments, *incoming, order, start, *inverse_strides, blocks, own_dk, own_dv),
+            *(*(own_dk.stride()[:3] if own_dk is not None else (0, 0, 0)),),
+            *(*(own_dv.stride()[:3] if own_dv is not None else (0, 0, 0)),),
             **{name: value for name, value in problem.constants(tile).items() if name != "BX"},
             BI=min(tile.rows, power_of_two(problem.q_index.shape[3])),
             DISJOINT=problem.disjoint,
@@ -260,16 +224,8 @@ def _sum_of_slots(shares: Tensor, order: Tensor, start: Tensor, out: Tensor) -> 
         batch * heads * math.ceil(out.shape[2] / tile.rows),
         shares.device,
         tile,
-        shares,
-        order,
-        start,
-        out,
-        *broadcast_strides(order)[:2],
-        *broadcast_strides(start)[:2],
-        *out.stride()[:3],
-        heads,
-        out.shape[2],
-        slots,
+        *(shares, order, start, out, *broadcast_strides(order)[:2], *broadcast_strides(start)[:2]),
+        *(*out.stride()[:3], heads, out.shape[2], slots),
         WIDTH=width,
         BLOCK=block,
         BM=tile.rows,
