@@ -38,7 +38,7 @@ def test_the_named_backend_really_runs(q: torch.Tensor, monkeypatch: pytest.Monk
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("reached")
 
-    monkeypatch.setattr(package.reference, "attention", refuse)
+    monkeypatch.setattr(package, "reference", refuse)
     attention(q, q, q)
     with use_backend("reference"), pytest.raises(AssertionError, match="reached"):
         attention(q, q, q)

@@ -113,7 +113,7 @@ def select(operator: str, backend: str | None, q: Tensor, obstacle: Callable[[],
             if reason:
                 raise RuntimeError(f"{operator}: backend='triton' cannot run: {reason}")
         return chosen
-    if q.device.type == "cuda":
+    if q.is_cuda:
         reason = triton_obstacle(q) or obstacle()
         if reason is None:
             return "triton"

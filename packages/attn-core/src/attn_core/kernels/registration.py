@@ -46,6 +46,9 @@ def token_major(q: Tensor, batch: int, heads: int, tokens: int, width: int) -> T
 
 def token_major_copy(x: Tensor) -> Tensor:
     """``x`` (B, H, N, D) itself if its memory is (B, N, H, D), else a copy that is."""
+    _, heads, tokens, width = x.shape
+    if x.stride() == (tokens * heads * width, width, heads * width, 1):
+        return x
     order = x.transpose(1, 2)
     return x if order.is_contiguous() else order.contiguous().transpose(1, 2)
 
