@@ -94,11 +94,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, scope: str = "", l
         ConfigError: if the file or an override is wrong.
     """
     settings = [_parse(override) for override in overrides]
+    recipe, kept, config = None, path.with_name(RECIPE_COPY), {}
     if literal:
         config = read_literals(path)
         _check_kinds(config)
         variables = config.get(_VARIABLES, {})
-        kept = path.with_name(RECIPE_COPY)
         asked = any(len(keys) == 1 and keys[0] not in SETTINGS for keys, _ in settings)
         settable = read_recipe(kept).settable if asked and kept.is_file() else frozenset(variables)
     else:
@@ -109,7 +109,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), *, scope: str = "", l
         for keys, value in settings
         if len(keys) == 1 and keys[0] in settable
     }
-    if not literal:
+    if recipe is not None:
         config = recipe.run(changed)
         config[_VARIABLES] = {**variables, **changed}
     elif changed:

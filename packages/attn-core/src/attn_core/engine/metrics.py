@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.evaluator import BaseMetric as Metric
+from mmengine.evaluator import BaseMetric
+
+Metric = BaseMetric
 
 
 class Accuracy(Metric):

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
-from mmengine.optim import DefaultOptimWrapperConstructor as ParameterGroups
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.optim import OptimWrapper as _OptimWrapper
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from attn_core.engine.errors import NonFiniteLossError
+
+ParameterGroups = DefaultOptimWrapperConstructor
 
 
 class OptimWrapper(_OptimWrapper):

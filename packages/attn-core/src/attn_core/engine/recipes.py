@@ -127,7 +127,7 @@ def read_recipe(path: Path) -> Recipe:
     for name, node in _assignments(tree):
         settable.add(name)
         with contextlib.suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            variables[name] = ast.literal_eval(node.value)
+            variables[name] = ast.literal_eval(node.value or ast.Constant(None))
     return Recipe(
         path=path,
         text=ast.unparse(tree) + "\n" if spliced else source,

@@ -49,7 +49,7 @@ def restore_optimizer(wrapper: Any, state: Mapping[str, Any]) -> bool:
         for name, value in values.items():
             if isinstance(value, Tensor) and value.shape == parameters[index].shape and value.ndim:
                 values[name] = like(value, parameters[index])
-    wrapper.load_state_dict(state)
+    wrapper.load_state_dict(dict(state))
     for group, settings in zip(wrapper.optimizer.param_groups, own, strict=True):
         group.update(settings)
     return changed

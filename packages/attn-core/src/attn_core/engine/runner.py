@@ -199,7 +199,8 @@ class Runner(_Runner):
         except (AssertionError, TypeError, ValueError) as error:
             raise ConfigError(f"param_scheduler: {error}") from error
         for schedule in built:
-            schedule.optimizer._global_step = 0  # mmengine warns of a first step without update: accumulation has some
+            optimizer: Any = schedule.optimizer
+            optimizer._global_step = 0  # mmengine warns of a first step without update: accumulation has some
         return built
 
     def register_default_hooks(self, hooks: Any = None) -> None:
