@@ -13,6 +13,7 @@ import ast
 import contextlib
 import copy
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import io
 import json

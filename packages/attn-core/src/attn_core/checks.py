@@ -191,10 +191,15 @@ def _readable(index: Tensor) -> bool:
     )
 
 
+def default_scale(q: Tensor) -> float:
+    """D^−0.5 of queries (…, D)."""
+    return q.shape[-1] ** -0.5
+
+
 def _remembered(index: Tensor, what: str, read: Callable[[], Any]) -> Any:
     if index.is_inference():  # counts no changes
         return read()
-    version, known = _read.get(index, (None, {}))
+    version, known = _read.get(index) or (None, {})
     if version != index._version:
         known = {}
         _read[index] = index._version, known

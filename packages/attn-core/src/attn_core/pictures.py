@@ -358,7 +358,8 @@ def _by_tifffile(path: Path, *, indices: bool) -> tuple[Levels, int]:
 
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it also logs what it raises
         with tifffile.TiffFile(path) as file:
-            pages = [page for page in file.pages if not page.is_reduced]
+            found: Any = file.pages
+            pages = [page for page in found if not page.is_reduced]
             if len(pages) != 1:
                 raise _Refusal(f"holds {len(pages)} pages; write one picture per file, or a volume")
             page: Any = pages[0]

@@ -151,7 +151,8 @@ def _register(
     fake: Callable[[A], Any],
     exported: Callable[[A], Any] | None,
 ) -> Callable[[A], Any]:
-    arguments, names = definition.arguments, definition.arguments._fields
+    arguments: Any = definition.arguments
+    names: tuple[str, ...] = arguments._fields
     kinds = [get_type_hints(arguments)[argument] for argument in names]
     list_at = next((i for i, kind in enumerate(kinds) if kind not in (Tensor, Tensor | None)), len(kinds))
     has_list = list_at < len(kinds) and kinds[list_at] in (Sequence[Tensor], list[Tensor])

@@ -191,7 +191,7 @@ def neighborhood_attention(
 ) -> tuple[Tensor, Tensor]:
     grid = q.shape[2:-1]
     each = [x if isinstance(x, (tuple, list)) else (x,) * len(grid) for x in (kernel_size, dilation, stride, is_causal)]
-    seen = [_window(*rules, border) for rules in zip(grid, *each, strict=True)]
+    seen = [_window(*rules, border) for rules in zip(grid, *each, strict=True)]  # pyright: ignore[reportCallIssue]
     cells = list(_places(*grid))
     Q, K, V = (x.double().flatten(2, -2) for x in (q, k, v))
     outs, lses = [], []

@@ -33,8 +33,8 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     classes: Sequence[str] = loader.dataset.metainfo["classes"]  # pyright: ignore[reportAttributeAccessIssue]
     rows, titles = [], []
     for item, found in _found(model, loader):
-        labels = item["labels"].tolist()
-        truth = Boxes(item["boxes"], labels, [classes[label] for label in labels])
+        labels: list[int] = item["labels"].tolist()
+        truth = Boxes(item["boxes"], labels, [str(classes[label]) for label in labels])
         kept = found["scores"] >= THRESHOLD
         labels, scores = found["labels"][kept].tolist(), found["scores"][kept].tolist()
         texts = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]

@@ -539,7 +539,7 @@ def _fit(image: _Image, size: tuple[float, float]) -> bool:
     return all(x + w <= size[0] + SLACK and y + h <= size[1] + SLACK for x, y, w, h in boxes)
 
 
-def _equal(a: tuple[float, float], b: tuple[float, float]) -> bool:
+def _equal(a: Sequence[float], b: Sequence[float]) -> bool:
     return round(a[0]) == round(b[0]) and round(a[1]) == round(b[1])
 
 
@@ -604,7 +604,7 @@ def _integer(value: Any) -> int | None:
             value = _number(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if _is_integer(value) and abs(value) < 2**63 else None
+    return int(value) if value is not None and _is_integer(value) and abs(value) < 2**63 else None
 
 
 def _number(value: Any) -> float | None:

@@ -260,7 +260,7 @@ def _nifti_voxels(path: Path, image: Any) -> np.ndarray:
     try:
         with gzip.open(path) as file:
             file.read(proxy.offset)
-            view, filled = memoryview(array).cast("B"), 0
+            view, filled = memoryview(array.data).cast("B"), 0
             while filled < len(view) and (read := file.readinto(view[filled : filled + 2**24])):
                 filled += read
             while file.read(2**20):

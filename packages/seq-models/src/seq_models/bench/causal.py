@@ -82,7 +82,7 @@ def _peer(config: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            from routing_transformer import RoutingTransformerLM
+            from routing_transformer import RoutingTransformerLM  # pyright: ignore[reportMissingImports]
         except ImportError:
             return None
         return RoutingTransformerLM(

@@ -54,7 +54,7 @@ def _against_peer(batch: int, device: torch.device) -> dict[str, Callable[[], ob
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            from titans_pytorch import MemoryMLP, NeuralMemory
+            from titans_pytorch import MemoryMLP, NeuralMemory  # pyright: ignore[reportMissingImports]
         except ImportError:
             return None
         # The gradient point of the paper; one head, as no optimizer on a CPU can update the peer's several.

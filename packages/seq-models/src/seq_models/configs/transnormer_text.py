@@ -13,4 +13,4 @@ from seq_models.models import create_model
 with read_base():
     from ._text import *
 
-model["net"] = dict(type=create_model, name="transnormer_bytes")
+model["net"] = dict(type=create_model, name="transnormer_bytes")  # pyright: ignore[reportUnboundVariable]

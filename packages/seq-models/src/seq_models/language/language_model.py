@@ -566,11 +566,13 @@ def causal_entries(
 ) -> list[Entry[nn.Module]]:
     """Catalogue entries of a family: a name and fields of the configuration for each variant."""
 
-    def build(variant: Mapping[str, Any], **options: Any) -> CausalLM:
-        return causal(causal.config_class(**{**variant, **options}))
+    config: Any = causal.config_class
+
+    def build(variant: Mapping[str, Any], **options: Any) -> nn.Module:
+        return causal(config(**{**variant, **options}))
 
     return [
-        Entry(name, partial(build, variant), card(sizes_of(variant)), accepts=(causal.config_class,))
+        Entry(name, partial(build, variant), card(sizes_of(variant)), accepts=(config,))
         for name, variant in variants.items()
     ]
 

@@ -33,7 +33,7 @@ def gathered(model: StagedBackbone) -> StagedBackbone:
         elif isinstance(module, Mlp):
             module.__class__ = PlainMlp
         elif isinstance(module, Linear):
-            module.__class__ = nn.Linear
+            module.__class__ = nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
         elif isinstance(module, Stage):
             module.__class__ = PlainStage
         elif isinstance(module, BiFormer):

@@ -25,4 +25,4 @@ crop_pct = 0.875
 with read_base():
     from ._imagenet import *
 
-train_dataloader["sampler"] = dict(type=RepeatedAugmentation, repeats=3)  # noqa: F405
+train_dataloader["sampler"] = dict(type=RepeatedAugmentation, repeats=3)  # noqa: F405  # pyright: ignore[reportUnboundVariable]

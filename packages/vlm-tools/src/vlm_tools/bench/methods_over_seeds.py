@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--one", type=int, nargs=2, metavar=("SEED", "THREADS"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one is not None:
-        print(json.dumps(measure(*options.one, options.runs, options.scenes)))
+        seed, threads = options.one
+        print(json.dumps(measure(seed, threads, options.runs, options.scenes)))
         return
     rows: Rows = json.loads(options.json.read_text(encoding="utf-8")) if options.json.is_file() else []
     for threads in options.threads:

@@ -15,7 +15,9 @@ def is_text(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether a field holds an integer, as a number or as text."""
-    return (isinstance(value, int) and not isinstance(value, bool)) or (is_text(value) and value.strip().isdecimal())
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, str) and value.strip().isdecimal()
+    )
 
 
 def is_texts(value: Any) -> bool:

@@ -69,7 +69,7 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
     if value is not None:
         grad_out = unit_stride(grad_out)
         rows = (None if t is None else t[:, None] for t in (grad_out, out, lse, grad_lse))  # one head
-        delta = row_delta(*rows, problem.block_e)  # pyright: ignore[reportArgumentType]
+        delta = row_delta(*rows, problem.block_e)  # pyright: ignore[reportArgumentType, reportCallIssue]
     elif grad_lse is not None:
         delta = grad_lse.neg().contiguous()
     incoming = (grad_out, out, lse, delta, *grad_out.stride())

@@ -19,6 +19,7 @@ from attn_core.checks import (
     check_size,
     check_tensor_list,
     check_width,
+    default_scale,
     remembered,
     shape,
 )
@@ -76,7 +77,7 @@ def attention(
     q, k, v, bias, *tables = under_autocast(q, k, v, bias, *(axis_bias or ()))
     _check(q, k, v, scale, bias, tables, key_mask, causal)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = default_scale(q) if scale is None else scale
     return run(Arguments(q, k, v, bias, key_mask, tables, scale, causal or "none"))
 
 

@@ -23,6 +23,7 @@ from attn_core.checks import (
     check_tensor_list,
     check_values,
     check_width,
+    default_scale,
     fail,
     remembered,
     shape,
@@ -105,7 +106,7 @@ def block_attention(
     _check(q, k, v, q_index, kv_index, table, kv_weight, tables, causal, q_pos, k_pos, self_logit, scale, reduce)
     _check_numbers(q, k, q_index, kv_index, table, reduce)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
-    scale, mean = q.shape[-1] ** -0.5 if scale is None else scale, reduce == "mean"
+    scale, mean = default_scale(q) if scale is None else scale, reduce == "mean"
     listed = (q_index, kv_index, table, kv_weight, q_pos, k_pos, tables)
     out, lse = run(Arguments(q, k, v, *listed, causal, self_logit, scale, mean))
     return reduce_rows(out, lse, q_index, q.shape[2], mean=True) if mean else (out, lse)

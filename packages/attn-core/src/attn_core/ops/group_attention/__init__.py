@@ -19,6 +19,7 @@ from attn_core.checks import (
     check_same,
     check_size,
     check_width,
+    default_scale,
     remembered,
 )
 from attn_core.dispatch import Backend, select, under_autocast
@@ -84,7 +85,7 @@ def group_attention(
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
     factor = group_gate if group_weight is None else group_weight
     mode = "weight" if group_weight is not None else "mass" if group_gate is None else "gate"
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = default_scale(q) if scale is None else scale
     return run(Arguments(q, k, v, group, factor, bias, key_mask, num_groups, scale, causal or "none", mode))
 
 

@@ -18,6 +18,7 @@ from attn_core.checks import (
     check_size,
     check_tensor,
     check_width,
+    default_scale,
     fail,
     remembered,
     shape,
@@ -81,7 +82,7 @@ def neighborhood_attention(
     rules = _check(q, k, v, kernel_size, dilation, stride, is_causal, scale, rpb, border)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
     grid = list(q.shape[2:-1])
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = default_scale(q) if scale is None else scale
     bias = None if rpb is None else rpb[None]
     q, k, v = (x.flatten(2, -2) for x in (q, k, v))
     out, lse = run(Arguments(q, k, v, bias, grid, *rules, scale, border))

@@ -77,14 +77,14 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
             arguments: Any = (*rows, *cells)
             bias = tiles.bias(patterns)
             if flash:
-                grads: Any = flash_backward(*arguments, bias=bias, scale=a.scale, causal=False)
+                parts: Any = flash_backward(*arguments, bias=bias, scale=a.scale, causal=False)
             else:
                 d_out, d_lse, tile_out, tile_lse, *cells = arguments
                 shift = row_shift(d_out, d_lse, tile_out, dtype)
-                grads = chunked_backward(d_out, shift, tile_lse, *cells, [bias], (), a.scale, needs_bias=needs_rpb)  # pyright: ignore[reportCallIssue]
+                parts = chunked_backward(d_out, shift, tile_lse, *cells, [bias], (), a.scale, needs_bias=needs_rpb)  # pyright: ignore[reportCallIssue]
                 if needs_rpb and drpb is not None:
-                    tiles.add_bias_gradient(patterns, grads.pop(), drpb)
-            for total, grad, box in zip(results, grads[:3], (at, seen, seen), strict=True):
+                    tiles.add_bias_gradient(patterns, parts.pop(), drpb)
+            for total, grad, box in zip(results, parts[:3], (at, seen, seen), strict=True):
                 target = total[box]
                 target += grad.unflatten(2, target.shape[2:-1])
         if drpb is not None:

@@ -76,8 +76,8 @@ class _Problem:
     """Arguments that both kernels take, in the kernels' order."""
 
     def __init__(self, x: Arguments) -> None:
-        self.tensors = [None if t is None else unit_stride(t) for t in x[:8]]
-        u, delta, A, B, C, D, z, delta_bias = self.tensors  # pyright: ignore[reportAssignmentType]
+        self.tensors: list[Any] = [None if t is None else unit_stride(t) for t in x[:8]]
+        u, delta, A, B, C, D, z, delta_bias = self.tensors
         batch, channels, steps = u.shape
         groups, width = B.shape[1:3]
         block_n = power_of_two(width)
@@ -125,6 +125,6 @@ def _aot_run(dtype: torch.dtype, width: int, everything: bool) -> None:
     u, z = (meta(2, 192, 784, kind=dtype) for _ in range(2))
     maps = [meta(2, 2, width, 784, kind=dtype) for _ in range(2)]
     options = [meta(1, 192), z, meta(1, 192), meta(2, 192, width)] if everything else [None] * 4
-    x = Arguments(u, meta(2, 192, 784), meta(1, 192, width), *maps, *options, everything, everything)
+    x = Arguments(u, meta(2, 192, 784), meta(1, 192, width), *maps, *options, everything, everything)  # pyright: ignore[reportCallIssue]
     out, state, starts = forward(x)
     backward((torch.empty_like(out), torch.empty_like(state)), (starts,), x, [True] * 5 + [everything] * 4)

@@ -191,7 +191,7 @@ class BVRTransformer(nn.Module):
     def geometries(self) -> list[RelativeGeometry]:
         """The one of each set of keys."""
         own = self.relative_positional_encoding
-        return list(own) if isinstance(own, nn.ModuleList) else [own] * len(self.decoder)
+        return list(own) if isinstance(own, nn.ModuleList) else [own] * len(self.decoder)  # pyright: ignore[reportReturnType]
 
     def tables(self) -> list[Float[Tensor, "H side side"]]:
         """The table of each set of keys; one that is shared is made once."""
