@@ -29,7 +29,8 @@ from attn_core.bench.case import OWN, BenchCase
 from attn_core.bench.environment import environment
 from attn_core.bench.measure import drawn, measure
 from attn_core.bench.timing import in_turns
-from attn_core.testing import Case, every_case, gradients, leaves, run
+from attn_core.testing import TOLERANCE, Case, every_case, gradients, leaves, run
+from attn_core.testing.harness import errors
 from attn_core.testing.real_sizes import real_cases
 
 STEPS = ("smoke", "bits", "speed", "models", "counters")
@@ -246,7 +247,7 @@ def models(report: Report, device: str, seconds: float, *, names: Sequence[str])
             continue
         try:
             torch.manual_seed(0)
-            ours = create_model(name).to(device)
+            ours: Any = create_model(name).to(device)
             batch = 64 if device.startswith("cuda") else 1
             x = torch.randn(batch, *ours.default_cfg["input_size"], device=device)
             rows = biformer.rows if name.startswith(("biformer", "test_biformer")) else timm_peer.rows

@@ -16,8 +16,8 @@ from types import ModuleType
 import torch
 
 import attn_core
+from attn_core.catalog import Card
 from attn_core.dispatch import BACKENDS
-from attn_core.registry import ModelCard
 
 ROOT = Path(__file__).resolve().parent.parent
 # Packages with models.
@@ -65,7 +65,7 @@ def family_table() -> str:
     """One row for each published system of all packages."""
     lines = ["| system | variants | package | paper | official code | parity test |", "|---|--:|---|---|---|---|"]
     for package in PACKAGES:
-        families: dict[str, list[ModelCard]] = {}
+        families: dict[str, list[Card]] = {}
         for card in _cards(package).values():
             families.setdefault(card.family, []).append(card)
         for family, cards in families.items():
@@ -79,12 +79,12 @@ def _models(package: str) -> ModuleType:
     return importlib.import_module(f"{package.replace('-', '_')}.models")
 
 
-def _cards(package: str) -> dict[str, ModelCard]:
+def _cards(package: str) -> dict[str, Card]:
     models = _models(package)
     return {name: models.card(name) for name in models.list_models() if not name.startswith("test_")}
 
 
-def _sources(card: ModelCard) -> list[str]:
+def _sources(card: Card) -> list[str]:
     """Cells of the paper and of the official code."""
     arxiv = re.fullmatch(r"\d{4}\.\d{4,5}", card.paper)
     paper = f"[arXiv {card.paper}](https://arxiv.org/abs/{card.paper})" if arxiv else f"[paper]({card.paper})"

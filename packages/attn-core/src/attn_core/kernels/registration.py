@@ -71,7 +71,7 @@ class Definition(Generic[A]):
     """
 
     name: str
-    arguments: type[A]
+    arguments: Any
     fake: Callable[[A], Any]
     reference: Callable[[A], Any]
     differentiable: tuple[str, ...]
