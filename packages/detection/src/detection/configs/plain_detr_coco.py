@@ -15,8 +15,8 @@ from attn_core.engine import LinearLR, MultiStepLR
 from detection.data import CocoDetection, collate_detection
 from detection.metrics.coco_map import CocoMap
 from detection.models import pretrained
-from detection.models.plain_detr.param_groups import PlainDETRGroups
 from detection.tasks.detection import DetectionTask
+from detection.tasks.plain_detr_groups import PlainDETRGroups
 
 data_root = "data/coco"
 variant = "plain_detr_swin_v2_small_mim_reparam"

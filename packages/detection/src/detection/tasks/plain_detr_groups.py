@@ -1,7 +1,7 @@
 """Learning rates and weight decays of Plain-DETR's parameters.
 
 Source: https://github.com/impiga/Plain-DETR, ``util/misc.py`` (get_param_dict) and ``models/swin_transformer_v2.py``;
-layer decay: Bao et al., BEiT, ICLR 2022, arXiv 2106.08254. Checked in: ``models/plain_detr/test_param_groups.py``.
+layer decay: Bao et al., BEiT, ICLR 2022, arXiv 2106.08254. Checked in: ``tasks/test_plain_detr_groups.py``.
 """
 
 import re

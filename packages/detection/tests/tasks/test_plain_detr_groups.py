@@ -8,7 +8,7 @@ import torch
 from attn_core.engine.errors import ConfigError
 from detection.models import create_model
 from detection.models.plain_detr.detector import PlainDETR
-from detection.models.plain_detr.param_groups import PlainDETRGroups, layers_above
+from detection.tasks.plain_detr_groups import PlainDETRGroups, layers_above
 
 
 def rates(model: Any, **paramwise_cfg: Any) -> dict[str, tuple[float, float]]:
