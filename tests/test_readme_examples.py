@@ -98,7 +98,7 @@ def _check(words: list[str], where: str) -> None:
     if words[:2] == ["uv", "run"]:
         words = words[2:]
     while words[0].startswith("-"):
-        words = words[1:]
+        words = words[2:] if words[0] == "--group" else words[1:]
     program, *arguments = words
     if program in _scripts():
         verbs = _options(program)

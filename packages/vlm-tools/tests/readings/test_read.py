@@ -14,7 +14,7 @@ def test_similarity_points_are_sorted_labelled_and_differentiable() -> None:
     assert set(labels.tolist()) == {-1, 0, 1}
     order = [(1, 0, -1).index(int(label)) for label in labels]
     assert order == sorted(order)
-    assert float(points[:, 0].max()) < 300
+    assert bool((points[:, 0] < 300).all())
     points.sum().backward()
     assert float(tokens.grad.abs().sum()) > 0  # type: ignore[union-attr]
     whole, _ = similarity_points(scores.detach(), (200, 300), count=200, continuous=False)

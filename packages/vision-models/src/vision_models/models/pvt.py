@@ -157,7 +157,7 @@ class PVT(StagedBackbone):
         agents: agent tokens of each stage that has agent attention, square numbers.
         agent_shapes: rows and columns of another grid of agents for each stage, for large images.
         sr_ratios: how much smaller the map of keys and values is on each side, in softmax attention of each stage.
-        agent_sr_ratios: the same in agent attention; all releases have 1.
+        agent_sr_ratios: the same in agent attention; None, as in all releases: 1 in each stage.
         img_size: the image that position and bias tables are made for; other sizes work, with stretched tables.
 
     Raises:
@@ -174,7 +174,7 @@ class PVT(StagedBackbone):
         agents: Sequence[int] = (9, 16, 49, 49),
         agent_shapes: Sequence[tuple[int, int]] | None = None,
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
-        agent_sr_ratios: Sequence[int] = (1, 1, 1, 1),
+        agent_sr_ratios: Sequence[int] | None = None,
         img_size: int | Sequence[int] = 224,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -191,8 +191,8 @@ class PVT(StagedBackbone):
         count = len(depths)
         kinds = kinds_of_blocks("PVT", attention, depths)
         needed = agents if any("agent" in blocks for blocks in kinds) else depths
-        smaller = agent_sr_ratios if any("agent" in blocks for blocks in kinds) else depths
-        each = (embed_dims, num_heads, mlp_ratios, needed, sr_ratios, smaller, agent_shapes or depths)
+        agent_sr_ratios = (1,) * count if agent_sr_ratios is None else agent_sr_ratios
+        each = (embed_dims, num_heads, mlp_ratios, needed, sr_ratios, agent_sr_ratios, agent_shapes or depths)
         if any(len(values) != count for values in each):
             raise ValueError(
                 "PVT: embed_dims, num_heads, mlp_ratios, agents, sr_ratios, agent_sr_ratios and agent_shapes must have "
