@@ -7,6 +7,7 @@ import torch
 
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 torch.set_num_threads(1 if PARALLEL else 2)
+torch.set_warn_always(True)  # else a warning fails the first test of a process that meets it, whichever that is
 if PARALLEL:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 

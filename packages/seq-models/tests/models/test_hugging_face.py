@@ -193,7 +193,7 @@ def test_trainer_with_accumulated_gradients_takes_the_steps_of_whole_batches(nam
 
 
 @pytest.mark.compile
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch reads it behind a break
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
 @pytest.mark.parametrize("name", FAMILIES)
 def test_compiled_models_give_the_same_logits_and_gradients(name: str) -> None:
     torch.manual_seed(0)

@@ -18,7 +18,7 @@ def test_similarity_points_are_sorted_labelled_and_differentiable() -> None:
     points.sum().backward()
     assert float(tokens.grad.abs().sum()) > 0  # type: ignore[union-attr]
     whole, _ = similarity_points(scores.detach(), (200, 300), count=200, continuous=False)
-    assert float((whole - points).abs().max()) < 1
+    assert (whole - points).abs().max().item() < 1
     with pytest.raises(ValueError, match="scores are constant"):
         similarity_points(torch.ones(16), (8, 8))
     with pytest.raises(ValueError, match="square grid"):
