@@ -74,7 +74,8 @@ class GroupedConstructor(ParameterGroups):
     """mmengine's constructor, with one parameter group per setting instead of one per parameter.
 
     With ``paramwise_cfg`` mmengine gives every parameter a group of its own, and torch's optimizers then make one
-    call per parameter instead of one for all.
+    call per parameter instead of one for all. It also lists a parameter that two modules share (a language model's
+    embedding and head) twice, and optimizers then update it twice in each step; here it counts where it is first met.
     """
 
     def add_params(
@@ -85,9 +86,13 @@ class GroupedConstructor(ParameterGroups):
         if prefix:
             return
         merged: dict[str, dict[str, Any]] = {}
+        met: set[int] = set()
         for group in params:
             settings = {name: value for name, value in group.items() if name != "params"}
-            merged.setdefault(repr(sorted(settings.items())), {**settings, "params": []})["params"] += group["params"]
+            new = [parameter for parameter in group["params"] if id(parameter) not in met]
+            met.update(map(id, new))
+            if new:
+                merged.setdefault(repr(sorted(settings.items())), {**settings, "params": []})["params"] += new
         params[:] = merged.values()
 
 
