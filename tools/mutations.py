@@ -1,9 +1,11 @@
 """Small mutations of a family's files, each of which that family's tests must notice.
 
-``python tools/mutations.py BiFormer`` drops residuals, activations, norms and scales, swaps axes and signs and changes
-an eps, one at a time, in the files that hold the family's entries and in the layers they import, and runs the tests
-named on its card on each mutant. Survivors are listed. ``--all`` takes every family and writes the list to
-``tests/mutations.json``; reasons written there beside a survivor are kept.
+``python tools/mutations.py BiFormer`` drops residuals, activations, norms, scales and detachments, swaps axes, signs and
+orders, sums for means and changes an eps, one at a time, in the files that hold the family's entries and in the layers
+they import, and runs on each mutant the tests named on its card and those that mirror the changed file. The list goes to
+``tests/mutations.json``; reasons written there beside a survivor are kept. A mutant that cannot be imported is no
+evidence and is not counted; one that raises while the tests run is killed, but counted apart from those whose numbers
+gave them away (``raised``).
 
 The files are not touched: a mutant is a process of its own, in which an import hook serves the changed source.
 """
@@ -27,13 +29,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "tests/mutations.json"
 PACKAGES = ("detection", "medical_seg", "seq_models", "vision_models", "vlm_tools")
 LIMIT = 600  # seconds for the tests of one mutant
+PYTEST = (
+    *("-n0", "-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"),
+    *("-m", "not slow and not compile and not gpu and not parity and not browser"),
+)
+UNUSABLE = 99  # exit code of a mutant that cannot be imported; pytest's own end at 5
 ACTIVATIONS = re.compile(
-    r"(?i)^(gelu|relu|relu6|silu|swish|hardswish|sigmoid|softmax|tanh|elu|softplus|exp|normalize)$"
+    r"(?i)^(gelu|p?relu|relu6|silu|swish|hardswish|sigmoid|(log_)?softmax|tanh|elu|softplus|exp|normalize)$"
 )
 NORMS = re.compile(r"(?i)norm|^bn\d?$|^ln_?\w*$")
 SCALES = re.compile(r"(?i)scale|gamma|temperature|^ls\d?$|alpha|decay")
@@ -89,12 +97,27 @@ def candidates(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
                 yield "norm", first
             elif SCALES.search(attr) or attr.startswith("act"):
                 yield "activation", first
+        case ast.Call(func=ast.Attribute(attr="addcmul"), args=[residual, *_, last]):
+            yield "residual", last
+            yield "scale", residual
+        case ast.Call(func=ast.Attribute(attr="cat"), args=[ast.List(elts=[_, _, *_] as parts), *rest]):
+            yield "order", ast.Call(node.func, [ast.List(parts[::-1], ast.Load()), *rest], node.keywords)
+        case ast.Call(func=ast.Attribute(value=value, attr="mean") as called) if _computed(value):
+            yield "mean", ast.Call(ast.Attribute(called.value, "sum", ast.Load()), node.args, node.keywords)
+        case ast.Call(func=ast.Attribute(value=value, attr="detach")):
+            yield "gradient", value
         case ast.Call(func=ast.Attribute(attr="permute"), args=[_, _, _, *_] as args):
             changed = copy.copy(node)
             changed.args = [*args[:-2], args[-1], args[-2]]
             yield "axes", changed
         case ast.Call(func=ast.Attribute(value=value, attr="transpose" | "mT")):
             yield "axes", value
+        case ast.Attribute(value=value, attr="mT"):
+            yield "axes", value
+        case ast.keyword(arg="activation", value=ast.Constant(value=str())):
+            yield "activation", ast.keyword("activation", ast.Constant(None))
+        case ast.keyword(arg="scale", value=value) if not isinstance(value, ast.Constant) or value.value is not None:
+            yield "scale", ast.keyword("scale", ast.BinOp(value, ast.Mult(), ast.Constant(2.0)))
         case ast.keyword(arg="eps", value=ast.Constant(value=float(eps))):
             yield "eps", ast.keyword("eps", ast.Constant(eps * 1e4))
         case ast.keyword(arg="dim", value=ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=1))):
@@ -199,32 +222,34 @@ class _Mutant(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return self.source
 
 
-def _in_a_process(mutation: Mutation | None, tests: Sequence[str]) -> tuple[int, str]:
-    """pytest's exit code on a mutant, in a forked process, and the last line it printed; -1 where time ran out."""
+class _First:
+    """A plugin of pytest's: one thread; tests that killed earlier mutants first, then those of whole networks."""
+
+    def __init__(self, killers: Sequence[str]) -> None:
+        self.killers = killers
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        import torch
+
+        torch.set_num_threads(1)  # two wait for each other where a mutant is one process of many
+        rank = {name: place for place, name in enumerate(self.killers)}
+        items.sort(key=lambda item: (rank.get(item.nodeid, len(rank)), "plain" not in item.name))
+
+
+def _in_a_process(mutation: Mutation | None, tests: Sequence[str], killers: Sequence[str] = ()) -> tuple[int, str]:
+    """pytest's exit code on a mutant, in a forked process, and the first failure it named; -1 where time ran out."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         pid = os.fork()
         if pid == 0:
             os.setsid()
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            if mutation is not None:
-                sys.meta_path.insert(0, _Mutant(mutation.module, str(_file(mutation.module)), mutation.source))
+            os.environ["COLUMNS"] = "1000"  # or pytest shortens the failure that is read below
+            if mutation is not None and not _imported(mutation):
+                os._exit(UNUSABLE)
             import pytest
 
-            code = pytest.main(
-                [
-                    "-n0",
-                    "-x",
-                    "-q",
-                    "-p",
-                    "no:cacheprovider",
-                    "-W",
-                    "ignore::pytest.PytestAssertRewriteWarning",
-                    "-m",
-                    "not slow and not compile",
-                    *tests,
-                ]
-            )
+            code = pytest.main([*PYTEST, *tests], plugins=[_First(killers)])
             sys.stdout.flush()
             os._exit(int(code))
         start = time.monotonic()
@@ -233,13 +258,35 @@ def _in_a_process(mutation: Mutation | None, tests: Sequence[str]) -> tuple[int,
             if done:
                 log.seek(0)
                 lines = [line for line in log.read().splitlines() if line.strip()]
+                failed = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
                 code = os.waitstatus_to_exitcode(status)
-                return (code if code >= 0 else 1), (lines[-1] if lines else "")
+                return (code if code >= 0 else 1), [*lines[-1:], *failed][-1] if lines else ""
             time.sleep(0.05)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         return -1, "time ran out"
+
+
+def _imported(mutation: Mutation) -> bool:
+    """Import a mutant; whether that went well."""
+    assert mutation.module not in sys.modules, f"{mutation.module} was imported before it was changed"
+    mutant = _Mutant(mutation.module, str(_file(mutation.module)), mutation.source)
+    sys.meta_path.insert(0, mutant)
+    try:
+        loaded = importlib.import_module(mutation.module)
+    except Exception:
+        return False
+    assert loaded.__loader__ is mutant, f"{mutation.module} came from elsewhere"
+    return True
+
+
+def _mirrors(module: str) -> list[str]:
+    """The test file that stands where a module does."""
+    top, _, inner = module.partition(".")
+    folder, _, name = inner.rpartition(".")
+    tests = Path("packages", top.replace("_", "-"), "tests", *folder.split("."))
+    return [str(file) for file in sorted((ROOT / tests).glob(f"test_{name}.py"))]
 
 
 def _file(module: str) -> Path:
@@ -289,18 +336,17 @@ def _read_catalogs() -> dict[str, dict[str, object]]:
 
 
 def _with_layers(module: str, package: str) -> list[str]:
-    """An entry's file and the files of the package's models, layers and methods that it imports."""
-    tree = ast.parse(_file(module).read_text(encoding="utf-8"))
+    """An entry's file and the files of the package's models, layers and methods that it imports, and theirs."""
+    rooms = tuple(f"{package}.{room}." for room in ("layers", "models", "methods"))
     names = [module]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+    for importer in names:  # which grows while it is walked
+        for node in ast.walk(ast.parse(_file(importer).read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), importer.rpartition(".")[0])
             for name in (base, *(f"{base}.{alias.name}" for alias in node.names)):
-                inside = (
-                    name.startswith(tuple(f"{package}.{room}." for room in ("layers", "models", "methods")))
-                    and name not in names
-                )
-                if inside and _file(name).name != "__init__.py" and _file(name).exists():
+                new = name.startswith(rooms) and name not in names
+                if new and _file(name).name != "__init__.py" and _file(name).exists():
                     names.append(name)
     return names
 
@@ -310,18 +356,37 @@ def examine(family: Family, count: int, seed: int) -> dict[str, object]:
     pool = []
     for module in family.modules:
         pool += mutations(module, _file(module).read_text(encoding="utf-8"))
-    code, line = _in_a_process(None, family.tests)
+    tests = {module: list(dict.fromkeys([*_mirrors(module), *(str(ROOT / test) for test in family.tests)]))
+             for module in family.modules}  # fmt: skip
+    code, line = _in_a_process(None, list(dict.fromkeys(test for files in tests.values() for test in files)))
     if code != 0:
         raise SystemExit(f"mutations: the tests of {family.name} fail without a mutation: {line}")
-    survivors, picked = [], chosen(pool, count, seed)
-    for mutation in picked:
-        code, line = _in_a_process(mutation, family.tests)
-        verdict = "survived" if code == 0 else "killed"
+    tried, raised, unusable = 0, 0, 0
+    survivors, killers = [], []
+    for mutation in chosen(pool, len(pool), seed):
+        if tried == count:
+            break
+        start = time.monotonic()
+        code, line = _in_a_process(mutation, tests[mutation.module], killers)
+        verdict = {0: "survived", UNUSABLE: "cannot be imported"}.get(code, "killed")
         where, change = f"{mutation.module}:{mutation.line}", f"{mutation.before} → {mutation.after}"
-        print(f"{family.name}: {verdict}: {where} {mutation.kind}: {change}", flush=True)
+        seconds = time.monotonic() - start
+        print(f"{family.name}: {verdict}: {where} {mutation.kind}: {change} [{seconds:.0f} s; {line}]", flush=True)
+        tried += code != UNUSABLE
+        unusable += code == UNUSABLE
         if code == 0:
             survivors.append(mutation.key())
-    return {"mutations": len(picked), "killed": len(picked) - len(survivors), "survivors": survivors}
+        elif code != UNUSABLE:
+            raised += not re.search(r" - (AssertionError|assert |Failed: )", line)
+            killer = line.removeprefix("FAILED ").partition(" - ")[0]
+            killers = [killer, *(name for name in killers if name != killer)]
+    return {
+        "mutations": tried,
+        "killed": tried - len(survivors),
+        "raised": raised,
+        "unusable": unusable,
+        "survivors": survivors,
+    }
 
 
 def main() -> int:
