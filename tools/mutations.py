@@ -1,11 +1,11 @@
 """Small mutations of a family's files, each of which that family's tests must notice.
 
-``python tools/mutations.py BiFormer`` drops residuals, activations, norms, scales and detachments, swaps axes, signs and
-orders, sums for means and changes an eps, one at a time, in the files that hold the family's entries and in the layers
-they import, and runs on each mutant the tests named on its card and those that mirror the changed file. The list goes to
-``tests/mutations.json``; reasons written there beside a survivor are kept. A mutant that cannot be imported is no
-evidence and is not counted; one that raises while the tests run is killed, but counted apart from those whose numbers
-gave them away (``raised``).
+``python tools/mutations.py BiFormer`` drops residuals, activations, norms, scales and detachments, swaps axes, signs
+and orders, sums for means and changes an eps, one at a time, in the files that hold the family's entries and in the
+layers they import, and runs on each mutant the tests named on its card and those that mirror the changed file. The list
+goes to ``tests/mutations.json``; reasons written there beside a survivor are kept. A mutant that cannot be imported is
+no evidence and is not counted; one that raises while the tests run is killed, but counted apart from those whose
+numbers gave them away (``raised``).
 
 The files are not touched: a mutant is a process of its own, in which an import hook serves the changed source.
 """
@@ -286,7 +286,7 @@ def _mirrors(module: str) -> list[str]:
     top, _, inner = module.partition(".")
     folder, _, name = inner.rpartition(".")
     tests = Path("packages", top.replace("_", "-"), "tests", *folder.split("."))
-    return [str(file) for file in sorted((ROOT / tests).glob(f"test_{name}.py"))]
+    return [str(tests / file.name) for file in sorted((ROOT / tests).glob(f"test_{name}.py"))]
 
 
 def _file(module: str) -> Path:
@@ -351,35 +351,57 @@ def _with_layers(module: str, package: str) -> list[str]:
     return names
 
 
-def examine(family: Family, count: int, seed: int) -> dict[str, object]:
+class Judge:
+    """Runs tests on mutants, and once on the unchanged source each test that killed one: it must pass there."""
+
+    def __init__(self) -> None:
+        self.killers: list[str] = []  # the last one first
+        self.passing: set[str] = set()
+        self.known: dict[tuple[str, ...], tuple[int, str]] = {}  # families share files and tests
+
+    def verdict(self, mutation: Mutation, tests: Sequence[str]) -> tuple[int, str]:
+        """pytest's exit code, and the failure."""
+        key = (mutation.module, mutation.source, *tests)
+        if key not in self.known:
+            _, line = self.known[key] = _in_a_process(mutation, tests, self.killers)
+            if line.startswith(("FAILED ", "ERROR ")):
+                self._remember(line)
+        return self.known[key]
+
+    def _remember(self, line: str) -> None:
+        killer = re.sub(r"^(FAILED|ERROR) ", "", line).partition(" - ")[0]
+        if killer not in self.passing:
+            code, found = _in_a_process(None, [killer])
+            if code != 0:
+                raise SystemExit(f"mutations: a test fails without a mutation: {line}: {found}")
+            self.passing.add(killer)
+        self.killers = [killer, *(name for name in self.killers if name != killer)]
+
+
+def examine(family: Family, count: int, seed: int, judge: Judge) -> dict[str, object]:
     """Mutate a family ``count`` times; prints a line a mutant."""
     pool = []
     for module in family.modules:
         pool += mutations(module, _file(module).read_text(encoding="utf-8"))
-    tests = {module: list(dict.fromkeys([*_mirrors(module), *(str(ROOT / test) for test in family.tests)]))
-             for module in family.modules}  # fmt: skip
-    code, line = _in_a_process(None, list(dict.fromkeys(test for files in tests.values() for test in files)))
-    if code != 0:
-        raise SystemExit(f"mutations: the tests of {family.name} fail without a mutation: {line}")
-    tried, raised, unusable = 0, 0, 0
-    survivors, killers = [], []
+    tried, raised, unusable, survivors = 0, 0, 0, []
     for mutation in chosen(pool, len(pool), seed):
         if tried == count:
             break
         start = time.monotonic()
-        code, line = _in_a_process(mutation, tests[mutation.module], killers)
+        tests = dict.fromkeys([*_mirrors(mutation.module), *family.tests])
+        code, line = judge.verdict(mutation, list(tests))
         verdict = {0: "survived", UNUSABLE: "cannot be imported"}.get(code, "killed")
         where, change = f"{mutation.module}:{mutation.line}", f"{mutation.before} → {mutation.after}"
         seconds = time.monotonic() - start
         print(f"{family.name}: {verdict}: {where} {mutation.kind}: {change} [{seconds:.0f} s; {line}]", flush=True)
-        tried += code != UNUSABLE
-        unusable += code == UNUSABLE
+        if code == UNUSABLE:
+            unusable += 1
+            continue
+        tried += 1
         if code == 0:
             survivors.append(mutation.key())
-        elif code != UNUSABLE:
-            raised += not re.search(r" - (AssertionError|assert |Failed: )", line)
-            killer = line.removeprefix("FAILED ").partition(" - ")[0]
-            killers = [killer, *(name for name in killers if name != killer)]
+        elif not re.search(r" - (AssertionError|assert |Failed: )", line):
+            raised += 1
     return {
         "mutations": tried,
         "killed": tried - len(survivors),
@@ -397,7 +419,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
     arguments = parser.parse_args()
     os.chdir(ROOT)
-    for library in ("torch", "timm", "transformers", "torchvision", "pytest", "mmengine.registry"):
+    for library in ("torch", "timm", "transformers", "torchvision", "pytest", "mmengine.registry", "attn_core.engine"):
         with contextlib.suppress(ImportError):
             importlib.import_module(library)  # once, before mutants are forked
     known = families()
@@ -405,9 +427,9 @@ def main() -> int:
     if unknown := [name for name in names if name not in known]:
         parser.error(f"unknown family {unknown[0]!r}; there are {', '.join(sorted(known))}")
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    unexplained = 0
+    unexplained, judge = 0, Judge()
     for name in names:
-        row = examine(known[name], arguments.count, arguments.seed)
+        row = examine(known[name], arguments.count, arguments.seed, judge)
         reasons = {json.dumps({k: v for k, v in s.items() if k != "reason"}, sort_keys=True): s.get("reason")
                    for s in kept.get(name, {}).get("survivors", [])}  # fmt: skip
         for survivor in row["survivors"]:  # type: ignore[attr-defined]

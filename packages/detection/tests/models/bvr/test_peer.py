@@ -85,7 +85,7 @@ def keys(maps: list[tuple[Tensor, Tensor]], source: list[Tensor], total: int) ->
             for cell in range(heat[k].numel()):
                 y, x = divmod(cell, heat.shape[2])
                 around = heat[k, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
-                score = float(heat[k, y, x]) if heat[k, y, x] == around.max() else 0.0
+                score = heat[k, y, x].item() if heat[k, y, x] == around.max() else 0.0
                 entries.append((score, features[0, :, y, x], place[cell] + offsets[0, :, y, x] * stride))
         rows += sorted(entries, key=lambda entry: -entry[0])[:20]
     best = sorted(rows, key=lambda entry: -entry[0])[:total]
@@ -102,7 +102,7 @@ def geometry(s: State, name: str, offsets: Tensor) -> Tensor:
     dim = weight.shape[1]
     grid = torch.arange(-(BASE // 2), BASE // 2 + 1).double()
     waves = grid[:, None] / 1000 ** (4 * torch.arange(dim // 4).double() / dim)
-    coded = torch.cat([waves.sin(), waves.cos()], 1)
+    coded = torch.cat([waves.sin(), waves.cos()], 1).float().double()  # kept in float32
     table = (
         torch.cat([coded[None].expand(BASE + 1, -1, -1), coded[:, None].expand(-1, BASE + 1, -1)], -1) @ weight.T + bias
     )
@@ -153,24 +153,33 @@ def test_the_whole_head_equals_the_plain_network(tables: Any) -> None:
         if "backbone.body" not in name:
             torch.nn.init.normal_(parameter, std=0.5 if "offset_heads" in name else 0.2)
     net.head.total = 10  # so small maps have no fifty peaks
-    s = net.state_dict()
-    with torch.no_grad():
-        image = torch.randn(1, 3, 96, 128, dtype=torch.float64)
-        levels = pyramid(s, list(net.backbone.body(image)))
-        cls, reg = ([tower(s, kind, x) for x in levels] for kind in ("classification", "regression"))
-        points = {kind: keypoints(s, kind, levels) for kind in ("top_left_corner", "bottom_right_corner", "center")}
-        corners = [keys(points[kind], reg, 10) for kind in ("top_left_corner", "bottom_right_corner")]
-        middle = [keys(points["center"], cls, 10)]
-        cls = bridged(s, "head.cls_transformer", cls, middle, own=tables == "sets")
-        reg = bridged(s, "head.reg_transformer", reg, corners, own=tables == "sets")
-        h = "head.bbox_head.head"
-        logits = flat([conv(s, f"{h}.classification_head.cls_logits", x, padding=1) for x in cls], 3)
-        boxes = flat([conv(s, f"{h}.regression_head.bbox_reg", x, padding=1) for x in reg], 4)
-        features = list(net.backbone(image).values())
-        out = net.head(features)
+    s = net.state_dict(keep_vars=True)
+    image = torch.randn(1, 3, 96, 128, dtype=torch.float64, requires_grad=True)
+    levels = pyramid(s, list(net.backbone.body(image)))
+    cls, reg = ([tower(s, kind, x) for x in levels] for kind in ("classification", "regression"))
+    points = {kind: keypoints(s, kind, levels) for kind in ("top_left_corner", "bottom_right_corner", "center")}
+    corners = [keys(points[kind], reg, 10) for kind in ("top_left_corner", "bottom_right_corner")]
+    middle = [keys(points["center"], cls, 10)]
+    cls = bridged(s, "head.cls_transformer", cls, middle, own=tables == "sets")
+    reg = bridged(s, "head.reg_transformer", reg, corners, own=tables == "sets")
+    h = "head.bbox_head.head"
+    logits = flat([conv(s, f"{h}.classification_head.cls_logits", x, padding=1) for x in cls], 3)
+    boxes = flat([conv(s, f"{h}.regression_head.bbox_reg", x, padding=1) for x in reg], 4)
+    features = list(net.backbone(image).values())
+    out = net.head(features)
     for ours, expected in zip(features, levels, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
-    # The sine table is kept in float32.
-    torch.testing.assert_close(out["cls_logits"], logits, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(out["bbox_regression"], boxes, atol=1e-4, rtol=1e-4)
-    assert logits.std() > 0.1
+    torch.testing.assert_close(out["cls_logits"], logits, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(out["bbox_regression"], boxes, atol=1e-9, rtol=1e-9)
+    assert logits.detach().std() > 0.1
+    draws = torch.randn_like(logits), torch.randn_like(boxes)
+    wanted = {"image": image, **dict(net.named_parameters())}
+    gradients = [
+        torch.autograd.grad((a * draws[0]).sum() + (b * draws[1]).sum(), list(wanted.values()), allow_unused=True)
+        for a, b in ((out["cls_logits"], out["bbox_regression"]), (logits, boxes))
+    ]
+    for name, actual, expected in zip(wanted, *gradients, strict=True):
+        assert (actual is None) == (expected is None), name
+        if actual is not None:
+            assert (actual - expected).abs().max() <= 1e-8 * max(1.0, float(expected.abs().max())), name
+    assert sum(gradient is not None for gradient in gradients[0]) > 100

@@ -164,7 +164,7 @@ def resample(s: State, name: str, x: Tensor, steps: int) -> Tensor:
 
 
 def plain_detr(s: State, image: Tensor, o: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """(3, Y, X) in [0, 1] → logits (Q, K) and cxcywh boxes (Q, 4) of the proposals' choice and of every layer."""
+    """(3, Y, X) in [0, 1] → logits (Q, K) and cxcywh boxes (Q, 4) of every layer, and of all proposals."""
     mean, std = (torch.tensor(v, dtype=torch.float32).double() for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     image = (image - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     x = resample(s, "upsample", swin_v2(s, "body", image).permute(2, 0, 1), 5 - int(math.log2(o["stride"])))
@@ -196,7 +196,7 @@ def plain_detr(s: State, image: Tensor, o: dict[str, Any]) -> tuple[list[Tensor]
         boxes = torch.where(usable[:, None], torch.sigmoid(deltas + (anchor / (1 - anchor)).log()), 1.0)
     ranking = scores.amax(1) if o["proposal_classes"] else scores[:, 0]
     chosen = ranking.topk(o["queries"]).indices
-    reference = boxes[chosen]
+    reference = previous = boxes[chosen].detach()
 
     embedded = norm(s, "pos_trans_norm", linear(s, "pos_trans", sine(reference, dim // 2)))
     position, content = embedded[:, :dim], embedded[:, dim:]
@@ -227,10 +227,14 @@ def plain_detr(s: State, image: Tensor, o: dict[str, Any]) -> tuple[list[Tensor]
         q = q + linear(s, f"{layer}.linear2", linear(s, f"{layer}.linear1", own).clamp(min=0))
         state = norm(s, "final_layer_norm", q)
         delta = head(s, f"bbox_embed.{n}", state)
-        reference = moved(reference, delta, limit) if pixels else torch.sigmoid(delta + logit(reference))
+        # Looking forward twice: a box carries gradients of its own layer and of the one before, the next query of none.
+        own, after = (
+            moved(box, delta, limit) if pixels else torch.sigmoid(delta + logit(box)) for box in (previous, reference)
+        )
         logits.append(linear(s, f"class_embed.{n}", state))
-        found.append(reference)
-    return logits, found
+        found.append(own)
+        previous, reference = after, after.detach()
+    return [*logits, scores], [*found, boxes]
 
 
 def model(**options: Any) -> Any:
@@ -261,16 +265,28 @@ def test_every_layer_equals_the_plain_network(options: dict[str, Any], size: tup
     o = {"stride": 16, "reparam": False, "position_bias": "linear", "query_content": "learned", "queries": 6,
          "proposal_classes": False, "proposal_strides": (8, 16, 32, 64), "num_heads": 2} | options  # fmt: skip
     o |= {"stride": o.pop("upsample_stride", 16), "proposal_size": 50.0 if o["reparam"] else 0.05}
-    image = torch.rand(3, *size, dtype=torch.float64)
-    with torch.no_grad():
-        outputs = net.outputs([image])["layers"]
-        default, _ = torch.get_default_dtype(), torch.set_default_dtype(torch.float64)
-        try:
-            logits, boxes = plain_detr(net.state_dict(), image, o)
-        finally:
-            torch.set_default_dtype(default)
-    assert len(outputs) == len(logits) == 2
-    for layer, expected, own in zip(outputs, logits, boxes, strict=True):
+    image = torch.rand(3, *size, dtype=torch.float64, requires_grad=True)
+    outputs = net.outputs([image])
+    layers = [*outputs["layers"], outputs["proposals"]]
+    default, _ = torch.get_default_dtype(), torch.set_default_dtype(torch.float64)
+    try:
+        logits, boxes = plain_detr(net.state_dict(keep_vars=True), image, o)
+    finally:
+        torch.set_default_dtype(default)
+    assert len(layers) == len(logits) == 3
+    for layer, expected, own in zip(layers, logits, boxes, strict=True):
         torch.testing.assert_close(layer["pred_logits"][0], expected, atol=1e-9, rtol=1e-9)
         torch.testing.assert_close(layer["pred_boxes"][0], own, atol=1e-8, rtol=1e-9)
-    assert boxes[0].std(0).max() > 1e-2  # not all cut off at one border
+    assert boxes[0].detach().std(0).max() > 1e-2  # not all cut off at one border
+    draws = [torch.randn_like(x) for x in (*logits, *boxes)]
+    found = [layer[name][0] for name in ("pred_logits", "pred_boxes") for layer in layers]
+    wanted = {"image": image, **dict(net.named_parameters())}
+    gradients = [
+        torch.autograd.grad(sum((x * y).sum() for x, y in zip(side, draws, strict=True)), list(wanted.values()),
+                            allow_unused=True)
+        for side in (found, [*logits, *boxes])
+    ]  # fmt: skip
+    for name, actual, expected in zip(wanted, *gradients, strict=True):
+        assert (actual is None) == (expected is None), name
+        if actual is not None:
+            assert (actual - expected).abs().max() <= 1e-8 * max(1.0, float(expected.abs().max())), name
