@@ -1,15 +1,18 @@
 """AGLA: relevance maps, masked views, its scores."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from torch import Tensor
+from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from vlm_tools import AGLA, intervene
-from vlm_tools.methods.agla import assemble, keep_salient, keep_share, masked_view, smooth_map
+from vlm_tools.methods.agla import assemble, blip_relevance, keep_salient, keep_share, masked_view, smooth_map
 from vlm_tools.testing.random_models import random_inputs, random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -47,6 +50,70 @@ def test_the_share_of_pixels_is_kept_in_each_tile_and_of_each_list_of_patches() 
     kept = keep_salient(patches, 0.5, rows=[40, 20]).abs().sum(1) > 0
     assert [int(part.sum()) for part in kept.split([40, 20])] == [20, 10]
     assert int((keep_salient(patches, 0.0) != 0).sum()) == 0
+
+
+def test_scores_of_a_step_equal_their_formula_over_the_masked_pixels(setting: Any) -> None:
+    x = setting.inputs["pixel_values"]
+    size = x.abs().flatten()
+    masked = torch.where(x.abs() >= size.sort().values[math.ceil(0.4 * (len(size) - 1))], x, 0.0)
+    with torch.no_grad():
+        z, other = (
+            setting.model(**{**setting.inputs, "pixel_values": pixels}).logits[:, -1] for pixels in (x, masked)
+        )
+    want = (z + 2 * other).masked_fill(z < z.max() + math.log(0.8), -torch.inf).log_softmax(-1)
+    with intervene(setting.model, AGLA(alpha=2.0, plausibility=0.8, keep=0.6)):
+        out = setting.model.generate(
+            **setting.inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_scores=True
+        )
+    assert 1 < int(want.isfinite().sum()) < want.numel()
+    torch.testing.assert_close(out.scores[0].double(), want, atol=1e-5, rtol=0)
+
+
+def test_relevance_is_attention_times_its_positive_gradient_and_the_cosine_that_of_both_towers() -> None:
+    """The gradient by differences: one weight of the cross-attention moved at a time."""
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = BlipConfig(
+        text_config={**size, "vocab_size": 40, "bos_token_id": 38, "sep_token_id": 2, "encoder_hidden_size": 16, "max_position_embeddings": 16},
+        vision_config={**size, "image_size": 32, "patch_size": 16},
+        image_text_hidden_size=8,
+    )
+    blip: Any = BlipForImageTextRetrieval(config).double().eval()
+    for parameter in blip.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    pixels, ids = torch.randn(1, 3, 32, 32, dtype=torch.float64), torch.tensor([[3, 5, 8, 11, 2]])
+    relevance, cosine = blip_relevance(blip, pixels, ids, layer=0, encode_token=39)
+    cross = blip.text_encoder.encoder.layer[0].crossattention.self
+    kept: dict[str, Tensor] = {}
+
+    def moved(_module: Any, _inputs: Any, output: Any) -> Any:
+        kept.setdefault("maps", output[1].detach())
+        values = cross.value(kept["image"]).view(1, -1, 2, 8).transpose(1, 2)
+        context = ((kept["maps"] + kept["step"]) @ values).transpose(1, 2).flatten(2)
+        return (context, *output[1:])
+
+    matching = torch.tensor([[39, 5, 8, 11, 2]])
+    with torch.no_grad():
+        kept["image"] = blip.vision_model(pixels).last_hidden_state
+        handle = cross.register_forward_hook(moved)
+        expected = torch.zeros(4, dtype=torch.float64)
+        kept["step"] = torch.zeros(1, 2, 5, 5, dtype=torch.float64)
+        blip(input_ids=matching, pixel_values=pixels)
+        for head, token, patch in np.ndindex(2, 3, 4):  # neither first nor last token, no class token
+            scores = []
+            for step in (1e-4, -1e-4):
+                kept["step"] = torch.zeros(1, 2, 5, 5, dtype=torch.float64)
+                kept["step"][0, head, token + 1, patch + 1] = step
+                scores.append(float(blip(input_ids=matching, pixel_values=pixels)[0][0, 1]))
+            slope = max(0.0, (scores[0] - scores[1]) / 2e-4)
+            expected[patch] += float(kept["maps"][0, head, token + 1, patch + 1]) * slope / 6
+        handle.remove()
+        text = blip.text_encoder(ids).last_hidden_state[:, 0]
+        a, b = blip.vision_proj(kept["image"][:, 0]), blip.text_proj(text)
+    assert float(expected.max()) > 0
+    torch.testing.assert_close(relevance.flatten(), expected, rtol=1e-5, atol=1e-9)
+    assert relevance.shape == (2, 2)
+    assert cosine == pytest.approx(float((a * b).sum() / a.norm() / b.norm()))
 
 
 def test_refusals() -> None:

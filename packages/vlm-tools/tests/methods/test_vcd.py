@@ -1,11 +1,12 @@
 """VCD: its noise and its scores."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from vlm_tools import VCD
+from vlm_tools import VCD, intervene
 from vlm_tools.methods.vcd import contrast, diffuse
 
 
@@ -37,6 +38,25 @@ def test_an_image_has_the_noise_that_it_has_alone() -> None:
     both = diffuse(x, 500, rows=[2, 3])
     torch.testing.assert_close(both, torch.cat([diffuse(x[:2], 500), diffuse(x[2:], 500)]), atol=1e-6, rtol=0)
     torch.testing.assert_close(diffuse(x[2:4], 500), both[2:4], atol=1e-6, rtol=0)  # a first tile with fewer behind it
+
+
+def test_scores_of_a_step_equal_the_published_formula(setting: Any) -> None:
+    """Noise of the schedule drawn tile by tile, contrast of both streams, and the cut by the stream with the image."""
+    x, kept = setting.inputs["pixel_values"], 1.0
+    for step in range(701):
+        kept *= 1 - ((0.5e-2 - 1e-5) / (1 + math.exp(6 - 12 * step / 999)) + 1e-5)
+    generator = torch.Generator().manual_seed(7)
+    noise = torch.stack([torch.randn(tile.shape, generator=generator, dtype=x.dtype) for tile in x])
+    noisy = {**setting.inputs, "pixel_values": kept**0.5 * x + (1 - kept) ** 0.5 * noise}
+    with torch.no_grad():
+        z, other = (setting.model(**inputs).logits[:, -1] for inputs in (setting.inputs, noisy))
+    want = (2.5 * z - 1.5 * other).masked_fill(z < z.max() + math.log(0.8), -torch.inf).log_softmax(-1)
+    with intervene(setting.model, VCD(1.5, plausibility=0.8, step=700, seed=7)):
+        out = setting.model.generate(
+            **setting.inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_scores=True
+        )
+    assert 1 < int(want.isfinite().sum()) < want.numel()
+    torch.testing.assert_close(out.scores[0].double(), want, atol=1e-5, rtol=0)
 
 
 def test_refusals() -> None:
