@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -37,6 +38,28 @@ def test_features_are_maps_of_patches_after_blocks() -> None:
     assert final.shape == (1, 1 + 24, 48)
     normed = model.forward_intermediates(x, indices=[3], norm=True, intermediates_only=True)[0]
     torch.testing.assert_close(normed.flatten(2).mT, final[:, 1:])
+
+
+def test_positions_of_another_image_size_are_bicubic_and_the_class_tokens_stays() -> None:
+    model = DeiT(**SMALL).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 3, 40, 100, dtype=torch.float64)
+    found, grid = model.tokens(x)
+    assert grid == (2, 6)
+    maps = model.pos_embed[:, 1:].mT.unflatten(2, (4, 4))
+    patches = F.conv2d(x, model.patch_embed.proj.weight, model.patch_embed.proj.bias, stride=16)
+    expected = (patches + F.interpolate(maps, (2, 6), mode="bicubic")).flatten(2).mT
+    torch.testing.assert_close(found[:, 1:], expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found[:, 0], (model.cls_token + model.pos_embed[:, :1])[:, 0].expand(2, -1))
+
+
+def test_only_what_lies_behind_the_last_map_is_cut_off() -> None:
+    for last, kept in ((2, True), (1, False)):
+        model: Any = DeiT(**SMALL)
+        assert model.prune_intermediate_layers([last], prune_norm=False, prune_head=False) == [last]
+        assert len(model.blocks) == last + 1
+        assert isinstance(model.norm, nn.LayerNorm) == isinstance(model.head, nn.Linear) == kept
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from vision_models import Swin, SwinDense, load_official
+from vision_models import Swin, SwinDense, create_model, load_official
 
 SMALL: dict[str, Any] = {"depths": (2, 2, 2, 2), "embed_dim": 12, "num_heads": (1, 2, 4, 4), "num_classes": 7}
 
@@ -47,6 +47,13 @@ def test_windows_are_shifted_on_maps_larger_than_one() -> None:
     assert mask.shape == (4, 49, 49)
     assert not mask[0].any()
     assert mask[3, 0, 48]  # the last window joins the corners of the map
+
+
+@pytest.mark.parametrize("kind", ["agent", "inline"])
+def test_base_models_see_the_whole_map_in_two_blocks_of_the_third_stage(kind: str) -> None:
+    model: Any = create_model(f"{kind}_swin_base", device="meta")
+    kinds = [[type(block.attn).__name__ == "GlobalAttention" for block in stage.blocks] for stage in model.stages]
+    assert kinds == [[True] * 2, [True] * 2, [True] * 2 + [False] * 16, [False] * 2]
 
 
 def test_dense_backbone_returns_four_normed_maps_of_any_size() -> None:

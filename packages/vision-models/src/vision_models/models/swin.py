@@ -73,8 +73,8 @@ class WindowAttention(nn.Module):
         table = torch.empty((2 * window - 1) ** 2, num_heads, **dd)
         self.relative_position_bias_table = nn.Parameter(trunc_normal_(table, std=0.02))
         y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-        apart = torch.stack([y.flatten(), x.flatten()]) + window - 1
-        row, column = (apart[:, :, None] - apart[:, None] + window - 1).unbind(0)
+        cells = torch.stack([y.flatten(), x.flatten()])
+        row, column = (cells[:, :, None] - cells[:, None] + window - 1).unbind(0)
         index = (row * (2 * window - 1) + column).to(dd.get("device"))
         self.register_buffer("relative_position_index", index, persistent=False)
 
