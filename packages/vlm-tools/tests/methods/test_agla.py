@@ -57,9 +57,7 @@ def test_scores_of_a_step_equal_their_formula_over_the_masked_pixels(setting: An
     size = x.abs().flatten()
     masked = torch.where(x.abs() >= size.sort().values[math.ceil(0.4 * (len(size) - 1))], x, 0.0)
     with torch.no_grad():
-        z, other = (
-            setting.model(**{**setting.inputs, "pixel_values": pixels}).logits[:, -1] for pixels in (x, masked)
-        )
+        z, other = (setting.model(**{**setting.inputs, "pixel_values": pixels}).logits[:, -1] for pixels in (x, masked))
     want = (z + 2 * other).masked_fill(z < z.max() + math.log(0.8), -torch.inf).log_softmax(-1)
     with intervene(setting.model, AGLA(alpha=2.0, plausibility=0.8, keep=0.6)):
         out = setting.model.generate(
@@ -72,10 +70,11 @@ def test_scores_of_a_step_equal_their_formula_over_the_masked_pixels(setting: An
 def test_relevance_is_attention_times_its_positive_gradient_and_the_cosine_that_of_both_towers() -> None:
     """The gradient by differences: one weight of the cross-attention moved at a time."""
     torch.manual_seed(0)
-    size: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 2}
+    size: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    words = {"vocab_size": 40, "bos_token_id": 38, "sep_token_id": 2, "max_position_embeddings": 16}
     config = BlipConfig(
-        text_config={**size, "vocab_size": 40, "bos_token_id": 38, "sep_token_id": 2, "encoder_hidden_size": 16, "max_position_embeddings": 16},
-        vision_config={**size, "image_size": 32, "patch_size": 16},
+        text_config={**size, **words, "encoder_hidden_size": 16, "num_hidden_layers": 2},
+        vision_config={**size, "image_size": 32, "patch_size": 16, "num_hidden_layers": 2},
         image_text_hidden_size=8,
     )
     blip: Any = BlipForImageTextRetrieval(config).double().eval()
