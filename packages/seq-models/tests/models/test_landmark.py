@@ -187,7 +187,7 @@ def test_offloaded_state_gives_the_same_and_keeps_landmarks() -> None:
         memory = state.groups[0].state[0]
         assert memory.keys.device.type == "cpu"
         assert memory.landmarks.shape[2] == memory.keys.shape[2] // 4
-    assert torch.equal(*results)
+    assert (results[0] - results[1]).abs().max() < 1e-10
 
 
 def test_official_names_come_back_and_strangers_are_refused() -> None:

@@ -104,11 +104,10 @@ class WindowAttention(nn.Module):
 
     def mask(self, height: int, width: int, shift: int, device: torch.device) -> Tensor:
         """(windows, N, N), true where a window joins tokens from opposite borders of the map."""
-        row = torch.arange(height, device=device)
-        column = torch.arange(width, device=device)
-        row = (row >= height - self.window).long() + (row >= height - shift).long()
-        column = (column >= width - self.window).long() + (column >= width - shift).long()
-        region = (3 * row[:, None] + column)[None, :, :, None]
+        # What came round stands in the last windows, which alone hold both kinds.
+        row = (torch.arange(height, device=device) >= height - shift).long()
+        column = (torch.arange(width, device=device) >= width - shift).long()
+        region = (2 * row[:, None] + column)[None, :, :, None]
         region = to_windows(region, self.window, self.window)[:, :, 0]
         return region[:, :, None] != region[:, None]
 
