@@ -171,6 +171,29 @@ def test_centroids_without_members_stay_and_others_follow_the_official_average()
     torch.testing.assert_close(centroids.means[0, 0], expected)
 
 
+def test_unit_centroids_start_by_ten_lloyd_steps_and_move_towards_unit_means() -> None:
+    centroids = Centroids(1, 3, 4, decay=0.9, style="lucidrains").double().train()
+    centroids.reset_parameters()
+    points = torch.randn(2, 1, 20, 4).double()
+    points = points / points.norm(dim=-1, keepdim=True)
+    flat = points.flatten(0, 2)
+    torch.manual_seed(3)
+    scores = centroids(points)
+    torch.manual_seed(3)
+    means = flat[torch.randperm(40)[:3]]
+    for _ in range(10):
+        nearest = (flat @ means.T).argmax(1)
+        sums = torch.stack([flat[nearest == k].sum(0) for k in range(3)])
+        means = sums / sums.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(centroids.means[0], means, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(scores.flatten(0, 2), flat @ means.T, rtol=1e-10, atol=1e-12)
+    nearest = torch.randint(0, 2, (2, 1, 20))
+    centroids.update(points, nearest)
+    sums = torch.stack([flat[nearest.flatten() == k].sum(0) for k in range(2)])
+    expected = torch.cat([0.9 * means[:2] + 0.1 * sums / sums.norm(dim=1, keepdim=True), means[2:]])
+    torch.testing.assert_close(centroids.means[0], expected, rtol=1e-10, atol=1e-12)
+
+
 def test_processes_move_centroids_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Members and sums are added over processes before the average: each ends where one process with all rows does."""
     points, nearest = torch.randn(2, 2, 7, 4), torch.randint(0, 3, (2, 2, 7))

@@ -208,6 +208,15 @@ def test_every_option_of_the_memory_changes_the_output(change: dict[str, Any]) -
         assert not torch.allclose(base(ids).logits, other(ids).logits)
 
 
+def test_a_memory_starts_with_maps_that_keep_length_and_gates_that_keep_memories() -> None:
+    torch.manual_seed(0)
+    memory: Any = create_model("test_titans_lmm", hidden_size=128, memory_depth=2, memory_expansion=2).model.layers[0]
+    for weight in memory.memory.start:
+        assert float(weight.detach().std()) == pytest.approx(weight.shape[1] ** -0.5, rel=0.03)
+    theta, alpha, eta = torch.sigmoid(memory.memory.gates.bias.detach()).view(3, -1).mean(1).tolist()
+    assert (theta, alpha, eta) == pytest.approx((0.1, 0.018, 0.9), abs=2e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
