@@ -137,6 +137,19 @@ def test_logits_and_gradients_equal_timms(kind: str, size: tuple[int, int], trai
         assert (actual - expected).abs().max() <= bound * max(1.0, float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("kind", ["plain", "eca, lambda, bottleneck"])
+def test_a_fresh_network_has_the_spread_of_timms(kind: str) -> None:
+    ours, theirs = _small(kind)
+    model, peer = HaloNet(**ours), ByobNet(theirs, num_classes=7, img_size=128)
+    state, expected = model.state_dict(), peer.state_dict()
+    for official, own in official_names(model, KEY_MAP["timm"]).items():
+        if state[own].numel() >= 80:  # of which a standard deviation is known to 8 %
+            spread = float(expected[official].std())
+            assert float(state[own].std()) == pytest.approx(spread, rel=0.35, abs=1e-6), official
+        elif "bn" in official:
+            assert torch.equal(state[own], expected[official]), official
+
+
 # Stride 2 of odd blocks averages, and averages of a cut map differ.
 @pytest.mark.parametrize(("block", "halo", "stride"), [(4, 1, 1), (4, 1, 2), (4, 3, 1), (4, 3, 2), (3, 2, 1)])
 def test_any_size_is_the_padded_map_cut(block: int, halo: int, stride: int) -> None:
