@@ -92,29 +92,51 @@ def test_refusals() -> None:
         model(**random_inputs("test_llava"))
 
 
-def test_logits_equal_those_of_edited_dense_maps(check_dense: Callable[..., None]) -> None:
-    heads, threshold, beta, found = (0, 2, 3), 0.06, 0.4, {}
+@pytest.mark.parametrize("heads", [(0, 2, 3), None], ids=["some heads of a layer", "all of all but two and the last"])
+def test_logits_equal_those_of_edited_dense_maps(
+    setting: Any, check_dense: Callable[..., None], heads: tuple[int, ...] | None
+) -> None:
+    threshold, beta = 0.06, 0.4
+    found: dict[tuple[int, int], Tensor] = {}
+    last = setting.model.config.text_config.num_hidden_layers - 1
 
     def edit(scores: Tensor, layer: int, _hidden: Tensor) -> Tensor:
         p = scores.softmax(-1)
-        if layer != 2:
+        if layer != 2 if heads else not 2 <= layer < last:
             return p
         out = p.clone()
-        for head in heads:
+        for head in heads or range(p.shape[1]):
             rows, keys = p.shape[2:]
             if rows == keys:  # the prompt, whose sinks hold for the answer too
                 readers = torch.arange(keys, 0, -1)
                 mean = p[0, head].sum(0) / readers
-                found[head] = ((mean > threshold) & (readers >= 3)).nonzero().flatten()[1:]
-            sinks = found[head]
+                found[layer, head] = ((mean > threshold) & (readers >= 3)).nonzero().flatten()[1:]
+            sinks = found[layer, head]
             mass = p[0, head][:, sinks].sum(-1, keepdim=True)
             grown = p[0, head] * (1 + (1 - beta) * mass / (1 - mass))
             grown[:, sinks] = beta * p[0, head][:, sinks]
             out[0, head] = torch.where((mass > 0) & (mass < 1 - 1e-6), grown, p[0, head])
         return out
 
-    check_dense(ACT(threshold=threshold, beta=beta, heads={2: heads}, min_rows=3), edit)
+    chosen = {2: heads} if heads else None
+    check_dense(ACT(threshold=threshold, beta=beta, heads=chosen, min_rows=3), edit)
     assert sum(len(sinks) for sinks in found.values()) > 2
+
+
+def test_rows_that_see_nothing_but_sinks_stay() -> None:
+    torch.manual_seed(2)
+    q, k, v = (torch.randn(1, 2, 9, 8, dtype=torch.float64) for _ in range(3))
+    mask = torch.ones(9, 9).tril().bool()
+    mask[4] = False
+    mask[4, 1:3] = True
+    seen = visibility(mask[None, None], queries=9, keys=9, dtype=torch.float64)
+    sinks = torch.zeros(1, 2, 9, dtype=torch.bool)
+    sinks[..., 1:3] = True
+    plain, lse = attention(q, k, v, scale=8**-0.5, **seen.rows())
+    got, mass = calibrate(q, k, v, plain, lse, sinks, seen, scale=8**-0.5, beta=0.4)
+    torch.testing.assert_close(got[:, :, 4], plain[:, :, 4], atol=1e-12, rtol=0)
+    assert not mass[:, :, 4].any()
+    assert float((got - plain)[:, :, 5:].abs().amin((1, 3)).min()) > 0
 
 
 def test_relative_threshold_counts_tokens_of_the_prompt(setting: Any) -> None:
