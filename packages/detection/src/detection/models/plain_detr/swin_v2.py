@@ -149,12 +149,11 @@ class Block(nn.Module):
         """−100 between cells that only the cyclic shift has made neighbors."""
         side, shift = self.window, self.shift
 
-        def part(length: int) -> Tensor:
-            cell = torch.arange(length, device=x.device)
-            return (cell >= length - side).long() + (cell >= length - shift).long()
+        def came_round(length: int) -> Tensor:
+            return (torch.arange(length, device=x.device) >= length - shift).long()
 
         height, width = x.shape[1:3]
-        region = part(height)[:, None] * 3 + part(width)
+        region = came_round(height)[:, None] * 2 + came_round(width)
         region = region.view(height // side, side, width // side, side).transpose(1, 2).reshape(-1, side * side)
         return -100.0 * (region[:, :, None] != region[:, None]).to(x.dtype)
 
