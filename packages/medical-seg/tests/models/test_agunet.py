@@ -1,6 +1,5 @@
-"""AGUNet and DAUNet against the Keras layers, written out again in numpy, float64, channels last."""
+"""AGUNet and DAUNet against the Keras layers, written out again voxel by voxel, in float64, channels last."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from medical_seg.layers.dual_attention import ChannelAttention, PositionAttention
 from medical_seg.models.agunet import AGUNet, AttentionUNet
@@ -21,72 +22,75 @@ GRID = (4, 12, 8)
 class Keras:
     """The official graph: takes each layer's arrays in order of creation."""
 
-    def __init__(self, layers: dict[str, list[list[np.ndarray]]], projections: list[np.ndarray]) -> None:
-        self.of: dict[str, Iterator[list[np.ndarray]]] = {kind: iter(rows) for kind, rows in layers.items()}
-        self.projections = projections
+    def __init__(
+        self, layers: dict[str, list[list[np.ndarray]]], projections: list[Tensor], *, training: bool = False
+    ) -> None:
+        self.of = {kind: iter([list(map(torch.from_numpy, row)) for row in rows]) for kind, rows in layers.items()}
+        self.projections, self.training = projections, training
 
-    def conv(self, x: np.ndarray) -> np.ndarray:
+    def conv(self, x: Tensor) -> Tensor:
         kernel, bias = next(self.of["conv3d"])
         return self._slide(x, kernel) + bias
 
     @staticmethod
-    def _slide(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    def _slide(x: Tensor, kernel: Tensor) -> Tensor:
         """padding="same", stride 1."""
-        reach = kernel.shape[0] // 2
-        padded = np.pad(x, [(0, 0), *[(reach, reach)] * 3, (0, 0)])
-        out = np.zeros((*x.shape[:-1], kernel.shape[-1]))
-        for d, h, w in np.ndindex(kernel.shape[:3]):
-            window = padded[:, d : d + x.shape[1], h : h + x.shape[2], w : w + x.shape[3]]
-            out += window @ kernel[d, h, w]
+        padded = F.pad(x, (0, 0, *[kernel.shape[0] // 2] * 6))
+        out = torch.zeros(*x.shape[:-1], kernel.shape[-1], dtype=x.dtype)
+        for d, h, w in np.ndindex(*kernel.shape[:3]):
+            out = out + padded[:, d : d + x.shape[1], h : h + x.shape[2], w : w + x.shape[3]] @ kernel[d, h, w]
         return out
 
-    def up(self, x: np.ndarray, stride: int = 2) -> np.ndarray:
+    def up(self, x: Tensor, stride: int = 2) -> Tensor:
         """Voxel i writes to stride·i + tap; what passes n·stride is cut off."""
         kernel, bias = next(self.of["conv3d_transpose"])
         sizes = [stride * n for n in x.shape[1:4]]
-        out = np.zeros((len(x), *[n + 3 for n in sizes], kernel.shape[3]))
+        out = torch.zeros(len(x), *[n + 3 for n in sizes], kernel.shape[3], dtype=x.dtype)
         for d, h, w in np.ndindex(3, 3, 3):
             out[:, d : d + sizes[0] : stride, h : h + sizes[1] : stride, w : w + sizes[2] : stride] += (
                 x @ kernel[d, h, w].T
             )
         return out[:, : sizes[0], : sizes[1], : sizes[2]] + bias
 
-    def norm(self, x: np.ndarray) -> np.ndarray:
+    def norm(self, x: Tensor) -> Tensor:
         scale, shift, mean, variance = next(self.of["batch_normalization"])
-        return (x - mean) / np.sqrt(variance + 1e-3) * scale + shift
+        if self.training:
+            mean = x.mean((0, 1, 2, 3))
+            variance = (x - mean).square().mean((0, 1, 2, 3))
+        return (x - mean) / (variance + 1e-3).sqrt() * scale + shift
 
-    def block(self, x: np.ndarray) -> np.ndarray:
+    def block(self, x: Tensor) -> Tensor:
         for _ in range(2):
             x = relu(self.norm(self.conv(x)))
         return x
 
-    def gate(self, g: np.ndarray, e: np.ndarray) -> np.ndarray:
+    def gate(self, g: Tensor, e: Tensor) -> Tensor:
         signal = self.norm(self.conv(g))
         skip = self.norm(self.conv(e))
-        psi = self.norm(self.conv(relu(np.concatenate([signal, skip], -1))))
-        return e / (1 + np.exp(-psi))
+        psi = self.norm(self.conv(relu(torch.cat([signal, skip], -1))))
+        return e / (1 + torch.exp(-psi))
 
-    def dual(self, x: np.ndarray) -> np.ndarray:
-        tokens = x.reshape(len(x), -1, x.shape[-1])
+    def dual(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(1, 3)
         key, query, value = (tokens @ kernel for kernel in self.projections)
-        position = softmax(query @ key.transpose(0, 2, 1)) @ value
-        pam = x + next(self.of["pam"])[0] * position.reshape(x.shape)
+        position = softmax(query @ key.mT) @ value
+        pam = x + next(self.of["pam"])[0] * position.view_as(x)
         pam = self.conv(relu(self.norm(self.conv(pam))))
-        mixed = tokens @ softmax(tokens.transpose(0, 2, 1) @ tokens)
-        cam = x + next(self.of["cam"])[0] * mixed.reshape(x.shape)
+        mixed = tokens @ softmax(tokens.mT @ tokens)
+        cam = x + next(self.of["cam"])[0] * mixed.view_as(x)
         cam = self.conv(relu(self.norm(self.conv(cam))))
         return self.norm(self.conv(pam + cam))
 
     def run(
-        self, x: np.ndarray, filters: tuple[int, ...], *, dual: bool, pyramid: bool, deep: bool, guided: bool
-    ) -> Any:
+        self, x: Tensor, filters: tuple[int, ...], *, dual: bool, pyramid: bool, deep: bool, guided: bool
+    ) -> list[Tensor]:
         small, skips = x, []
         for level in range(len(filters) - 1):
             if pyramid and level:
-                x = np.concatenate([relu(self.conv(small)), x], -1)
+                x = torch.cat([relu(self.conv(small)), x], -1)
             x = self.block(x)
             skips.insert(0, x)
-            x, small = pooled(x, np.max), pooled(small, np.mean)
+            x, small = cells(x).amax(-1), cells(small).mean(-1)
         x = self.block(x)
         if dual:
             x = bottom = self.dual(x)
@@ -95,28 +99,29 @@ class Keras:
             if dual:
                 x = self.up(x)
                 guide = [self.up(bottom, 2 ** (level + 1))] if guided else []
-                x = self.block(relu(self.norm(np.concatenate([*guide, skip, x], -1))))
+                x = self.block(relu(self.norm(torch.cat([*guide, skip, x], -1))))
             else:
                 g = relu(self.norm(self.up(x)))
-                x = self.block(np.concatenate([g, self.gate(g, skip)], -1))
+                x = self.block(torch.cat([g, self.gate(g, skip)], -1))
             stages.append(x)
         if not deep:
             return [softmax(self.conv(x))]
         return [softmax(self.conv(stage)) for stage in stages][::-1]
 
 
-def relu(x: np.ndarray) -> np.ndarray:
-    return np.maximum(x, 0)
+def relu(x: Tensor) -> Tensor:
+    return x.clamp(min=0)
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+def softmax(x: Tensor) -> Tensor:
+    e = torch.exp(x - x.amax(-1, keepdim=True))
+    return e / e.sum(-1, keepdim=True)
 
 
-def pooled(x: np.ndarray, reduce: Any) -> np.ndarray:
+def cells(x: Tensor) -> Tensor:
+    """The eight voxels of each coarser one, last."""
     b, d, h, w, c = x.shape
-    return reduce(x.reshape(b, d // 2, 2, h // 2, 2, w // 2, 2, c), axis=(2, 4, 6))
+    return x.view(b, d // 2, 2, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(5)
 
 
 def randomized(model: AttentionUNet) -> AttentionUNet:
@@ -135,40 +140,81 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("dual", "pyramid", "deep", "guided"), OPTIONS)
-def test_outputs_equal_the_keras_layers(dual: int, pyramid: int, deep: int, guided: int) -> None:
-    options: dict[str, Any] = {"deep_supervision": bool(deep), "input_pyramid": bool(pyramid)}
+def test_outputs_and_gradients_equal_the_keras_layers(
+    dual: int, pyramid: int, deep: int, guided: int, training: bool
+) -> None:
+    options: dict[str, Any] = {"deep_supervision": bool(deep), "input_pyramid": bool(pyramid), "dropout": 0.0}
     if dual:
         options |= {"attention_guiding": bool(guided), "guide": "holes"}
     torch.manual_seed(0)
-    model = randomized((DAUNet if dual else AGUNet)(3, 2, 3, FILTERS, **options)).double()
+    model: Any = randomized((DAUNet if dual else AGUNet)(3, 2, 3, FILTERS, **options)).double().train(training)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout3d):  # the one behind both attentions has a rate of its own
+            module.p = 0.0
     projections = []
     if dual:
         attend: Any = next(m for m in model.modules() if isinstance(m, PositionAttention))
         for conv in (attend.key_conv, attend.query_conv, attend.value_conv):
-            projections.append(conv.weight.detach()[:, :, 0, 0, 0].numpy().T)
+            projections.append(conv.weight.detach()[:, :, 0, 0, 0].T)
     x = torch.randn(2, 2, *GRID, dtype=torch.float64)
-    expected = Keras(to_keras(model), projections).run(
-        x.permute(0, 2, 3, 4, 1).numpy(),
+    images = [x.clone().requires_grad_() for _ in range(2)]
+    # Arrays first: a pass in training moves the statistics.
+    keras = Keras({kind: [[a.copy() for a in row] for row in rows] for kind, rows in to_keras(model).items()},
+                  projections, training=training)  # fmt: skip
+    theirs = keras.run(
+        images[0].permute(0, 2, 3, 4, 1),
         FILTERS,
         dual=bool(dual),
         pyramid=bool(pyramid),
         deep=bool(deep),
         guided=bool(guided),
     )
-    model.eval()
-    with torch.no_grad():
-        assert np.abs(channels_last(model(x)) - expected[0]).max() < 1e-12
-        stages = model.decode(*model.encode(x))
-        maps = [head(stage) for head, stage in zip(model.heads, stages[-len(model.heads) :], strict=True)][::-1]
-        for ours, theirs in zip(maps, expected, strict=True):
-            assert np.abs(channels_last(ours) - theirs).max() < 1e-12
-        single = model.float()(x.float())
-    assert np.abs(channels_last(single) - expected[0]).max() < 2e-5
+    found = model(images[1])
+    assert isinstance(found, list) == bool(training and deep)
+    ours = [maps.softmax(1).permute(0, 2, 3, 4, 1) for maps in (found if isinstance(found, list) else [found])]
+    for actual, expected in zip(ours, theirs, strict=bool(training)):
+        assert float((actual - expected).detach().abs().max()) < 1e-12
+    draws = [torch.randn_like(maps) for maps in ours]
+    gradients = [
+        torch.autograd.grad(torch.stack([(m * w).sum() for m, w in zip(maps, draws, strict=False)]).sum(), image)[0]
+        for image, maps in zip(images, (theirs, ours), strict=True)
+    ]
+    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-10 * max(1.0, float(gradients[0].abs().max()))
+    if not training:
+        with torch.no_grad():
+            single = model.float()(x.float()).softmax(1).permute(0, 2, 3, 4, 1)
+        assert float((single - theirs[0].detach()).abs().max()) < 2e-5
 
 
-def channels_last(logits: torch.Tensor) -> np.ndarray:
-    return logits.softmax(1).permute(0, 2, 3, 4, 1).double().numpy()
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_stem_folds_voxels_into_channels_and_each_is_judged_beside_its_own_value(dims: int) -> None:
+    torch.manual_seed(0)
+    net: Any = randomized(AGUNet(dims, 2, 3, FILTERS, stem=2, deep_supervision=True, dropout=0.0)).double()
+    same: Any = AGUNet(dims, 2 * 2**dims, 3, FILTERS, dropout=0.0).double()  # of the folded image, its head unused
+    same.load_state_dict({k: v for k, v in net.state_dict().items() if "heads" not in k}, strict=False)
+    image = torch.randn(2, 2, *(8, 16, 8)[:dims], dtype=torch.float64)
+    corners = list(np.ndindex(*[2] * dims))
+
+    def pointwise(conv: Any, maps: Tensor) -> Tensor:
+        return torch.einsum("oc,bc...->bo...", conv.weight.flatten(1), maps) + conv.bias.view(-1, *[1] * dims)
+
+    def of(corner: tuple[int, ...]) -> Any:
+        return (..., *(slice(first, None, 2) for first in corner))
+
+    folded = torch.stack([image[of(corner)] for corner in corners], 2).flatten(1, 2)  # corners vary fastest
+    found, stages = net(image), same.decode(*same.encode(folded))
+    assert len(found) == 2
+    for actual, head, stage in zip(found, reversed(net.heads), reversed(stages), strict=True):
+        spread = pointwise(head.spread, stage).unflatten(1, (-1, len(corners)))
+        fine = torch.zeros(2, spread.shape[1], *image.shape[2:], dtype=torch.float64)
+        for number, corner in enumerate(corners):
+            fine[of(corner)] = spread[:, :, number]
+        expected = pointwise(head.head, pointwise(head.join, torch.cat([fine, image], 1)).clamp(min=0))
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+        image = torch.stack([image[of(corner)] for corner in corners]).mean(0)
+    assert net.divisor == 8
 
 
 @pytest.mark.parametrize(
