@@ -151,7 +151,6 @@ def plain(s: State, features: Tensor, matrices: Tensor, size: tuple[int, int], l
     return conv(s, "heatmap", plane, padding=1), conv(s, "boxes", plane, padding=1)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")  # silenced once in a process; tests hear each warning
 @pytest.mark.parametrize("kind", ["dfa3d", "dfa2d"])
 def test_the_whole_network_equals_the_plain_one(kind: Any) -> None:
     torch.manual_seed(0)
