@@ -112,6 +112,7 @@ def test_relevance_is_attention_times_its_positive_gradient_and_the_cosine_that_
     assert float(expected.max()) > 0
     torch.testing.assert_close(relevance.flatten(), expected, rtol=1e-5, atol=1e-9)
     assert relevance.shape == (2, 2)
+    assert not relevance.requires_grad
     assert cosine == pytest.approx(float((a * b).sum() / a.norm() / b.norm()))
 
 

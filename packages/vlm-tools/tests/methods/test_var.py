@@ -1,6 +1,7 @@
 """VAR: the published edit of dense maps, recovery of injected sinks, and every refusal."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -170,3 +171,34 @@ def test_logits_equal_those_of_edited_dense_maps(setting: Any, check_dense: Call
 
     check_dense(VAR(dims=dims, tau=tau, min_nonsink_ratio=ratio, summ=summ, keep=keep), edit)
     assert all(0 < int(sinks.sum()) < len(sinks) for sinks in found.values())
+
+
+def test_a_prompt_in_two_pieces_has_the_logits_of_the_whole(setting: Any) -> None:
+    ids, cut = setting.inputs["input_ids"], int(setting.visual.nonzero().max()) + 3
+    method = VAR(dims=[3, 5], tau=1.5, min_nonsink_ratio=0.3, summ=0.1)
+    with torch.no_grad(), intervene(setting.model, method):
+        whole = setting.model(**setting.inputs).logits[:, cut:]
+        first = setting.model(input_ids=ids[:, :cut], pixel_values=setting.inputs["pixel_values"], use_cache=True)
+        rest = setting.model(input_ids=ids[:, cut:], past_key_values=first.past_key_values)
+    with torch.no_grad():
+        plain = setting.model(**setting.inputs).logits[:, cut:]
+    assert float((whole - plain).abs().max()) > 1e-3
+    torch.testing.assert_close(rest.logits, whole, atol=1e-8, rtol=0)
+
+
+def test_layers_are_all_but_the_first_two_and_on_request_the_last() -> None:
+    assert list(VAR().default_layers(5)) == [2, 3, 4]
+    assert list(VAR(skip_last_layer=True).default_layers(5)) == [2, 3]
+
+
+def test_a_dimension_must_stand_out_in_most_layers_of_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of twelve layers six are in the middle: four of them are most, three are not; the others do not count."""
+    states = [torch.ones(1, 4, 600) for _ in range(12)]
+    for layer in (3, 4, 5, 6):
+        states[layer][0, 2, 2] = 300
+    for layer in (0, 1, 2, 6, 7, 8, 9, 10, 11):
+        states[layer][0, 1, 5] = 300
+    monkeypatch.setattr("vlm_tools.methods.sinks._entering", lambda *_: states)
+    config = SimpleNamespace(hidden_size=600, num_hidden_layers=12)
+    model = SimpleNamespace(get_decoder=lambda: SimpleNamespace(config=config))
+    assert find_sinks(model, {}).dims == (2,)

@@ -212,7 +212,7 @@ def _spline_matrix(points: int, side: int) -> np.ndarray[Any, Any]:
     length = points + 2 * BORDER
 
     def mirrored(index: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:  # d c b | a b c d | c b a
-        index = np.abs(index) % (2 * length - 2)
+        index = np.abs(index)
         return np.where(index >= length, 2 * length - 2 - index, index)
 
     def weights(distance: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -113,7 +113,7 @@ def _entering(model: Any, inputs: Mapping[str, Any]) -> list[Tensor]:
     states: list[Tensor] = []
 
     def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append((args[0] if args else kwargs["hidden_states"]).detach())
+        states.append(args[0] if args else kwargs["hidden_states"])
 
     handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in model.get_decoder().layers]
     try:
