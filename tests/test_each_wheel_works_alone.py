@@ -20,12 +20,12 @@ SMOKE = {
     "attn-core": """
 import torch
 from attn_core import attention, block_attention, explain, linear, window_index
-from attn_core.nn import Linear
+from attn_core.nn import Linear, through_gelu
 
 q = torch.randn(1, 2, 16, 8, requires_grad=True)
 index = window_index(4, 4, (2, 2))
 out = attention(q, q, q)[0] + block_attention(q, q, q, index, index)[0]
-Linear(8, 3, activation="gelu")(out).sum().backward()
+through_gelu(Linear(8, 3), out).sum().backward()
 assert q.grad is not None and explain("linear", out[0, 0], torch.eye(8))["torch"] == "chosen automatically"
 """,
     "detection": """

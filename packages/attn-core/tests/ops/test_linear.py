@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_core import linear, torch_internals
-from attn_core.nn import Linear
+from attn_core.nn import Linear, through_gelu
 from attn_core.ops.linear import torch_backend
 from attn_core.testing import relative_error
 
@@ -24,11 +24,24 @@ def test_module_has_the_keys_and_the_result_of_torchs_linear() -> None:
 
 
 def test_gelu_fused_into_inference_equals_gelu_of_training() -> None:
-    layer = Linear(64, 160, activation="gelu")
+    layer = Linear(64, 160)
     x = torch.randn(9, 64)
     with torch.no_grad():
-        fused = layer(x)
-    assert relative_error(fused, layer(x)) <= 1e-6
+        fused = through_gelu(layer, x)
+    assert relative_error(fused, through_gelu(layer, x)) <= 1e-6
+
+
+def test_an_exported_product_serves_numbers_of_rows_on_either_side_of_the_rule() -> None:
+    layer, rows = Linear(64, 64), torch_backend.SMALL_PRODUCT // 64**2 + 1
+    program = torch.export.export(layer, (torch.randn(8, 64),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    x = torch.randn(rows, 64)
+    assert relative_error(program.module()(x), layer(x)) <= 1e-6
+
+
+def test_gelu_follows_what_others_put_around_the_layer() -> None:
+    layer, x = Linear(6, 4), torch.randn(9, 6)
+    around = nn.Sequential(layer, nn.Softplus())
+    assert torch.equal(through_gelu(around, x), nn.functional.gelu(nn.functional.softplus(layer(x))))
 
 
 @pytest.fixture(params=["torch", "onednn", "fused"])

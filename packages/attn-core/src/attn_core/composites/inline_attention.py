@@ -49,7 +49,11 @@ def inline_attention(
         check_sizes(OPERATOR, "grid", grid, "(height, width)", 1)
     batch, heads, tokens, width = q.shape
     factor: float = width**-0.5 if scale is None else scale
-    out, _ = linear_attention(q, k, v, causal=False, scale=factor / max(tokens, 1))
+    exporting = torch.compiler.is_exporting()  # a graph in which numbers, and groups of convolutions, are constants
+    if exporting:
+        out, _ = linear_attention(q, k, v / tokens, causal=False, scale=factor)
+    else:
+        out, _ = linear_attention(q, k, v, causal=False, scale=factor / max(tokens, 1))
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     shift = 1 - factor * torch.einsum("bhnd,bhd->bhn", q.to(dtype), k.to(dtype).mean(2)).to(dtype)
     out = (out + shift.unsqueeze(-1) * v.to(dtype).mean(2, keepdim=True)).to(out.dtype)
@@ -65,5 +69,18 @@ def inline_attention(
         return out  # an empty batch: a convolution knows no 0 groups
     before = tokens - grid[0] * grid[1]
     maps = v[:, :, before:].mT.reshape(1, -1, *grid)
-    local = F.conv2d(maps, residual.reshape(-1, 1, 3, 3).to(maps.dtype), padding=1, groups=maps.shape[1])
+    kernels = residual.reshape(-1, 1, 3, 3).to(maps.dtype)
+    local = _shifted_sum(maps, kernels) if exporting else F.conv2d(maps, kernels, padding=1, groups=maps.shape[1])
     return out + F.pad(local.reshape(batch, heads, v.shape[3], -1).mT, (0, 0, before, 0)).to(out.dtype)
+
+
+def _shifted_sum(maps: Float[Tensor, "1 C Y X"], kernels: Float[Tensor, "C 1 3 3"]) -> Float[Tensor, "1 C Y X"]:
+    """The depth-wise convolution, without saying how many groups it has."""
+    height, width = maps.shape[2:]
+    padded = F.pad(maps, (1, 1, 1, 1))
+    parts = [
+        padded[:, :, i : i + height, j : j + width] * kernels[:, 0, i, j, None, None]
+        for i in range(3)
+        for j in range(3)
+    ]
+    return torch.stack(parts).sum(0)

@@ -61,7 +61,9 @@ def rank_augmented_attention(
             if shape(angles) != (tokens, width) or width % 2:
                 fail(OPERATOR, name, f"must be of shape {(tokens, width)} with an even width", shape(angles))
         features_q, features_k = (rotated(x, sin.to(dtype), cos.to(dtype)) for x in (features_q, features_k))
-    out, _ = linear_attention(features_q.to(q.dtype), features_k.to(q.dtype), v, causal=False, scale=1 / max(tokens, 1))
+    # An exported graph holds numbers as they were, so there the number of tokens must divide a tensor.
+    share, v = (1.0, v / tokens) if torch.compiler.is_exporting() else (1 / max(tokens, 1), v)
+    out, _ = linear_attention(features_q.to(q.dtype), features_k.to(q.dtype), v, causal=False, scale=share)
     return (out.to(dtype) / denominator.unsqueeze(-1)).to(out.dtype)
 
 

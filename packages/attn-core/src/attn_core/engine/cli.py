@@ -140,7 +140,7 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         report = write_export(what, kind, path)  # type: ignore[arg-type]
         batch = "any batch size" if report.any_batch else f"batch size {what.inputs[0].shape[0]} only"
         sizes = ", any ".join([batch, " and ".join(report.axes)] if report.axes else [batch])
-        names = f"{', '.join(report.inputs)} → {', '.join(report.outputs)}"
+        names = f"{', '.join(report.inputs)} → {', '.join(report.outputs)}" + (f"; {what.note}" if what.note else "")
         out.print(
             f"wrote {report.path} ({sizes}; {names}); largest relative difference {report.error:.1e}", markup=False
         )

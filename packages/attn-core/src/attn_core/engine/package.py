@@ -59,6 +59,7 @@ class ExportTarget:
         axes: For each input its axes of free size, by name; empty: ``{0: "batch"}`` for each. Axes of one name are
             equally long.
         others: Inputs of other sizes (another height and width) that the file must compute as the module does.
+        note: What ``export`` adds to its line: why a size is fixed.
     """
 
     module: nn.Module
@@ -68,6 +69,7 @@ class ExportTarget:
     output_names: tuple[str, ...] = ()
     axes: tuple[Mapping[int, str], ...] = ()
     others: tuple[tuple[Tensor, ...], ...] = ()
+    note: str = ""
 
 
 DrawPredictions = Callable[[nn.Module, Iterable[dict[str, Any]], Path], Sequence[str] | None]

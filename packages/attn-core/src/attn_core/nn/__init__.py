@@ -1,5 +1,5 @@
 """Modules shared by the packages, one per file."""
 
-from .linear import Linear
+from .linear import Linear, through_gelu
 
-__all__ = ["Linear"]
+__all__ = ["Linear", "through_gelu"]

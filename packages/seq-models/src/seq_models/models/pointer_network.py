@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from attn_core import additive_attention, attention
 from attn_core.catalog import Card, Entry
-from attn_core.nn import Linear
+from attn_core.nn import Linear, through_gelu
 
 Constraint = Literal["none", "distinct", "tour"]
 LstmState = tuple[Float[Tensor, "1 B H"], Float[Tensor, "1 B H"]]
@@ -97,7 +97,7 @@ class TransformerEncoder(nn.Module):
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2 * layers + 1)])
         self.qkv = nn.ModuleList([Linear(width, 3 * width) for _ in range(layers)])
         self.out = nn.ModuleList([Linear(width, width) for _ in range(layers)])
-        self.widen = nn.ModuleList([Linear(width, 4 * width, activation="gelu") for _ in range(layers)])
+        self.widen = nn.ModuleList([Linear(width, 4 * width) for _ in range(layers)])
         self.narrow = nn.ModuleList([Linear(4 * width, width) for _ in range(layers)])
 
     def forward(self, points: Float[Tensor, "B N C"], visible: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N H"]:
@@ -108,7 +108,7 @@ class TransformerEncoder(nn.Module):
             heads = self.qkv[layer](self.norms[2 * layer](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
             mixed = attention(heads[0], heads[1], heads[2], key_mask=visible)[0]
             x = x + self.out[layer](mixed.transpose(1, 2).flatten(2))
-            x = x + self.narrow[layer](self.widen[layer](self.norms[2 * layer + 1](x)))
+            x = x + self.narrow[layer](through_gelu(self.widen[layer], self.norms[2 * layer + 1](x)))
         return self.norms[-1](x)
 
 

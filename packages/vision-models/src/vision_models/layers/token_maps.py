@@ -5,19 +5,27 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from attn_core.nn import Linear as Linear
+from attn_core.nn import through_gelu as through_gelu
 
 
 @register_notrace_function
 def pad_to_multiple(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Zero rows below and columns to the right of (B, Y, X, C), up to multiples of ``rows`` and ``columns``."""
-    bottom, right = -x.shape[1] % rows, -x.shape[2] % columns
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom > 0 or right > 0 else x
+    """Zero rows below and columns to the right of (B, Y, X, C), up to multiples of ``rows`` and ``columns``.
+
+    A graph being exported pads always, by nothing too: its height and width are not known yet.
+    """
+    if rows == columns == 1:
+        return x
+    bottom, right = (rows - x.shape[1] % rows) % rows, (columns - x.shape[2] % columns) % columns
+    padded = torch.compiler.is_exporting() or bottom > 0 or right > 0
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if padded else x
 
 
 @register_notrace_function
@@ -67,11 +75,11 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, **dd: Any) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden, activation="gelu", **dd)
+        self.fc1 = Linear(dim, hidden, **dd)
         self.fc2 = Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x))
+        return self.fc2(through_gelu(self.fc1, x))
 
 
 def init_linear(module: nn.Module) -> None:

@@ -33,7 +33,7 @@ from attn_core import rank_augmented_attention
 from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import Dense, Stage, StagedBackbone
-from vision_models.layers.token_maps import DepthwiseConv, Linear
+from vision_models.layers.token_maps import DepthwiseConv, Linear, through_gelu
 from vision_models.registration import pretrained_cfg, timm_entries
 
 __all__ = ["RAVLT", "RAVLTDense"]
@@ -104,12 +104,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int, **dd: Any) -> None:
         super().__init__()
-        self.fc1 = Linear(dim, hidden, activation="gelu", **dd)
+        self.fc1 = Linear(dim, hidden, **dd)
         self.dwconv = DepthwiseConv(hidden, 3, **dd)
         self.fc2 = Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
+        x = through_gelu(self.fc1, x)
         return self.fc2(x + self.dwconv(x))
 
 

@@ -35,6 +35,8 @@ def choose(rows: int, width: int, out: int, activation: str | None, *, wide_vect
 
 def road(x: Tensor, weight: Tensor, activation: str | None) -> Road:
     """The road of tensors like these."""
+    if torch.compiler.is_compiling():
+        return "torch"  # as below; asking for sizes would tie an exported graph to one side of the rule
     usable = _ON_X86 and torch_internals.linear_pointwise is not None and x.numel() > 0 and weight.numel() > 0
     if not usable or x.device.type != "cpu" or x.dtype != torch.float32:
         return "torch"
