@@ -1,6 +1,10 @@
 """Plain-DETR (1.2 M parameters) from scratch on few pictures of your own, minutes on a CPU: ``-d DATA``.
 
 Data: any folder that ``detection check DATA`` understands; one json without splits is divided 70 : 15 : 15.
+
+Measured on 20 pictures of 128 × 128 with 93 digits of ten classes, ``write_coco(Path("twenty"), "train", limit=20)`` of
+``detection.data.digits_coco``, with ``-d twenty --set flip=0``: mAP50 100 % on the 14 pictures it was trained on, as
+``--set tested=train`` has it, and 23 % on the 3 test pictures; 183 s of processor time.
 """
 
 # ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
@@ -19,10 +23,11 @@ labels = "contiguous"
 turned = "auto"
 side = 192  # pixels of the short side that the network sees
 largest = 320
-steps = 1200
+steps = 300
 warmup = 60
 batch = 4
 flip = 0.5  # 0 for digits, letters, left and right hands
+tested = "test"  # "train": has it learned its own pictures?
 model = dict(
     type=DetectionTask,
     net=dict(
@@ -69,7 +74,9 @@ val_dataloader = dict(
     dataset=dict(**source, split=("val", "test"), transform=seen), batch_size=batch, collate_fn=collate_detection
 )
 test_dataloader = dict(
-    dataset=dict(**source, split=("test", "val"), transform=seen), batch_size=batch, collate_fn=collate_detection
+    dataset=dict(**source, split=(tested, "test", "val"), transform=seen),
+    batch_size=batch,
+    collate_fn=collate_detection,
 )
 val_evaluator = dict(type=CocoMap)
 test_evaluator = dict(type=CocoMap, per_class=True)

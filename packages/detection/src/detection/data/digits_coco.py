@@ -85,14 +85,18 @@ class DigitsCoco(Dataset[dict[str, Any]]):
         }
 
 
-def write_coco(root: Path, split: Literal["train", "val", "test"]) -> Path:
-    """Write a split as ``root/<split>/*.png`` and ``_annotations.coco.json``, to be read by any COCO tool."""
+def write_coco(root: Path, split: Literal["train", "val", "test"], *, limit: int | None = None) -> Path:
+    """Write a split as ``root/<split>/*.png`` and ``_annotations.coco.json``, to be read by any COCO tool.
+
+    Args:
+        limit: write only the first pictures.
+    """
     from PIL import Image
 
     folder = root / split
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
-    for index, (pixels, boxes, labels) in enumerate(pictures(split)):
+    for index, (pixels, boxes, labels) in enumerate(pictures(split)[:limit]):
         name = f"{index:04d}.png"
         Image.fromarray(pixels).save(folder / name)
         images.append({"id": index + 1, "file_name": name, "width": SIDE, "height": SIDE})

@@ -220,7 +220,7 @@ class CameraCrossAttention(nn.Module):
         batch, cameras = reference.shape[:2]
         hit = visible.any(-1)  # (B, K, N)
         positioned = query if query_pos is None else query + query_pos
-        longest = max(1, int(hit.sum(-1).max()))
+        longest = int(hit.sum(-1).max().clamp(min=1)) if batch else 1
         # the queries that a camera sees, first ones first, padded with others that do not count
         chosen = hit.flatten(0, 1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
         counts = hit.flatten(0, 1).gather(1, chosen)  # (B·K, longest)

@@ -34,6 +34,16 @@ def test_every_lifting_trains_every_parameter(lifting: Any, batch: dict[str, Any
     assert not still
 
 
+@pytest.mark.parametrize("lifting", ["dfa2d", "dfa3d", "dfa3d_gt"])
+def test_no_samples_give_no_boxes_and_gradients_of_zero(lifting: Any, batch: dict[str, Any]) -> None:
+    model = BEVFormerDFA3D(lifting=lifting, **{**SMALL, "depth_blocks": 1, "depth_context": "aspp_dcn"})
+    output = model(batch["image"][:0], batch["lidar2img"][:0], batch["depth"][:0])
+    assert output.boxes.shape == (0, 10, 8, 8)
+    assert model.decode(output) == []
+    sum(part.sum() for part in output if part is not None).backward()  # type: ignore[union-attr]
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
 def test_liftings_differ_by_depth_parameters_only() -> None:
     names = {
         kind: {n for n, _ in BEVFormerDFA3D(lifting=kind, **SMALL).named_parameters()} for kind in ("dfa2d", "dfa3d")

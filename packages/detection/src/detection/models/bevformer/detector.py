@@ -245,7 +245,7 @@ class BEVFormerDFA3D(nn.Module):
         scores = output.heatmap.float().sigmoid()
         scores = scores * (F.max_pool2d(scores, 3, 1, 1) == scores)
         rows, columns = self.bev_size
-        best, where = scores.flatten(1).topk(min(top_k, scores[0].numel()))
+        best, where = scores.flatten(1).topk(min(top_k, scores.shape[1:].numel()))
         labels, cell = where // (rows * columns), where % (rows * columns)
         code = output.boxes.float().flatten(2).gather(2, cell.unsqueeze(1).expand(-1, BOX_CODE, -1))
         x0, y0, _, x1, y1, _ = self.region
