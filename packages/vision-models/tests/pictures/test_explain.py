@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vision_models import create_model, list_models
-from vision_models.pictures.explain import draw, panels_of
+from vision_models.pictures.explain import draw, panels_of, stages
 from vision_models.pictures.explain.davit import channel_matrix, window_attention
 from vision_models.pictures.explain.focalnet import gates_and_modulator
 from vision_models.pictures.explain.halonet import window_attention as halo_window
@@ -59,6 +59,19 @@ def test_unknown_networks_and_nothing_to_show_are_named(tmp_path: Path) -> None:
     net = create_model("test_biformer", topks=(-2, -2, -2, -2)).eval()
     with pytest.raises(ValueError, match="this BiFormer has no block that attends"):
         draw(net, torch.zeros(3, 64, 64), picture, _scores(), (0, 0), tmp_path / "x.png")
+
+
+def test_families_without_a_file_of_their_own_show_the_lengths_of_tokens() -> None:
+    net = create_model("test_davit").eval()
+    image = torch.randn(3, 75, 113)
+    with torch.no_grad():
+        columns = stages.panels(net, image, (1.0, 0.0))
+        last: Any = net.forward_intermediates(image[None], intermediates_only=True)[-1]
+    (panel,) = columns[-1]
+    assert [len(column) for column in columns] == [1, 1, 1, 1]
+    assert panel.frames == [(last.shape[2] - 1, 0, 1, 1)]
+    longest = last[0].square().sum(0).argmax()
+    assert panel.light.flatten()[longest].item() == pytest.approx(1)
 
 
 def test_points_pictures_and_stages_are_picked_as_documented() -> None:

@@ -14,6 +14,7 @@ def info(name: str) -> Mapping[str, object]:
     with torch.device("meta"):
         model = create_model(name).eval()
     cfg: Any = model.default_cfg
+    about = card(name)
     channels, height, width = cfg["input_size"]
 
     def multiply_adds() -> str:
@@ -23,12 +24,12 @@ def info(name: str) -> Mapping[str, object]:
     return {
         "model": name,
         "in timm": timm_name(name),
-        "what": card(name).summary,
+        "what": about.summary,
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "multiply-adds": multiply_adds,
         "input": f"{channels}×{height}×{width}, any size from {model.min_side}×{model.min_side} works",
         "maps": ", ".join(f"{row['num_chs']} channels at 1/{row['reduction']}" for row in model.feature_info),
-        "paper": cfg["paper_ids"],
-        "official code": f"{cfg['origin_url']} ({cfg['license']})",
+        "paper": f"arXiv:{about.paper}" if about.paper[:1].isdigit() else about.paper,
+        "official code": f"{about.code} ({about.license or 'no licence stated'})" if about.code else "none released",
         "mean, std": f"{cfg['mean']}, {cfg['std']}",
     }

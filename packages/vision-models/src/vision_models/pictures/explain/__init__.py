@@ -1,7 +1,7 @@
 """Pictures of what a network attends to, one module for each family.
 
-A network of ``vision_models.models.<family>`` is explained by ``vision_models.pictures.explain.<family>``, which has
-one function:
+A network of ``vision_models.models.<family>`` is explained by ``vision_models.pictures.explain.<family>``, or by
+``stages`` where that file does not exist. It has one function:
 
     panels(net, image, point) -> columns
 
@@ -23,6 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attn_core.lettering import lettered
+from vision_models.backbone import StagedBackbone
+from vision_models.pictures.explain import stages
 from vision_models.pictures.explain.panel import Panel, draw_panel, enlarged
 
 __all__ = ["Panel", "draw", "panels_of"]
@@ -31,12 +33,12 @@ Panels = Callable[[Any, Tensor, tuple[float, float]], list[list[Panel]]]
 
 
 def panels_of(net: nn.Module) -> Panels | None:
-    """The function that explains ``net``, found by its class; None if there is none for its family."""
+    """The function that explains ``net``, found by its class; None if it is no backbone of ours."""
     for cls in type(net).__mro__:
         parent, _, family = cls.__module__.rpartition(".")
         if parent == "vision_models.models" and importlib.util.find_spec(f"{__name__}.{family}") is not None:
             return importlib.import_module(f"{__name__}.{family}").panels
-    return None
+    return stages.panels if isinstance(net, StagedBackbone) else None
 
 
 @torch.no_grad()
