@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +40,6 @@ def digit(tmp_path: Path) -> Path:
     return tmp_path / "digit.png"
 
 
-@pytest.mark.slow
 def test_training_leaves_weights_metrics_and_pictures(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert {"config.py", "run.json", "metrics.jsonl", "result.json", "curves.png", "predictions.png"} <= names
@@ -53,7 +49,6 @@ def test_training_leaves_weights_metrics_and_pictures(run: Path) -> None:
     assert any("accuracy" in line for line in lines)
 
 
-@pytest.mark.slow
 def test_prediction_names_five_classes_and_draws_the_routing(
     run: Path, digit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,7 +64,6 @@ def test_prediction_names_five_classes_and_draws_the_routing(
     assert (tmp_path / "out" / "digit_biformer.png").read_bytes() != first
 
 
-@pytest.mark.slow
 def test_folders_of_pictures_are_mirrored_and_tabled(run: Path, tmp_path: Path) -> None:
     for place in ("a", "b/deeper"):
         (tmp_path / "in" / place).mkdir(parents=True)
@@ -84,7 +78,6 @@ def test_folders_of_pictures_are_mirrored_and_tabled(run: Path, tmp_path: Path) 
     assert len((out / "predictions.csv").read_text().splitlines()) == 3
 
 
-@pytest.mark.slow
 def test_eval_writes_the_confusion_of_a_part_beside_the_run(run: Path) -> None:
     assert command("eval", str(run), "--split", "val") == 0
     assert np.asarray(Image.open(run / "eval_val" / "confusion.png").convert("L")).std() > 10
@@ -96,7 +89,6 @@ def test_eval_writes_the_confusion_of_a_part_beside_the_run(run: Path) -> None:
     assert sum(int(row["right"]) for row in test) == pytest.approx(359 * right)
 
 
-@pytest.mark.slow
 def test_sixty_pictures_in_class_folders_train_and_test_with_one_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,7 +114,6 @@ def test_exported_run_computes_the_same(run: Path, tmp_path: Path, capsys: pytes
         assert (tmp_path / name).stat().st_size > 100_000
 
 
-@pytest.mark.slow
 def test_unusable_pictures_end_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "zero.png").touch()
     (tmp_path / "text.png").write_text("text")
@@ -144,7 +135,6 @@ def test_unusable_pictures_end_in_one_line(run: Path, tmp_path: Path, capsys: py
         assert "Traceback" not in shown.err
 
 
-@pytest.mark.slow
 def test_every_color_mode_is_predicted(run: Path, tmp_path: Path) -> None:
     gray = np.linspace(0, 255, 256, dtype=np.uint8).reshape(16, 16)
     Image.fromarray(gray).save(tmp_path / "gray.png")
@@ -242,19 +232,6 @@ def test_benchmark_gives_timms_model_our_weights() -> None:
 def test_benchmark_names_models_without_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("benchmark", "ravlt_tiny") == 1
     assert "ravlt_tiny has no peer to compare with; BiFormer, DaViT, FocalNet, HaloNet have" in capsys.readouterr().err
-
-
-def test_command_is_installed() -> None:
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "vision-models"), "--help"],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        env={**os.environ, "COLUMNS": "120"},
-    )
-    assert done.returncode == 0
-    for verb in ("train", "eval", "predict", "export", "benchmark", "list", "info"):
-        assert verb in done.stdout
 
 
 def test_default_recipe_trains_a_model_of_the_stated_size() -> None:

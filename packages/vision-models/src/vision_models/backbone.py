@@ -31,6 +31,10 @@ def prepared(x: Tensor, family: str, in_chans: int, min_side: int) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+# Of networks whose windows or stripes are padded and cut (``fixed_size``).
+WINDOWS = "windows are counted on the map, and torch.export ties its shapes to how many there were"
+
+
 class Stage(nn.Module):
     """Downsampling, then blocks on the channels-last map. (B, C, Y, X) → (B, dim, Y', X')."""
 
@@ -64,8 +68,6 @@ class StagedBackbone(nn.Module):
     # How the names of parameters end that weight decay would harm, beyond biases and norms.
     undecayed: tuple[str, ...] = ()
     min_side = 1  # of an image, in pixels
-    # Whether one exported graph serves every height and width; where windows are counted in Python it does not.
-    exports_any_size = False
 
     feature_info: list[dict[str, Any]]
     in_chans: int
@@ -77,6 +79,11 @@ class StagedBackbone(nn.Module):
     norm: nn.Module
     head: ClassifierHead | NormMlpClassifierHead
     key_map: KeyMap  # of the class: how official checkpoints name the parameters
+
+    @property
+    def fixed_size(self) -> str:
+        """Why an exported graph holds for the height and width alone that it was traced with; empty: for all."""
+        return ""
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are not decayed, as timm asks."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vision_models.layers.agent import AgentMixing
+from vision_models.layers.agent import AgentMixing, mean_cells
 
 HEADS, DIM = 2, 12
 
@@ -122,3 +122,12 @@ def test_keys_of_a_smaller_map_have_tables_and_values_of_their_own_size() -> Non
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"AgentMixing: {message}"):
         AgentMixing(DIM, HEADS, (4, 4), **options)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 7), (9, 9), (13, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 3), (2, 5)], ids=str)
+def test_means_of_an_exported_graph_are_those_of_adaptive_pooling(
+    size: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(mean_cells(x, shape), F.adaptive_avg_pool2d(x, shape), rtol=1e-12, atol=1e-12)

@@ -75,9 +75,14 @@ def test_public_names_are_there() -> None:
     assert all(hasattr(vision_models, name) for name in vision_models.__all__)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_config_describes_the_model(name: str) -> None:
-    model: Any = create_model(name, device="meta")
+@pytest.fixture(scope="module", params=ALL)
+def without_weights(request: pytest.FixtureRequest) -> Any:
+    """Every model on the meta device, built once for all tests that only read its names and shapes."""
+    return create_model(request.param, device="meta")
+
+
+def test_config_describes_the_model(without_weights: Any) -> None:
+    model = without_weights
     cfg = model.default_cfg
     keys = model.state_dict().keys()
     assert f"{cfg['first_conv']}.weight" in keys
@@ -92,16 +97,19 @@ def test_config_describes_the_model(name: str) -> None:
     assert reductions == sorted(reductions)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_every_parameter_is_in_a_layer_group_and_named_once(name: str) -> None:
+def test_every_parameter_is_in_a_layer_group_and_named_once(without_weights: Any) -> None:
     from timm.models import group_parameters
 
-    model: Any = create_model(name, device="meta")
+    model = without_weights
     for coarse in (False, True):
         groups = group_parameters(model, model.group_matcher(coarse=coarse))
         grouped = [parameter for group in groups.values() for parameter in group]
         assert sorted(grouped) == sorted(n for n, _ in model.named_parameters())
     assert model.no_weight_decay() <= {n for n, _ in model.named_parameters()}
+
+
+def test_five_axes_of_no_parameter_stand_in_the_way_of_channels_last(without_weights: Any) -> None:
+    assert {name: p.ndim for name, p in without_weights.named_parameters() if p.ndim > 4} == {}
 
 
 def test_layer_scales_and_position_tables_are_not_decayed() -> None:
@@ -274,11 +282,6 @@ def test_an_empty_batch_and_channels_last_weights_are_ordinary(name: str, option
     model(torch.cat([x, x])).sum().backward()
 
 
-def test_five_axes_of_no_parameter_stand_in_the_way_of_channels_last() -> None:
-    deep = {name: p.ndim for name in ALL for p in create_model(name, device="meta").parameters() if p.ndim > 4}
-    assert deep == {}
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_images_too_small_or_of_other_channels_are_refused_by_name(name: str) -> None:
     model: Any = create_model(name).eval()
@@ -295,21 +298,59 @@ def test_images_too_small_or_of_other_channels_are_refused_by_name(name: str) ->
             model(torch.randn(1, 3, side - 1, 50))
 
 
+# Two stages (of DeiT two blocks) of each family with all of its kinds of blocks: tracing costs as many seconds as there
+# are blocks. The other hosts, and whole networks, are compiled by the slow test below.
+SHORT: dict[str, dict[str, Any]] = {
+    "test_agent_pvt": {"attention": ("agent", "softmax", "agent", "agent")},
+    "test_agent_swin": {"attention": ("agent", "softmax", "agent", "agent"), "depths": (1, 2, 1, 1)},
+    "test_biformer": {"topks": (4, -2, 4, -2)},
+    "test_davit": {},
+    "test_focalnet": {},
+    "test_halonet": {},
+    "test_inline_cswin": {"attention": ("inline", "softmax", "inline", "inline")},
+    "test_inline_deit": {"attention": ("inline", "softmax", "inline", "inline")},
+    "test_ravlt": {"attention": ("linear", "softmax", "linear", "softmax")},
+}
+
+
+def assert_one_graph_serves_all_sizes(model: Any, x: Tensor, backend: str) -> None:
+    """Dynamo finds no break; torch.export's program takes every batch, and every map unless the network says why."""
+    with torch.no_grad():
+        expected = model(x)
+        compiled: Any = torch.compile(model, fullgraph=True, backend=backend)
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+        free = (0,) if model.fixed_size else (0, 2, 3)
+        program = torch.export.export(model, (x,), dynamic_shapes=(dict.fromkeys(free, torch.export.Dim.AUTO),))
+        for other in (x, x[:1], x.new_ones(3, 3, 150, 97).cumsum(3) / 97 if len(free) > 1 else x[:1]):
+            torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.compile
+def test_two_stages_compile_to_one_graph_that_serves_all_sizes(name: str) -> None:
+    model: Any = create_model(name, **SHORT[name])
+    model.prune_intermediate_layers([1])
+    assert_one_graph_serves_all_sizes(model.eval(), torch.randn(2, 3, 96, 128), backend="eager")
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.compile
 @pytest.mark.slow
-def test_compiles_to_one_graph_and_exports(name: str) -> None:
-    model = create_model(name).eval()
-    x = image(name, batch=2)
-    with torch.no_grad():
-        expected = model(x)
-        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), expected, rtol=1e-4, atol=1e-5)
-        free = (0, 2, 3) if model.exports_any_size else (0,)
-        program = torch.export.export(model, (x,), dynamic_shapes=(dict.fromkeys(free, torch.export.Dim.AUTO),))
-        torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-5)
-        if model.exports_any_size:
-            y = torch.randn(1, 3, 160, 128)
-            torch.testing.assert_close(program.module()(y), model(y), rtol=1e-4, atol=1e-5)
+def test_compiles_to_one_graph_that_serves_all_sizes(name: str) -> None:
+    assert_one_graph_serves_all_sizes(create_model(name).eval(), torch.randn(2, 3, 96, 128), backend="inductor")
+
+
+def test_a_network_that_exports_for_one_size_alone_says_why() -> None:
+    reasons = {
+        "biformer": "the tokens of a region are counted",
+        **dict.fromkeys(("swin", "davit"), "windows are counted"),
+    }
+    for name in SMALL:
+        reason = next((why for family, why in reasons.items() if family in name), "")
+        model: Any = create_model(name, device="meta")
+        assert reason in model.fixed_size, name
+        assert bool(model.fixed_size) == bool(reason), name
+    assert create_model("test_inline_cswin", attention="inline", device="meta").fixed_size == ""
 
 
 def test_segmentation_library_takes_the_model_as_encoder() -> None:

@@ -13,8 +13,8 @@ from vision_models.models import create_model
 def export_target(run: TrainedRun | str) -> ExportTarget:
     """The network of a run with inputs of its training size, or a fresh model of a registered name.
 
-    ``image`` (batch, channels, height, width) → ``logits`` (batch, classes); height and width are free where the
-    family's graph does not depend on them (``exports_any_size``).
+    ``image`` (batch, channels, height, width) → ``logits`` (batch, classes); height and width are free unless the
+    network says why not (``fixed_size``).
     """
     torch.manual_seed(0)
     if isinstance(run, str):
@@ -27,8 +27,10 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
 
 def _target(net: StagedBackbone, size: tuple[int, int], name: str) -> ExportTarget:
     height, width = size
-    axes, others = {0: "batch"}, ()
-    if net.exports_any_size:
+    axes, others, note = {0: "batch"}, (), ""
+    if net.fixed_size:
+        note = f"height and width stay {height}×{width}: {net.fixed_size}"
+    else:
         axes |= {2: "height", 3: "width"}
         others = ((torch.randn(2, net.in_chans, height + 64, width + 32),),)
     return ExportTarget(
@@ -39,4 +41,5 @@ def _target(net: StagedBackbone, size: tuple[int, int], name: str) -> ExportTarg
         output_names=("logits",),
         axes=(axes,),
         others=others,
+        note=note,
     )

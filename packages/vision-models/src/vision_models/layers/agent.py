@@ -38,6 +38,21 @@ __all__ = ["AgentMixing"]
 BIAS_SIDE = 7  # of the small maps that biases are stretched from
 
 
+def mean_cells(x: Tensor, shape: tuple[int, int]) -> Tensor:
+    """``F.adaptive_avg_pool2d`` as two products: ONNX knows that pooling for maps of one size alone.
+
+    (B, C, Y, X) → (B, C, *shape).
+    """
+    for axis, cells in ((2, shape[0]), (3, shape[1])):
+        length = x.shape[axis]
+        cell, place = torch.arange(cells, device=x.device)[:, None], torch.arange(length, device=x.device)
+        # cell i begins at ⌊i·length/cells⌋ and ends before ⌈(i + 1)·length/cells⌉
+        inside = (place >= cell * length // cells) & (place < ((cell + 1) * length + cells - 1) // cells)
+        weight = inside.to(x.dtype) / inside.sum(1, keepdim=True)
+        x = torch.einsum("ay,bcyx->bcax" if axis == 2 else "ax,bcyx->bcya", weight, x)
+    return x
+
+
 class AgentMixing(nn.Module):
     """softmax(q·a + B₂) softmax(a·k + B₁) v + dwc(v), agents a pooled from q (eq. 5 and 6), without projections.
 
@@ -109,7 +124,8 @@ class AgentMixing(nn.Module):
             return x.reshape(batch, x.shape[1], self.num_heads, dim // self.num_heads).transpose(1, 2)
 
         q_map = q[:, before:].reshape(batch, height, width, dim).permute(0, 3, 1, 2)
-        agents = heads(F.adaptive_avg_pool2d(q_map, self.shape).flatten(2).transpose(1, 2))
+        pool = mean_cells if torch.compiler.is_exporting() else F.adaptive_avg_pool2d
+        agents = heads(pool(q_map, self.shape).flatten(2).transpose(1, 2))
         agent_bias, query_bias = self.biases(grid, kv_grid)
         out = agent_attention(heads(q), heads(k), heads(v), agents, agent_bias=agent_bias, query_bias=query_bias)
         out = out.transpose(1, 2).reshape(batch, tokens, dim)

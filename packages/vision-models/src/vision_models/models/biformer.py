@@ -47,7 +47,7 @@ from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import Dense, Stage, StagedBackbone
 from vision_models.layers.bilevel_routing import KeyPooling, PadMode, RoutedAttention
-from vision_models.layers.token_maps import DepthwiseConv, Linear, init_linear
+from vision_models.layers.token_maps import DepthwiseConv, Linear, init_linear, through_gelu
 from vision_models.registration import pretrained_cfg, timm_entries
 
 __all__ = ["BiFormer", "BiFormerDense"]
@@ -108,15 +108,13 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, dwconv: bool, **dd: Any) -> None:
         super().__init__()
-        # GELU follows fc1 within the same kernel, unless a convolution stands between them
-        self.fc1 = Linear(dim, hidden, activation=None if dwconv else "gelu", **dd)
+        self.fc1 = Linear(dim, hidden, **dd)
         self.dwconv = DepthwiseConv(hidden, 3, **dd) if dwconv else None
         self.fc2 = Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        if self.dwconv is not None:
-            x = F.gelu(self.dwconv(x))
+        # GELU follows fc1 within the same kernel, unless a convolution stands between them
+        x = through_gelu(self.fc1, x) if self.dwconv is None else F.gelu(self.dwconv(self.fc1(x)))
         return self.fc2(x)
 
 
@@ -331,6 +329,11 @@ class BiFormer(StagedBackbone):
         self.norm: nn.Module = norm(dims[-1], **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.apply(init_linear)
+
+    @property
+    def fixed_size(self) -> str:
+        routed = any(isinstance(module, RoutedAttention) for module in self.modules())
+        return "the tokens of a region are counted by the size of the map" if routed else ""
 
 
 class BiFormerDense(Dense, BiFormer):  # pyright: ignore[reportIncompatibleMethodOverride]

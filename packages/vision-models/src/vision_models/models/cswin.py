@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from attn_core import attention as attend
 from attn_core.weights import KeyMap
-from vision_models.backbone import Stage, StagedBackbone
+from vision_models.backbone import WINDOWS, Stage, StagedBackbone
 from vision_models.layers.mixing import (
     AGENT,
     INLINE,
@@ -209,6 +209,11 @@ class CSwin(StagedBackbone):
         self.norm = LayerNorm2d(dims[-1], eps=EPS, **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.apply(init_linear)
+
+    @property
+    def fixed_size(self) -> str:
+        stripes = any(isinstance(m, StripeAttention) and m.rows + m.columns > 0 for m in self.modules())
+        return WINDOWS if stripes else ""
 
     def fit_table(self, name: str, value: Tensor) -> Tensor:
         return fit_table(self, name, value)

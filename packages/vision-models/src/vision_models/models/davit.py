@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from attn_core import attention, channel_attention
 from attn_core.catalog import Card
 from attn_core.weights import KeyMap
-from vision_models.backbone import Dense, Stage, StagedBackbone
+from vision_models.backbone import WINDOWS, Dense, Stage, StagedBackbone
 from vision_models.layers.token_maps import DepthwiseConv, Linear, Mlp, from_windows, init_linear, pad_map, to_windows
 from vision_models.registration import pretrained_cfg, timm_entries
 
@@ -256,6 +256,10 @@ class DaViT(StagedBackbone):
             self.norm = nn.Identity()
             self.head = NormMlpClassifierHead(dims[-1], num_classes, norm_layer=_head_norm, **head_options)
         self.apply(init_linear)
+
+    @property
+    def fixed_size(self) -> str:
+        return WINDOWS
 
 
 class DaViTDense(Dense, DaViT):  # pyright: ignore[reportIncompatibleMethodOverride]

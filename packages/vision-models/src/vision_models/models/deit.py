@@ -59,7 +59,7 @@ PATCH = 16
 @register_notrace_function
 def with_position(x: Tensor, table: Tensor, built: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Adds the table (1, 1 + N, C) of the grid ``built`` to tokens (B, 1 + N', C) of ``grid``."""
-    if grid[0] != built[0] or grid[1] != built[1]:
+    if torch.compiler.is_exporting() or grid[0] != built[0] or grid[1] != built[1]:
         cells = table[:, 1:].transpose(1, 2).reshape(1, table.shape[2], built[0], built[1])
         cells = F.interpolate(cells, size=grid, mode="bicubic").flatten(2).transpose(1, 2)
         table = torch.cat([table[:, :1], cells], 1)

@@ -158,7 +158,6 @@ class FocalNet(StagedBackbone):
     """
 
     undecayed = (".gamma",)
-    exports_any_size = True
 
     def __init__(
         self,

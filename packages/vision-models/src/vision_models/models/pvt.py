@@ -57,7 +57,7 @@ EPS = 1e-6  # of the norms in blocks; those of patches and smaller key maps have
 def with_position(x: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Adds the table (1, N, C) of ``grid`` to the map (B, C, Y, X), stretched if that has another size."""
     position = table.transpose(1, 2).reshape(1, x.shape[1], grid[0], grid[1])
-    if x.shape[2] != grid[0] or x.shape[3] != grid[1]:
+    if torch.compiler.is_exporting() or x.shape[2] != grid[0] or x.shape[3] != grid[1]:
         position = F.interpolate(position, size=(x.shape[2], x.shape[3]), mode="bilinear")
     return x + position
 

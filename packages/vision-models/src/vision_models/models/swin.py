@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from attn_core import attention as attend
 from attn_core.weights import KeyMap
-from vision_models.backbone import Dense, Stage, StagedBackbone
+from vision_models.backbone import WINDOWS, Dense, Stage, StagedBackbone
 from vision_models.layers.mixing import (
     AGENT,
     INLINE,
@@ -259,6 +259,11 @@ class Swin(StagedBackbone):
         self.norm = LayerNorm2d(dims[-1], eps=EPS, **dd)
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.apply(init_linear)
+
+    @property
+    def fixed_size(self) -> str:
+        windows = any(isinstance(module, WindowAttention) for module in self.modules())
+        return WINDOWS if windows else ""
 
     def fit_table(self, name: str, value: Tensor) -> Tensor:
         return fit_table(self, name, value)
