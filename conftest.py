@@ -12,12 +12,13 @@ if PARALLEL:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 
-# They need dependency groups that a plain `uv run pytest` does not install.
-ASKED_FOR = ("parity", "browser")
+# What a plain `uv run pytest` leaves to `.ci/run`: every case of what the others try on one, and tests that need
+# dependency groups which are not installed.
+ASKED_FOR = ("slow", "parity", "browser")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests beside peers and in a browser unless ``-m`` speaks of them or one is named by its node id."""
+    """Leave out slow tests, those beside peers and in a browser unless ``-m`` speaks of them or a node id names one."""
     wanted = config.getoption("markexpr")
     named = any("::" in argument for argument in config.args)
     left_out = [marker for marker in ASKED_FOR if marker not in wanted and not named]

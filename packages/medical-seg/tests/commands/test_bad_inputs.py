@@ -111,7 +111,7 @@ def check(data: st.DataObject, verbs: tuple[str, ...], good: Path, run: Run, pla
         assert len(error.strip().splitlines()) == 1, (given_, error)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_bad_inputs_end_in_one_line(data: st.DataObject, good: Path, run: Run, tmp_path: Path) -> None:
     check(data, VERBS[:3], good, run, tmp_path)
