@@ -21,7 +21,8 @@ val_evaluator = dict(type=ByteScore, text=texts)
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
     clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    # the embedding, which is also the head
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"embed_tokens": dict(lr_mult=2.0)}),
 )
 param_scheduler = warmup_cosine(steps, warmup, start_factor=0.05, eta_min=2e-5, in_steps=True)
 train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=200)

@@ -26,7 +26,8 @@ val_evaluator = dict(type=TokenScore)
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(norm_decay_mult=0.0),
+    # the embedding, which is also the head
+    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={"embed_tokens": dict(lr_mult=2.0)}),
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=warmup),

@@ -59,7 +59,8 @@ val_evaluator = dict(type=TokenScore)
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    # the embedding, which is also the head
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"embed_tokens": dict(lr_mult=2.0)}),
 )
 param_scheduler = warmup_cosine(steps, warmup, start_factor=0.05, eta_min=1e-5, in_steps=True)
 train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=100)
