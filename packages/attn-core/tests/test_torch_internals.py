@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -99,3 +100,18 @@ def test_torchs_bindings_of_flash_attention_and_gelu_are_the_operators() -> None
     expected = nn.functional.gelu(x)
     assert torch_internals.gelu_(x) is x
     torch.testing.assert_close(x, expected)
+
+
+def test_transforms_and_fake_tensors_are_seen() -> None:
+    seen: list[bool] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        seen.append(torch_internals.is_transformed())
+        return x * 2
+
+    assert not torch_internals.is_transformed()
+    torch.func.vmap(function)(torch.ones(2))
+    with FakeTensorMode():
+        function(torch.ones(2))
+    assert seen == [True, True]
+    assert not torch_internals.is_transformed()

@@ -12,7 +12,8 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from . import torch_internals
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,8 +22,6 @@ DATA_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int32, torch.int64)
 # Numbers in index tensors are read on a CPU. On a GPU that would wait for it in each call: only if asked for.
 CHECK_VALUES = os.environ.get("ATTN_CORE_CHECK_VALUES") == "1"
-# What was read from an index tensor, until it changes: most indices live as long as their model.
-_read: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 # Signatures that one function remembers; a process that meets more begins again.
 MAX_REMEMBERED = 4096
 
@@ -160,11 +159,11 @@ def check_width(operator: str, argument: str, tensor: Tensor) -> None:
 def check_values(operator: str, argument: str, index: Tensor, most: int, meaning: str) -> None:
     """Every number of an index lies in 0 … most, or is −1 for a hole; ``meaning`` says what is numbered.
 
-    Looked at on a CPU, once for each index tensor; on a GPU with ``ATTN_CORE_CHECK_VALUES=1`` alone; never in a trace.
+    Looked at on a CPU; on a GPU with ``ATTN_CORE_CHECK_VALUES=1`` alone; never in a trace.
     """
     if not _readable(index):
         return
-    low, high = _remembered(index, "range", lambda: tuple(int(x) for x in index.aminmax()))
+    low, high = (int(x) for x in index.aminmax())
     if low < -1 or high > most:
         allowed = f"−1 (a hole) or 0…{most}" if most >= 0 else "−1 (a hole) alone"
         fail(operator, argument, f"must hold {allowed}, {meaning}", low if low < -1 else high)
@@ -174,9 +173,11 @@ def check_no_repeats(operator: str, argument: str, index: Tensor, way: str) -> N
     """No number but −1 stands twice in the last two dimensions of an index; seen where :func:`check_values` sees."""
     if not _readable(index):
         return
-    repeated = _remembered(index, "repeated", lambda: _repeated(index))
-    if repeated is not None:
-        raise ValueError(f"{operator}: {argument} must list each token once at most, got token {repeated} twice; {way}")
+    ordered = index.flatten(-2).sort(-1).values
+    twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
+    if bool(twice.any()):
+        token = int(ordered[..., 1:][twice][0])
+        raise ValueError(f"{operator}: {argument} must list each token once at most, got token {token} twice; {way}")
 
 
 def _readable(index: Tensor) -> bool:
@@ -185,33 +186,12 @@ def _readable(index: Tensor) -> bool:
         return False
     if index.device.type != "cpu" and not (CHECK_VALUES and index.device.type != "meta"):
         return False
-    probes: Any = torch._C
-    return not (
-        probes._are_functorch_transforms_active() or probes._get_dispatch_mode(probes._TorchDispatchModeKey.FAKE)
-    )
+    return not torch_internals.is_transformed()
 
 
 def default_scale(q: Tensor) -> float:
     """D^−0.5 of queries (…, D)."""
     return q.shape[-1] ** -0.5
-
-
-def _remembered(index: Tensor, what: str, read: Callable[[], Any]) -> Any:
-    if index.is_inference():  # counts no changes
-        return read()
-    version, known = _read.get(index) or (None, {})
-    if version != index._version:
-        known = {}
-        _read[index] = index._version, known
-    if what not in known:
-        known[what] = read()
-    return known[what]
-
-
-def _repeated(index: Tensor) -> int | None:
-    ordered = index.flatten(-2).sort(-1).values
-    twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
-    return int(ordered[..., 1:][twice][0]) if bool(twice.any()) else None
 
 
 def check_rank(operator: str, argument: str, tensor: Tensor, layout: str) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 ORDINARY = (Tensor, nn.Parameter)
 
 _transforms_active = torch._C._are_functorch_transforms_active
+_dispatch_mode: Any = torch._C._get_dispatch_mode
+_fake_key: Any = torch._C._TorchDispatchModeKey.FAKE
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
 _tracing_state = torch._C._get_tracing_state
@@ -41,6 +43,11 @@ def is_watched() -> bool:
         or _tracing_state() is not None
         or _forward_ad._current_level >= 0
     )
+
+
+def is_transformed() -> bool:
+    """Whether tensors may be something else than their numbers: functorch's wrappers, or fake ones."""
+    return _transforms_active() or _dispatch_mode(_fake_key) is not None
 
 
 def is_ordinary(tensor: Tensor) -> bool:

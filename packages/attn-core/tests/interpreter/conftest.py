@@ -7,38 +7,18 @@ bit patterns of bfloat16.
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 
 from attn_core.testing import poisoned_memory
+from attn_core.testing.interpreter import shorten
 
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["*"]
 
 
-def skip_repeated_patching() -> None:
-    """Let kernels call functions without patching ``triton.language`` again at every call.
-
-    Starting a kernel has patched it already. The repetition is correct but takes two thirds of the suite's time.
-    """
-    from triton.runtime.interpreter import InterpretedFunction
-
-    original = InterpretedFunction.__call__
-    patched: set[str] = set()
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        module = self.fn.__module__
-        if module.startswith("attn_core") or module in patched:
-            return self.rewrite()(*args, **kwargs)
-        patched.add(module)
-        return original(self, *args, **kwargs)
-
-    InterpretedFunction.__call__ = call
-
-
 if not collect_ignore_glob:
-    skip_repeated_patching()
+    shorten()
 
 
 @pytest.fixture(autouse=True)

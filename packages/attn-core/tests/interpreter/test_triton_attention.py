@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder
 
 from attn_core import attention
 from attn_core.testing import Case, assert_matches_reference, cases_of, gradients, leaves, run
@@ -77,6 +79,29 @@ def test_two_runs_give_equal_bits(case: Case) -> None:
         outputs = run(case, args, kwargs, "triton")
         runs.append([*outputs, *gradients(outputs, leaves(args, kwargs))])
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+SHARED = [
+    large_case("rows of a tile share an entry of either table", 18, 48, axis_bias=[(1, 2, 18, n) for n in (8, 2, 3)]),
+    large_case("rows of a tile share an entry of the first", 18, 72, axis_bias=[(1, 2, 18, n) for n in (3, 8, 3)]),
+]
+
+
+@pytest.mark.parametrize("case", [*SHARED, LARGE[9], LARGE[5]], ids=str)
+def test_no_addition_meets_another_in_one_entry(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two lanes that add to one entry at once do so in any order, and equal bits are promised.
+    met: list[bool] = []
+    original = InterpreterBuilder.create_atomic_rmw
+
+    def create(self: Any, operation: Any, pointers: Any, values: Any, mask: Any, *rest: Any) -> Any:
+        entries = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+        met.append(len(np.unique(entries)) < len(entries))
+        return original(self, operation, pointers, values, mask, *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_atomic_rmw", create)
+    assert_matches_reference(case, torch.float32, "triton")
+    assert met
+    assert not any(met)
 
 
 def test_broadcast_strides_and_a_transposed_bias_are_read_in_place() -> None:

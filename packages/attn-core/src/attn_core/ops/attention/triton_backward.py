@@ -131,12 +131,21 @@ def query_kernel(
                     inside = inside_i[:, None] & (at < ROWS)
                     # Only this program writes to its rows, and one thread to each entry: additions without a wait
                     # for the old value, in a fixed order.
-                    if DTA is not None:
-                        entry = at if AXES == 2 else at // NB
-                        tl.atomic_add(DTA + rows * NA + (ii[:, None] * NA + entry), row_sum, mask=inside, sem="relaxed")
-                    if DTB is not None:
-                        pointers = DTB + rows * NB + (ii[:, None] * NB + at % NB)
-                        tl.atomic_add(pointers, row_sum, mask=inside, sem="relaxed")
+                    if AXES == 2:
+                        if DTA is not None:
+                            pointers = DTA + rows * NA + (ii[:, None] * NA + at)
+                            tl.atomic_add(pointers, row_sum, mask=inside, sem="relaxed")
+                    else:  # rows of the tile share entries: those that do are summed up first
+                        for i in tl.static_range(RB):
+                            if DTA is not None:
+                                entry = tl.zeros([BM], tl.int32) + (r0 // NB + i)
+                                own = tl.sum(tl.where(inside & (at // NB == entry[:, None]), row_sum, 0.0), 1)
+                                pointers = DTA + rows * NA + (ii * NA + entry)
+                                tl.atomic_add(pointers, own, mask=inside_i & (entry < NA), sem="relaxed")
+                            if DTB is not None:  # from i = NB on this adds nothing
+                                own = tl.sum(tl.where(inside & ((at - r0) % NB == i), row_sum, 0.0), 1)
+                                pointers = DTB + rows * NB + (ii * NB + (r0 + i) % NB)
+                                tl.atomic_add(pointers, own, mask=inside_i, sem="relaxed")
             if DTX is not None:
                 cells = x0 + tl.arange(0, BX)
                 if RB > 1:

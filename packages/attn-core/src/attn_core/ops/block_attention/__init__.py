@@ -1,5 +1,6 @@
 """Attention of query blocks to listed key blocks: routed regions, windows, halos, clusters, block-sparse patterns."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from attn_core.checks import (
     remembered,
     shape,
 )
+from attn_core.derived import derived
 from attn_core.dispatch import Backend, select, under_autocast
 
 from . import torch_backend
@@ -104,7 +106,8 @@ def block_attention(
         check_tensor_list(OPERATOR, "axis_bias", axis_bias, "one for each axis")
     q, k, v, kv_weight, *tables = under_autocast(q, k, v, kv_weight, *(axis_bias or ()))
     _check(q, k, v, q_index, kv_index, table, kv_weight, tables, causal, q_pos, k_pos, self_logit, scale, reduce)
-    _check_numbers(q, k, q_index, kv_index, table, reduce)
+    sizes = (q.shape[2], k.shape[2], reduce)
+    derived(("block_attention numbers", *sizes), functools.partial(_check_numbers, *sizes), q_index, kv_index, table)
     run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
     scale, mean = default_scale(q) if scale is None else scale, reduce == "mean"
     listed = (q_index, kv_index, table, kv_weight, q_pos, k_pos, tables)
@@ -200,9 +203,11 @@ def _check(
     check_choice(OPERATOR, "reduce", reduce, ("set", "mean"))
 
 
-def _check_numbers(q: Tensor, k: Tensor, q_index: Tensor, kv_index: Tensor, table: Tensor | None, reduce: str) -> None:
-    check_values(OPERATOR, "q_index", q_index, q.shape[2] - 1, "the tokens of q")
-    check_values(OPERATOR, "kv_index", kv_index, k.shape[2] - 1, "the tokens of k")
+def _check_numbers(
+    queries: int, keys: int, reduce: str, q_index: Tensor, kv_index: Tensor, table: Tensor | None
+) -> None:
+    check_values(OPERATOR, "q_index", q_index, queries - 1, "the tokens of q")
+    check_values(OPERATOR, "kv_index", kv_index, keys - 1, "the tokens of k")
     if table is not None:
         check_values(OPERATOR, "table", table, kv_index.shape[2] - 1, "the blocks of kv_index")
     if reduce == "set":

@@ -1,5 +1,6 @@
 """Block lists and tables brought to one form, cut into chunks, and the rows of tensors that a chunk reads."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from attn_core.derived import derived
 
 # Elements of gathered queries, keys, values and scores held at a time: 2²⁰ float32 are 4 MiB.
 CHUNK_ELEMENTS = 2**20
@@ -43,12 +46,35 @@ class Chunk(NamedTuple):
 def make_plan(
     q: Tensor, k: Tensor, q_index: Tensor, kv_index: Tensor, table: Tensor | None, kv_weight: Tensor | None
 ) -> Plan:
-    """Heads share one gather unless an index, the table or the weights differ between them."""
-    B, H = q.shape[:2]
-    Hk = k.shape[1]
+    """Heads share one gather unless an index, the table or the weights differ between them.
+
+    A plan is made once for index tensors that stay.
+    """
+    sizes = (
+        q.shape[0],
+        q.shape[1],
+        q.shape[2],
+        k.shape[1],
+        k.shape[2],
+        kv_weight is not None and kv_weight.shape[1] > 1,
+    )
+    return derived(("block_attention plan", *sizes), functools.partial(_new_plan, *sizes), q_index, kv_index, table)
+
+
+def _new_plan(
+    B: int,
+    H: int,
+    N: int,
+    Hk: int,
+    M: int,
+    weights_differ: bool,
+    q_index: Tensor,
+    kv_index: Tensor,
+    table: Tensor | None,
+) -> Plan:
     if table is None:
-        table = torch.arange(q_index.shape[2], device=q.device).view(1, 1, -1, 1)
-    per_head = any(x is not None and x.shape[1] > 1 for x in (q_index, kv_index, table, kv_weight))
+        table = torch.arange(q_index.shape[2], device=q_index.device).view(1, 1, -1, 1)
+    per_head = weights_differ or any(x.shape[1] > 1 for x in (q_index, kv_index, table))
 
     def grouped(index: Tensor, heads: int) -> Tensor:
         index = index.long()
@@ -62,9 +88,7 @@ def make_plan(
     queries, keys, listed = grouped(q_index, H), grouped(kv_index, Hk), grouped(table, H)
     q_holes, kv_holes = bool((q_index < 0).any()), bool((kv_index < 0).any()) or bool((table < 0).any())
     shares = per_head and Hk < H  # several groups add to one key
-    kv_covered = (
-        not (kv_holes or shares) and _is_permutation(listed, keys.shape[1]) and _is_permutation(keys, k.shape[2])
-    )
+    kv_covered = not (kv_holes or shares) and _is_permutation(listed, keys.shape[1]) and _is_permutation(keys, M)
     return Plan(
         B * H if per_head else B,
         per_head,
@@ -75,7 +99,7 @@ def make_plan(
         listed,
         q_holes,
         kv_holes,
-        not q_holes and listed.shape[2] * keys.shape[2] > 0 and _is_permutation(queries, q.shape[2]),
+        not q_holes and listed.shape[2] * keys.shape[2] > 0 and _is_permutation(queries, N),
         kv_covered,
     )
 

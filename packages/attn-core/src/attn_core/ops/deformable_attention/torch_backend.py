@@ -6,7 +6,9 @@ Memory beyond the result: one chunk of corners, and one map of one image in floa
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,24 +38,34 @@ def forward(a: Arguments) -> Tensor:
 
 def _sampled(a: Arguments) -> Tensor:
     value, locations, weights, _, _ = a
-    batch, _, heads, width = value.shape
-    queries, points = weights.shape[1], weights.shape[4]
+    dtype = locations.dtype
+    if value.dtype != dtype:
+        value, weights = value.to(dtype), weights.to(dtype)
+    batch, cells, heads, width = value.shape
+    queries, levels, points = weights.shape[1], weights.shape[3], weights.shape[4]
     # The edges of a map are −1 and 1 there; what lies far outside, NaN among it, must not reach a conversion to int.
-    places = locations.mul(2.0).sub_(1.0).nan_to_num_(-9.0).clamp_(-9.0, 9.0).permute(3, 0, 2, 1, 4, 5)
-    shares = weights.to(locations.dtype).permute(3, 0, 2, 1, 4)
-    out = None
-    start = 0
-    for level, (rows, columns) in enumerate(a.maps()):
-        cells = value[:, start : start + rows * columns].to(locations.dtype)
-        start += rows * columns
-        maps = cells.permute(0, 2, 3, 1).reshape(batch * heads, width, rows, columns)
-        grid = places[level].reshape(batch * heads, queries, points, 2)
-        samples = torch.grid_sampler_2d(maps, grid, 0, 0, False)  # (B·H, D, N, P)
-        total = (samples * shares[level].reshape(batch * heads, 1, queries, points)).sum(-1)
-        out = total if out is None else out + total
-    assert out is not None
-    out = out.view(batch, heads * width, queries)
-    return out.mT.to(value.dtype, memory_format=torch.contiguous_format).contiguous()
+    places = torch.add(_minus_one(dtype), locations, alpha=2.0).nan_to_num_(-9.0).clamp_(-9.0, 9.0)
+    places = places.permute(0, 2, 3, 1, 4, 5).reshape(batch * heads, levels, queries, points, 2)
+    shares = weights.permute(0, 2, 3, 1, 4).reshape(batch * heads, 1, levels, queries, points)
+    maps = value.permute(0, 2, 3, 1).reshape(batch * heads, width, cells)
+    if levels == 1:
+        samples = torch.grid_sampler_2d(maps.view(*maps.shape[:2], *a.shapes), places.squeeze(1), 0, 0, False)
+        out = samples.mul_(shares.squeeze(2)).sum(-1)
+    else:
+        samples = maps.new_empty(batch * heads, width, levels, queries, points)
+        start = 0
+        for level, (rows, columns) in enumerate(a.maps()):
+            own = maps[:, :, start : start + rows * columns].view(*maps.shape[:2], rows, columns)
+            start += rows * columns
+            samples[:, :, level] = torch.grid_sampler_2d(own, places[:, level], 0, 0, False)
+        out = samples.mul_(shares).sum((2, 4))
+    out = out.view(batch, heads * width, queries).mT.contiguous()
+    return out if out.dtype == a.value.dtype else out.to(a.value.dtype)
+
+
+@functools.cache
+def _minus_one(dtype: torch.dtype) -> Tensor:
+    return torch.tensor(-1.0, dtype=dtype, device="cpu")
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
@@ -213,19 +225,30 @@ def _dots(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     # torch knows no sparse matrix with more entries than places, which a map of a few cells would need.
     if table.device.type != "cpu" or points > table.shape[0]:
         return (table[flat].view(-1, points, table.shape[1]) * rows[:, None]).sum(-1)
-    _first_sparse_tensor()
     starts = torch.arange(0, flat.numel() + 1, points, dtype=flat.dtype, device=flat.device)
-    places = torch.sparse_csr_tensor(
-        starts, flat, table.new_zeros(flat.numel()), (rows.shape[0], table.shape[0]), check_invariants=False
-    )
-    return torch.sparse.sampled_addmm(places, rows, table.t(), beta=0.0).values()
+    with _without_sparse_warning():
+        places = torch.sparse_csr_tensor(
+            starts, flat, table.new_zeros(flat.numel()), (rows.shape[0], table.shape[0]), check_invariants=False
+        )
+        return torch.sparse.sampled_addmm(places, rows, table.t(), beta=0.0).values()
+
+
+def _without_sparse_warning() -> AbstractContextManager[Any]:
+    """torch warns that CSR tensors are new, which is nothing that a user could act on: once, or as often as told to."""
+    _first_sparse_tensor()
+    return _ignoring_warnings() if torch.is_warn_always_enabled() else nullcontext()
+
+
+@contextmanager
+def _ignoring_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @functools.cache
 def _first_sparse_tensor() -> None:
-    """torch warns at the first CSR tensor of a process that they are new, which is nothing that a user could act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _ignoring_warnings():
         torch.sparse_csr_tensor(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), (1, 1))
 
 

@@ -55,12 +55,12 @@ def focal_modulation(
 
     Source: Yang et al. 2022 (FocalNet, arXiv 2203.11926), eq. 4–6; microsoft/FocalNet, classification/focalnet.py.
     """
-    check_tensor_list(OPERATOR, "weights", weights, "one for each level")
-    check_flag(OPERATOR, "normalize", normalize)
+    if not isinstance(weights, (list, tuple)):
+        check_tensor_list(OPERATOR, "weights", weights, "one for each level")
     ctx, gates, *weights = under_autocast(ctx, gates, *weights)
-    _check(ctx, gates, weights)
+    _check(ctx, gates, weights, normalize)
     run = _implementation(select(OPERATOR, backend, ctx, lambda: triton_obstacle(weights=weights)))
-    kernels = [weight[None] for weight in weights]
+    kernels = [weight.unsqueeze(0) for weight in weights]
     y = run(Arguments(ctx.permute(0, 2, 3, 1), gates.permute(0, 2, 3, 1), kernels, normalize))
     return y.permute(0, 3, 1, 2)
 
@@ -78,7 +78,9 @@ def triton_obstacle(*, weights: Sequence[Tensor], **_: Any) -> str | None:
 
 
 @remembered
-def _check(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor]) -> None:
+def _check(ctx: Tensor, gates: Tensor, weights: Sequence[Tensor], normalize: bool) -> None:
+    check_tensor_list(OPERATOR, "weights", weights, "one for each level")
+    check_flag(OPERATOR, "normalize", normalize)
     check_rank(OPERATOR, "ctx", ctx, "B C Y X")
     check_rank(OPERATOR, "gates", gates, "B L Y X")
     check_dtype(OPERATOR, "ctx", ctx, DATA_DTYPES)

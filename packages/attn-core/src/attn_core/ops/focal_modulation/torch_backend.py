@@ -50,11 +50,11 @@ def _plain(a: Arguments) -> Tensor:
 
 def forward(a: Arguments) -> Tensor:
     ctx, gates, weights, normalize = a
+    if _is_small(ctx, weights):
+        return _by_matrices(a)
     y = fake(a)
     if y.numel() == 0:
         return y
-    if ctx.is_cpu and _is_small(ctx, weights):
-        return _by_matrices(a)
     for images in _spans(ctx, weights):
         z, g = _map(ctx, images), _map(gates, images)
         in_place = y.dtype == z.dtype
@@ -72,38 +72,52 @@ def forward(a: Arguments) -> Tensor:
 
 
 def _is_small(ctx: Tensor, weights: Sequence[Tensor]) -> bool:
-    cells = ctx.shape[1] * ctx.shape[2]
-    return ctx.numel() * cells <= SMALL and all(len(weight) == 1 for weight in weights)
+    entries = ctx.numel() * ctx.shape[1] * ctx.shape[2]
+    return 0 < entries <= SMALL and ctx.is_cpu and all(weight.shape[0] == 1 for weight in weights)
 
 
 def _by_matrices(a: Arguments) -> Tensor:
-    """The forward pass with each channel's convolution as a product with an N×N matrix; maps are (C, N, B)."""
-    dtype = _accumulation(a.ctx)
+    """The forward pass with each channel's convolution as a product with an N×N matrix; maps are (C, N, B).
+
+    In float64: oneDNN's GELU of float32 takes five times as long to start.
+    """
     batch, rows, columns, channels = a.ctx.shape
-    cells = rows * columns
-    z, gates = (t.permute(3, 1, 2, 0).reshape(-1, cells, batch).to(dtype) for t in (a.ctx, a.gates))
+    cells, levels = rows * columns, len(a.weights)
+    z = a.ctx.permute(3, 1, 2, 0).to(torch.float64, memory_format=torch.contiguous_format).view(channels, cells, batch)
+    gates = a.gates.permute(3, 1, 2, 0).to(torch.float64, memory_format=torch.contiguous_format)
+    gates = gates.view(levels + 1, 1, cells, batch).unbind(0)
     y: Tensor | None = None
-    for level, weight in enumerate(a.weights):
-        size = weight.shape[-1]
-        taps = torch.constant_pad_nd(weight.to(dtype).view(channels, size * size), (0, 1))  # the last is 0
-        matrix = taps.index_select(1, _tap_table(rows, columns, size)).view(channels, cells, cells)
-        z = F.gelu(torch.bmm(matrix, z))
-        y = z * gates[level] if y is None else y.addcmul_(z, gates[level])
-    mean = F.gelu(z.sum(1, keepdim=True).div_(cells))
-    y = mean * gates[-1] if y is None else y.addcmul_(mean, gates[-1])
+    if levels:
+        table, nothing = _tap_table(rows, columns, tuple([weight.shape[3] for weight in a.weights]))
+        taps = [weight.view(channels, -1) for weight in a.weights]
+        taps = torch.cat([*taps, nothing.expand(channels, 1)], 1)  # float64, as the last
+        matrices = taps.index_select(1, table).view(channels, levels, cells, cells)
+        for matrix, gate in zip(matrices.unbind(1), gates, strict=False):
+            z = F.gelu(torch.bmm(matrix, z))
+            y = z * gate if y is None else y.addcmul_(z, gate)
+    mean = F.gelu(z.mean(1, True))
+    y = mean * gates[levels] if y is None else y.addcmul_(mean, gates[levels])
     if a.normalize:
-        y.div_(len(a.weights) + 1)
+        y.div_(levels + 1)
     y = y.view(channels, rows, columns, batch).permute(3, 1, 2, 0)
     return y.to(a.ctx.dtype, memory_format=torch.contiguous_format).contiguous()
 
 
 @functools.lru_cache(maxsize=64)
-def _tap_table(rows: int, columns: int, size: int) -> Tensor:
-    """(N·N,): the tap with which a cell reads another, size² where it does not."""
-    row, column = torch.arange(rows).repeat_interleave(columns), torch.arange(columns).repeat(rows)
-    down, across = (x - x[:, None] + size // 2 for x in (row, column))
-    inside = (down >= 0) & (down < size) & (across >= 0) & (across < size)
-    return torch.where(inside, down * size + across, size * size).flatten()
+def _tap_table(rows: int, columns: int, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """(L·N·N,): of each level the tap with which a cell reads another, in all kernels side by side; and a 0 (1, 1).
+
+    Where a cell does not read another, it is that 0 behind the last tap.
+    """
+    row, column = (torch.arange(n, device="cpu") for n in (rows, columns))
+    row, column = row.repeat_interleave(columns), column.repeat(rows)
+    tables, first, last = [], 0, sum(size**2 for size in sizes)
+    for size in sizes:
+        down, across = (x - x[:, None] + size // 2 for x in (row, column))
+        inside = (down >= 0) & (down < size) & (across >= 0) & (across < size)
+        tables.append(torch.where(inside, first + down * size + across, last).flatten())
+        first += size**2
+    return torch.cat(tables), torch.zeros(1, 1, dtype=torch.float64, device="cpu")
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:

@@ -4,6 +4,7 @@ Memory beyond the results: O(B·H·N·G + B·Hk·M·(D + Dv)) and one chunk of s
 host, so on a GPU the call waits for it.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from attn_core.derived import derived
 from attn_core.kernels.registration import Grads, token_major, token_major_copy
 from attn_core.ops.attention.chunked import chunk_rows, softmax_with_lse
 
@@ -19,6 +21,8 @@ from .reference import GROUP_ATTENTION, Arguments, fake, reference
 
 # Share of a row below which the logarithm of a group's sum is taken from the group alone.
 LEAST_MASS = 1e-20
+# Scores up to which keys are not sorted: the calls would cost more than the products with zeros.
+SMALL = 2**14
 
 
 @dataclass
@@ -42,17 +46,39 @@ class _Part:
         return _Part(self.images, self.order[places], sizes, k, v), places
 
 
+@dataclass(frozen=True)
+class _Sorting:
+    """The keys of an image that stand in a group, by group, then by number; and the sizes of the groups."""
+
+    order: Tensor
+    sizes: list[int]
+
+
 def _parts(a: Arguments) -> Iterator[_Part]:
-    groups = a.num_groups
-    hidden = (a.group < 0) | (a.group >= groups)
-    if a.key_mask is not None:
-        hidden = hidden | ~a.key_mask
-    for b, named in enumerate(torch.where(hidden, groups, a.group).long().unbind(0)):
-        images = slice(None) if hidden.shape[0] == 1 else slice(b, b + 1)
+    key = ("group_attention sorting", a.num_groups)
+    sortings = derived(key, functools.partial(_sortings, a.num_groups), a.group, a.key_mask)
+    for b, own in enumerate(sortings):
+        images = slice(None) if len(sortings) == 1 else slice(b, b + 1)
+        sorted_k, sorted_v = (x[images].index_select(2, own.order).to(a.accumulator) for x in (a.k, a.v))
+        yield _Part(images, own.order, own.sizes, sorted_k, sorted_v)
+
+
+def _sortings(groups: int, group: Tensor, key_mask: Tensor | None) -> list[_Sorting]:
+    """One for each image, or a single one for all."""
+    found = []
+    for named in _named(groups, group, key_mask).unbind(0):
         counts = torch.bincount(named, minlength=groups + 1).tolist()
         order = torch.argsort(named, stable=True)[: len(named) - counts[groups]]
-        sorted_k, sorted_v = (x[images].index_select(2, order).to(a.accumulator) for x in (a.k, a.v))
-        yield _Part(images, order, counts[:groups], sorted_k, sorted_v)
+        found.append(_Sorting(order, counts[:groups]))
+    return found
+
+
+def _named(groups: int, group: Tensor, key_mask: Tensor | None) -> Tensor:
+    """(B|1, M) int64: the group of each key, ``groups`` for keys that stand in none or are hidden."""
+    hidden = (group < 0) | (group >= groups)
+    if key_mask is not None:
+        hidden = hidden | ~key_mask
+    return torch.where(hidden, groups, group).long()
 
 
 def _spans(x: Tensor, sizes: Sequence[int]) -> list[tuple[slice, Tensor]]:
@@ -89,6 +115,68 @@ def _chunks(q: Tensor, part: _Part) -> Iterator[slice]:
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    found = _unsorted(a) if a.mode == "mass" and a.bias is None and a.causal == "none" else None
+    return _by_sorting(a) if found is None else found
+
+
+@dataclass(frozen=True)
+class _Members:
+    """Who stands in which group, for each key head of an image or one for all, in the accumulation dtype."""
+
+    ones: Tensor  # (B·Hk, M, G)
+    hidden: Tensor  # (B·Hk|1, 1, M): −inf at keys without a group
+    empty: Tensor | None  # (B·Hk, 1, G): 1 at groups without a key; None if there are none
+
+
+def _members(
+    groups: int, batch: int, key_heads: int, dtype: torch.dtype, group: Tensor, key_mask: Tensor | None
+) -> _Members:
+    named = _named(groups, group, key_mask)
+    ones = torch.nn.functional.one_hot(named, groups + 1).to(dtype)
+    hidden = torch.zeros(named.shape, dtype=dtype, device=named.device).masked_fill_(named == groups, -math.inf)
+    empty = (ones[..., :groups].sum(1, keepdim=True) == 0).to(dtype)
+
+    def of_every_head(x: Tensor) -> Tensor:
+        return x.expand(batch, *x.shape[1:]).repeat_interleave(key_heads, 0)
+
+    return _Members(
+        of_every_head(ones[..., :groups]).contiguous(),
+        of_every_head(hidden[:, None]),
+        of_every_head(empty) if bool(empty.any()) else None,
+    )
+
+
+def _unsorted(a: Arguments) -> tuple[Tensor, Tensor] | None:
+    """The softmax over the keys of all groups in few calls, its sums over groups as a product.
+
+    None if there is more to it: many scores, a row without keys, or a mass whose logarithm would be inexact.
+    """
+    q, k, v = a.q, a.k, a.v
+    batch, heads, queries, _ = q.shape
+    key_heads, keys = k.shape[1:3]
+    if not 0 < batch * heads * queries * keys <= SMALL or batch * key_heads * keys * a.num_groups > SMALL:
+        return None
+    if not q.is_cpu or v.shape[3] == 0:
+        return None
+    dtype = a.accumulator
+    sizes = (a.num_groups, batch, key_heads, dtype)
+    members = derived(("group_attention members", *sizes), functools.partial(_members, *sizes), a.group, a.key_mask)
+    if q.dtype != dtype:
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    rows = q.flatten(0, 1) if heads == key_heads else q.reshape(batch * key_heads, -1, q.shape[3])
+    s = torch.baddbmm(members.hidden, rows, k.flatten(0, 1).mT, alpha=a.scale)
+    p = torch.softmax(s, -1)
+    mass = torch.bmm(p, members.ones)
+    least = (mass if members.empty is None else mass + members.empty).amin().item()
+    if not least >= LEAST_MASS:  # or no number
+        return None
+    lse = s.amax(-1, True) - p.amax(-1, True).log_()
+    out = torch.bmm(p, v.flatten(0, 1)).view(batch, heads, queries, v.shape[3])
+    L = mass.log_().add_(lse).view(batch, heads, queries, a.num_groups)
+    return token_major_copy(out if out.dtype == a.q.dtype else out.to(a.q.dtype)), L
+
+
+def _by_sorting(a: Arguments) -> tuple[Tensor, Tensor]:
     out, group_lse = fake(a)
     if out.numel() == 0:  # no value column, or no query: the masses are still asked for
         out.zero_()

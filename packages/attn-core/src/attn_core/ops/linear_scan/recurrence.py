@@ -1,5 +1,6 @@
 """The recurrence h_t = a_t·h_{t−1} + b_t in few steps of Python: the primitive of both scans on the torch backend."""
 
+import functools
 import math
 
 import torch
@@ -70,21 +71,27 @@ def solve(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool) -> Tensor:
     if own:
         a, b = a.unsqueeze(-1), b.unsqueeze(-1)
         start = None if start is None else start.unsqueeze(-1)
-    h = solve_last(a.squeeze(-1).movedim(1, -1), b.movedim(1, -2), start, reverse).movedim(-2, 1)
+    h = solve_last(a.movedim(1, -2), b.movedim(1, -2), start, reverse).movedim(-2, 1)
     return (h.squeeze(-1) if own else h).contiguous()
 
 
 def solve_last(a: Tensor, b: Tensor, start: Tensor | None, reverse: bool) -> Tensor:
-    """h − L h = b for gates a (…, T) and terms b (…, T, F): L has the gates beside its diagonal.
+    """h − L h = b for gates a (…, T, 1) and terms b (…, T, F): L has the gates beside its diagonal.
 
     Forward substitution is the walk itself: what it adds beyond the recurrence are products with zeros.
     """
     if start is not None:
         first = -1 if reverse else 0
         b = b.clone()
-        b[..., first, :].addcmul_(a[..., first, None], start)
-    system = torch.diag_embed((a[..., :-1] if reverse else a[..., 1:]).neg(), 1 if reverse else -1)
-    return torch.linalg.solve_triangular(system, b, upper=reverse, unitriangular=True)
+        b[..., first, :].addcmul_(a[..., first, :], start)
+    minus_one = _beside_diagonal(b.shape[-2], reverse, a.dtype)
+    return torch.linalg.solve_triangular(a * minus_one, b, upper=reverse, unitriangular=True)
+
+
+@functools.lru_cache(maxsize=2 * FEW_STEPS)
+def _beside_diagonal(steps: int, reverse: bool, dtype: torch.dtype) -> Tensor:
+    """(T, T): −1 where a step meets the one before it, else 0; on a CPU, whatever the default device is."""
+    return torch.diag(torch.full((steps - 1,), -1.0, dtype=dtype, device="cpu"), 1 if reverse else -1)
 
 
 def step_by_step(a: Tensor, b: Tensor, out: Tensor, start: Tensor | None, reverse: bool) -> None:

@@ -14,8 +14,11 @@ from .reference import LINEAR_SCAN, Arguments, accumulation, reference
 def forward(x: Arguments) -> Tensor:
     """Memory: the states, in 16 bits once more in float32."""
     dtype = accumulation(x.b)
-    start = None if x.h0 is None else x.h0.to(dtype)
-    return scan(x.a.to(dtype).unsqueeze(-1), x.b.to(dtype), start, x.reverse).to(x.b.dtype)
+    a, b, start = (t if t is None or t.dtype == dtype else t.to(dtype) for t in (x.a, x.b, x.h0))
+    assert a is not None
+    assert b is not None
+    states = scan(a.unsqueeze(-1), b, start, x.reverse)
+    return states if dtype == x.b.dtype else states.to(x.b.dtype)
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:

@@ -1,6 +1,7 @@
 """Merge of attention results part by part, without stacking them.
 
-Memory beyond the results: one result in the dtype of lse; for backward nothing but inputs and results is kept.
+Memory beyond the results: the logarithms of all parts, one result in the dtype of lse; for backward nothing but inputs
+and results is kept.
 """
 
 import math
@@ -9,48 +10,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attn_core.kernels.registration import Grads
+from attn_core.kernels.registration import Grads, token_major_copy
 
-from .reference import MERGE_ATTENTION, Arguments, fake, reference
-
-# Numbers of all parts up to which they are stacked: that many cost less to copy than a part's own calls.
-SMALL = 2**14
+from .reference import MERGE_ATTENTION, Arguments, reference
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
-    if a.tensors[0].numel() * a.parts <= SMALL:
-        return _stacked(a)
     outs, lses = a.tensors[: a.parts], a.tensors[a.parts :]
+    batch = len(outs[0])
+    if any(len(part) != batch for part in lses):  # under vmap a part may have one image for all
+        lses = [part.expand(batch, *part.shape[1:]) for part in lses]
+    stacked = torch.stack(list(lses))
+    weights = torch.softmax(stacked, 0)
+    lse = torch.logaddexp(*lses) if a.parts == 2 else stacked.amax(0).sub_(weights.amax(0).log_())
+    total = None
+    for part, weight in zip(outs, weights.unsqueeze(-1).unbind(0), strict=True):
+        if total is None:
+            total = torch.mul(part, weight)  # in the dtype of lse
+        else:
+            total.addcmul_(part if part.dtype == total.dtype else part.to(total.dtype), weight)
+    assert total is not None
+    if not math.isfinite(total.sum().item()):
+        total, lse = _with_dead_parts(outs, lses)
+    return token_major_copy(total if total.dtype == outs[0].dtype else total.to(outs[0].dtype)), lse
+
+
+def _with_dead_parts(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The same where a part without keys may hold anything, and no part may have one: 0 · inf would be NaN."""
     lse = lses[0].clone(memory_format=torch.contiguous_format)
     for part in lses[1:]:
         lse = torch.logaddexp(lse, part)
-    out, _ = fake(a)
-    total = out if out.dtype == lse.dtype else torch.empty_like(out, dtype=lse.dtype)
-    for i, (part, own) in enumerate(zip(outs, lses, strict=True)):
+    total = torch.zeros(outs[0].shape, dtype=lse.dtype, device=lse.device)
+    for part, own in zip(outs, lses, strict=True):
         weight = _weight(own, lse)
-        part = part.to(lse.dtype)
-        if bool((weight == 0).any()):  # 0 · inf would be NaN: a part without keys may hold anything
-            part = part.masked_fill(weight == 0, 0.0)
-        if i == 0:
-            torch.mul(part.expand_as(total), weight, out=total)
-        else:
-            total.addcmul_(part, weight)
-    return out if total is out else out.copy_(total), lse
-
-
-def _stacked(a: Arguments) -> tuple[Tensor, Tensor]:
-    outs, lses = torch.stack(list(a.tensors[: a.parts])), a.tensors[a.parts :]
-    lse = lses[0] if a.parts > 1 else lses[0].clone(memory_format=torch.contiguous_format)
-    for part in lses[1:]:
-        lse = torch.logaddexp(lse, part)
-    stacked = torch.stack(list(lses))
-    weights = torch.exp(stacked - lse.masked_fill(lse == -math.inf, 0.0)).unsqueeze(-1)
-    shares = (outs if outs.dtype == lse.dtype else outs.to(lse.dtype)) * weights
-    # 0 · inf is no number: a part without keys may hold anything.
-    if not math.isfinite(float(shares.sum())):
-        shares = shares.masked_fill(weights == 0, 0.0)
-    out, _ = fake(a)
-    return out.copy_(shares.sum(0)), lse
+        total.addcmul_(part.to(lse.dtype).masked_fill(weight == 0, 0.0), weight)
+    return total, lse
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:

@@ -30,14 +30,14 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     q, k, v = a.q, a.k, a.v
     if q.numel() == 0 or v.numel() == 0:
         return empty_result(q, v)
+    if a.rpb is None and q.is_cpu and q.shape[3] == v.shape[3] and q.stride(3) == k.stride(3) == v.stride(3) == 1:
+        bias = _whole_bias(*_rules(a), q.dtype)
+        if bias is not None:  # each query sees itself: nothing of what flash_forward mends can happen
+            out, lse = torch_internals.flash_cpu(q, k, v, 0.0, False, attn_mask=bias, scale=a.scale)
+            return token_major_copy(out), lse.contiguous()
     tiles = _Tiles(a)
     if tiles.are_one and q.device.type == "cpu":  # neither cut nor put together
-        bias = tiles.bias(tuple(span.pattern for (span,) in tiles.spans))
-        if a.rpb is None and q.shape[3] == v.shape[3] and q.stride(3) == k.stride(3) == v.stride(3) == 1:
-            # Each query sees itself, unless rpb hides it: nothing of what flash_forward mends can happen.
-            out, lse = torch_internals.flash_cpu(q, k, v, 0.0, False, attn_mask=bias, scale=a.scale)
-        else:
-            out, lse = flash_forward(q, k, v, bias, a.scale, False)
+        out, lse = flash_forward(q, k, v, tiles.bias(tiles.whole), a.scale, False)
         return token_major_copy(out), lse.contiguous()
     out, lse = fake(a)
     maps = [x.unflatten(2, tiles.grid) for x in (q, k, v, out, lse)]
@@ -100,12 +100,10 @@ class _Tiles:
     """Boxes of queries with the boxes of keys that they see, and the additive bias of each pair of boxes."""
 
     def __init__(self, a: Arguments) -> None:
-        q, v = a.q, a.v
         self.grid = tuple(a.grid)
-        rules = (self.grid, *(tuple(rule) for rule in (a.kernel_size, a.dilation, a.stride, a.is_causal)))
-        self.spans = _plan(*rules, a.border, q.shape[0] * q.shape[1], q.shape[3] + v.shape[3])
+        self.spans = _plan(*_rules(a))
         self.are_one = all(len(along) == 1 for along in self.spans) and max(a.dilation) == 1
-        self.q, self.rpb, self.kernel_size = q, a.rpb, a.kernel_size
+        self.q, self.rpb, self.kernel_size = a.q, a.rpb, a.kernel_size
         self.biases: dict[tuple[Pattern, ...], Tensor] = {}
         self.gradients: dict[tuple[Pattern, ...], Tensor] = {}
 
@@ -114,6 +112,11 @@ class _Tiles:
         for box in itertools.product(*self.spans):
             queries, keys = tuple(s.queries for s in box), tuple(s.keys for s in box)
             yield (whole, whole, *queries), (whole, whole, *keys), tuple(s.pattern for s in box)
+
+    @property
+    def whole(self) -> tuple[Pattern, ...]:
+        """What the only tile looks like, where :attr:`are_one`."""
+        return tuple(span.pattern for (span,) in self.spans)
 
     def bias(self, patterns: tuple[Pattern, ...]) -> Tensor:
         """(1|B, 1|H, queries, keys): rpb, or 0, where a key is seen, −inf elsewhere."""
@@ -151,6 +154,17 @@ class _Tiles:
         self.gradients.clear()
 
 
+_Rules = tuple[
+    tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...], str, int, int
+]  # of :func:`_plan`
+
+
+def _rules(a: Arguments) -> _Rules:
+    q = a.q
+    along = (tuple(a.grid), tuple(a.kernel_size), tuple(a.dilation), tuple(a.stride), tuple(a.is_causal))
+    return *along, a.border, q.shape[0] * q.shape[1], q.shape[3] + a.v.shape[3]
+
+
 @functools.lru_cache(maxsize=256)
 def _plan(
     grid: tuple[int, ...],
@@ -165,6 +179,25 @@ def _plan(
     rules = zip(grid, kernel_size, dilation, stride, is_causal, strict=True)
     axes = tuple(Axis(*rule, border == "shifted") for rule in rules)
     return [spans(axis, extent) for axis, extent in zip(axes, extents(axes, images, width), strict=True)]
+
+
+@functools.lru_cache(maxsize=32)
+def _whole_bias(
+    grid: tuple[int, ...],
+    kernel_size: tuple[int, ...],
+    dilation: tuple[int, ...],
+    stride: tuple[int, ...],
+    is_causal: tuple[bool, ...],
+    border: str,
+    images: int,
+    width: int,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """(1, 1, N, N) of :func:`_hidden` where one tile holds the whole grid and is small, on a CPU; else None."""
+    plan = _plan(grid, kernel_size, dilation, stride, is_causal, border, images, width)
+    if max(dilation) > 1 or any(len(along) > 1 for along in plan) or math.prod(grid) ** 2 > SMALL_BIAS:
+        return None
+    return _new_hidden(tuple(span.pattern for (span,) in plan), dtype, torch.device("cpu"))
 
 
 def _hidden(patterns: tuple[Pattern, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -65,15 +65,11 @@ def selective_scan(
     Source: Gu and Dao 2023 (arXiv 2312.00752), algorithm 2; https://github.com/state-spaces/mamba,
     ``selective_scan_ref``.
     """
-    for name, tensor in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
-        check_tensor(OPERATOR, name, tensor)
-    check_flag(OPERATOR, "delta_softplus", delta_softplus)
-    check_flag(OPERATOR, "reverse", reverse)
     u, B, C, z = under_autocast(u, B, C, z)
-    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    _check(delta_softplus, reverse, u, delta, A, B, C, D, z, delta_bias, initial_state)
     run = _implementation(select(OPERATOR, backend, u, lambda: triton_obstacle(A=A)))
-    skip, bias = (None if t is None else t[None] for t in (D, delta_bias))
-    return run(Arguments(u, delta, A[None], B, C, skip, z, bias, initial_state, delta_softplus, reverse))
+    skip, bias = None if D is None else D[None], None if delta_bias is None else delta_bias[None]
+    return run(Arguments(u, delta, A.unsqueeze(0), B, C, skip, z, bias, initial_state, delta_softplus, reverse))
 
 
 def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Tensor]]:
@@ -92,8 +88,21 @@ def triton_obstacle(*, A: Tensor, **_: Any) -> str | None:
 
 @remembered
 def _check(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, *rest: Tensor | None
+    delta_softplus: bool,
+    reverse: bool,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    *rest: Tensor | None,
 ) -> None:
+    for name, tensor in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C)):
+        check_tensor(OPERATOR, name, tensor)
+    check_flag(OPERATOR, "delta_softplus", delta_softplus)
+    check_flag(OPERATOR, "reverse", reverse)
     layouts = {"u": "B C T", "delta": "B C T", "A": "C N", "B": "B G N T", "C": "B G N T", "D": "C", "z": "B C T"}
     layouts |= {"delta_bias": "C", "initial_state": "B C N"}
     tensors = dict(zip(layouts, (u, delta, A, B, C, D, z, *rest), strict=True))

@@ -49,18 +49,19 @@ def _short_forward(x: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         delta = F.softplus(delta)
     if B.shape[1] > 1:
         B, C = (t.repeat_interleave(u.shape[1] // t.shape[1], 1) for t in (B, C))
-    a = torch.exp(delta.unsqueeze(2) * A.unsqueeze(-1))
-    terms = ((delta * u).unsqueeze(2) * B).unsqueeze(-1)
     start = x.initial_state
-    h = solve_last(a, terms, None if start is None else start.unsqueeze(-1), x.reverse).squeeze(-1)
-    y = (h * C).sum(2)
+    a = torch.mul(delta.unsqueeze(2), A.unsqueeze(-1)).exp_()
+    h = (delta * u).unsqueeze(2) * B
+    h = solve_last(a.unsqueeze(-1), h.unsqueeze(-1), None if start is None else start.unsqueeze(-1), x.reverse)
+    h = h.squeeze(-1)
+    last = h.select(-1, 0 if x.reverse else -1).clone(memory_format=torch.contiguous_format)
+    y = h.mul_(C).sum(2)
     if x.D is not None:
         y = torch.addcmul(y, u, x.D.unsqueeze(-1))
     if x.z is not None:
         y = y * F.silu(x.z.to(dtype))
-    last = h[..., 0 if x.reverse else -1].clone(memory_format=torch.contiguous_format)
     starts = torch.zeros_like(last) if start is None else start.clone(memory_format=torch.contiguous_format)
-    return y.to(x.u.dtype).contiguous(), last, starts.unsqueeze(1)
+    return y.to(x.u.dtype, memory_format=torch.contiguous_format), last, starts.unsqueeze(1)
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
