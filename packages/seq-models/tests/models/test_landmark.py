@@ -294,12 +294,3 @@ def test_the_whole_network_equals_one_written_out() -> None:
     assert (model(ids[None]).logits[0] - expected).abs().max() < 1e-10
     state = model(ids[None, :6], use_cache=True).past_key_values
     assert (model(ids[None, 6:], past_key_values=state).logits[0] - expected[6:]).abs().max() < 1e-10
-
-
-@pytest.mark.parametrize("width", [8, 9])
-def test_rotation_is_a_product_of_complex_numbers_and_leaves_an_odd_channel(width: int) -> None:
-    x, position = torch.randn(2, 5, width).double(), torch.tensor([0, 3, 4, 9, 100])
-    angle = position.double()[:, None] * 10000.0 ** (-torch.arange(0, width - 1, 2).double() / width)
-    pairs = torch.view_as_complex(x[..., :8].unflatten(-1, (-1, 2)).contiguous())
-    expected = torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
-    assert (rotate(x, position, 10000.0) - torch.cat([expected, x[..., 8:]], -1)).abs().max() < 1e-10
