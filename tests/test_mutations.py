@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTED = json.loads((ROOT / "tests/mutations.json").read_text(encoding="utf-8"))
+# A configuration of transformers' own network; two lines of attention; two files of eighty lines.
+SMALL = ("LLaVA", "Identity", "Logit boost")
 SOURCE = """
 class Block:
     def forward(self, x):
@@ -64,10 +66,11 @@ def test_every_family_is_listed_with_nineteen_of_twenty_mutants_killed() -> None
     cards = re.compile(r"Card\(\s*family=\"([^\"]+)\"")
     sources = [file.read_text(encoding="utf-8") for file in ROOT.glob("packages/*/src/**/*.py")]
     families = {family for source in sources for family in cards.findall(source)}
-    assert LISTED.keys() <= families
+    assert LISTED.keys() == families - {"random sibling"}  # models that tests alone use
     for name, row in LISTED.items():
         reasons = [survivor for survivor in row["survivors"] if survivor.get("reason")]
         missed = row["mutations"] - row["killed"] - len(reasons)
         assert row["killed"] + len(row["survivors"]) == row["mutations"], name
-        assert missed <= 0.1 * (row["mutations"] - len(reasons)), f"{name}: {missed} mutants live without a reason"
+        assert missed <= 0.05 * (row["mutations"] - len(reasons)), f"{name}: {missed} mutants live without a reason"
+        assert row["mutations"] >= (0 if name in SMALL else 10), name
         assert len(reasons) <= 0.2 * row["mutations"], f"{name}: too many reasons"
