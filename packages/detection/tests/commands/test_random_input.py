@@ -36,7 +36,7 @@ def test_names_that_move_the_cursor_are_shown_as_they_are_written(capsys: pytest
     assert capsys.readouterr().err == "detection check: a\\x1b[2Kc does not exist\n"
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_arguments_end_in_an_exit_code_and_one_line(
     place: Path, capsys: pytest.CaptureFixture[str], data: st.DataObject

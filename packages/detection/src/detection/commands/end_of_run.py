@@ -42,13 +42,17 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
         best = f", the best has {found['scores'].max():.2f}" if len(found["scores"]) and not len(labels) else ""
         titles.append(
             (
-                f"truth, image {item['image_id']}: {len(truth.labels)} objects",
-                f"prediction: {len(labels)} boxes with a score of at least {THRESHOLD}{best}",
+                f"truth, image {item['image_id']}: {_counted(len(truth.labels), 'object', 'objects')}",
+                f"prediction: {_counted(len(labels), 'box', 'boxes')} with a score of at least {THRESHOLD}{best}",
             )
         )
     if rows:
         sheet(rows, titles).save(path)
     return write_categories(model, loader, path.with_name("categories.csv"))
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def write_categories(model: DetectionTask, loader: Iterable[dict[str, Any]], table: Path) -> list[str]:
