@@ -21,6 +21,8 @@ from .ops.linear_attention import linear_attention
 from .ops.linear_scan import linear_scan
 from .ops.merge_attention import merge_attention
 from .ops.neighborhood_attention import neighborhood_attention
+from .ops.neighborhood_scores import neighborhood_scores
+from .ops.neighborhood_values import neighborhood_values
 from .ops.selective_scan import selective_scan
 
 __all__ = [
@@ -42,6 +44,8 @@ __all__ = [
     "local_stride_table",
     "merge_attention",
     "neighborhood_attention",
+    "neighborhood_scores",
+    "neighborhood_values",
     "neural_memory_weights",
     "rank_augmented_attention",
     "scatterbrain",

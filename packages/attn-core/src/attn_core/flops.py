@@ -6,6 +6,7 @@ attention: exponentials and biases cost nothing, and what causality or a mask hi
 """
 
 import importlib
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any
@@ -53,6 +54,16 @@ def _block_attention(x: Arguments) -> int:
 @_formula("neighborhood_attention")
 def _neighborhood_attention(x: Arguments) -> int:
     return 2 * math.prod(x["q"][:-1]) * math.prod(x["kernel_size"]) * (x["q"][-1] + x["v"][-1])
+
+
+@_formula("neighborhood_scores")
+def _neighborhood_scores(x: Arguments) -> int:
+    return 2 * math.prod(x["q"]) * math.prod(x["kernel_size"])
+
+
+@_formula("neighborhood_values")
+def _neighborhood_values(x: Arguments) -> int:
+    return 2 * math.prod(x["p"]) * x["v"][-1]
 
 
 @_formula("linear_attention")
@@ -108,7 +119,8 @@ def _register(backend: str, name: str, formula: Callable[[Arguments], int]) -> N
 
 for _name, _of in FORMULAS.items():
     for _backend in ("torch", "triton") if has_triton() else ("torch",):
-        _register(_backend, _name, _of)
+        if importlib.util.find_spec(f"attn_core.ops.{_name}.{_backend}_backend") is not None:
+            _register(_backend, _name, _of)
 
 
 @register_flop_formula(torch.ops.mkldnn._linear_pointwise)  # what `attn_core.linear` calls on a CPU

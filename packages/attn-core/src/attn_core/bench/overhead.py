@@ -89,6 +89,17 @@ def _neighborhood_attention() -> Callable[[], Any]:
     return lambda: attn_core.neighborhood_attention(q, k, v, 3)
 
 
+def _neighborhood_scores() -> Callable[[], Any]:
+    q, k, _ = _qkv(4, 4)
+    return lambda: attn_core.neighborhood_scores(q, k, 3)
+
+
+def _neighborhood_values() -> Callable[[], Any]:
+    v = _qkv(4, 4)[0]
+    p = torch.rand(1, HEADS, 4, 4, 9)
+    return lambda: attn_core.neighborhood_values(p, v, 3)
+
+
 def _linear_attention() -> Callable[[], Any]:
     q, k, v = _qkv()
     return lambda: attn_core.linear_attention(q, k, v)
@@ -152,5 +163,7 @@ CALLS: dict[str, Callable[[], Callable[[], Any]]] = {
     "linear_scan": _linear_scan,
     "merge_attention": _merge_attention,
     "neighborhood_attention": _neighborhood_attention,
+    "neighborhood_scores": _neighborhood_scores,
+    "neighborhood_values": _neighborhood_values,
     "selective_scan": _selective_scan,
 }

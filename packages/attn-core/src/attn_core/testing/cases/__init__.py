@@ -15,6 +15,8 @@ from . import (
     linear_scan,
     merge_attention,
     neighborhood_attention,
+    neighborhood_scores,
+    neighborhood_values,
     selective_scan,
 )
 
@@ -31,6 +33,8 @@ MODULES = (
     linear_scan,
     merge_attention,
     neighborhood_attention,
+    neighborhood_scores,
+    neighborhood_values,
     selective_scan,
 )
 

@@ -1,0 +1,8 @@
+"""selective_scan_cuda_core over attn_core."""
+
+from attn_core.compat.shims.mamba import bwd_core as bwd
+from attn_core.compat.shims.mamba import fwd_core as fwd
+
+__attn_core_compat__ = True
+
+__all__ = ["bwd", "fwd"]

@@ -1,0 +1,5 @@
+"""natten.natten2d of natten 0.15 over attn_core."""
+
+from attn_core.compat.shims.natten_modules import PaddedNeighborhoodAttention2D as NeighborhoodAttention2D
+
+__all__ = ["NeighborhoodAttention2D"]

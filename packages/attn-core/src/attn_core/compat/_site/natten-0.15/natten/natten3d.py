@@ -1,0 +1,5 @@
+"""natten.natten3d of natten 0.15 over attn_core."""
+
+from attn_core.compat.shims.natten_modules import PaddedNeighborhoodAttention3D as NeighborhoodAttention3D
+
+__all__ = ["NeighborhoodAttention3D"]

@@ -1,0 +1,5 @@
+"""natten.natten1d of natten 0.17 over attn_core."""
+
+from attn_core.compat.shims.natten_modules import StrictNeighborhoodAttention1D as NeighborhoodAttention1D
+
+__all__ = ["NeighborhoodAttention1D"]

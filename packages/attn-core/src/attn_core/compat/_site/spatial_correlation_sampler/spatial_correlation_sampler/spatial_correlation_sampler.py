@@ -1,0 +1,7 @@
+"""spatial_correlation_sampler.spatial_correlation_sampler over attn_core."""
+
+from attn_core.compat.shims.correlation import SpatialCorrelationSampler, spatial_correlation_sample
+
+__attn_core_compat__ = True
+
+__all__ = ["SpatialCorrelationSampler", "spatial_correlation_sample"]
