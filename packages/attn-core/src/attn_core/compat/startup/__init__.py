@@ -1,1 +1,0 @@
-"""What child processes load before their first line: this folder stands on their PYTHONPATH, standard library only."""
