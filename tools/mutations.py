@@ -2,10 +2,11 @@
 
 ``python tools/mutations.py BiFormer`` drops residuals, activations, norms, scales and detachments, swaps axes, signs
 and orders, sums for means and changes an eps, one at a time, in the files that hold the family's entries and in the
-layers they import, and runs on each mutant the tests named on its card and those that mirror the changed file. The list
-goes to ``tests/mutations.json``; reasons written there beside a survivor are kept. A mutant that cannot be imported is
-no evidence and is not counted; one that raises while the tests run is killed, but counted apart from those whose
-numbers gave them away (``raised``).
+layers they import, and runs on each mutant the tests named on its card and those that mirror the changed file; on what
+these miss, the contracts of all models that stand beside them (``test_every_*.py``). The list goes to
+``tests/mutations.json``; reasons written there beside a survivor are kept. A mutant that cannot be imported is no
+evidence and is not counted; one that raises while the tests run is killed, but counted apart from those whose numbers
+gave them away (``raised``).
 
 The files are not touched: a mutant is a process of its own, in which an import hook serves the changed source.
 """
@@ -289,6 +290,12 @@ def _mirrors(module: str) -> list[str]:
     return [str(tests / file.name) for file in sorted((ROOT / tests).glob(f"test_{name}.py"))]
 
 
+def _contracts(family: Family) -> list[str]:
+    """Tests of all models that stand beside those of a family."""
+    beside = [file for test in family.tests for file in (ROOT / test).parent.glob("test_every_*.py")]
+    return sorted({str(file.relative_to(ROOT)) for file in beside} - set(family.tests))
+
+
 def _file(module: str) -> Path:
     """Where a module of ours lies; found without importing what stands above it."""
     path = next(ROOT.glob(f"packages/*/src/{module.partition('.')[0]}")).parent / module.replace(".", "/")
@@ -388,8 +395,9 @@ def examine(family: Family, count: int, seed: int, judge: Judge) -> dict[str, ob
         if tried == count:
             break
         start = time.monotonic()
-        tests = dict.fromkeys([*_mirrors(mutation.module), *family.tests])
-        code, line = judge.verdict(mutation, list(tests))
+        code, line = judge.verdict(mutation, list(dict.fromkeys([*_mirrors(mutation.module), *family.tests])))
+        if code == 0 and (contracts := _contracts(family)):
+            code, line = judge.verdict(mutation, contracts)
         verdict = {0: "survived", UNUSABLE: "cannot be imported"}.get(code, "killed")
         where, change = f"{mutation.module}:{mutation.line}", f"{mutation.before} → {mutation.after}"
         seconds = time.monotonic() - start

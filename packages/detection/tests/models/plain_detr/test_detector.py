@@ -107,7 +107,10 @@ def test_timm_backbones_give_one_map(backbone: str) -> None:
         from detection.models.plain_detr.detector import TimmBackbone
 
         body = TimmBackbone(backbone)
-        assert body(torch.rand(1, 3, 224, 224)).shape == (1, body.channels, 7, 7)
+        x = torch.rand(1, 3, 224, 224)
+        found = body.eval()(x)
+        assert found.shape == (1, body.channels, 7, 7)
+        torch.testing.assert_close(found, body.body(x)[-1].permute(0, 3, 1, 2))  # timm's maps end with their channels
 
 
 def test_a_vit_is_taken_whole_for_pictures_of_any_size() -> None:
