@@ -80,7 +80,8 @@ def test_gate_refuses_a_tile_that_spills(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.slow
 def test_quick_gate_passes_on_a_hopper_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    code = aot.main(["--quick", "--arch", "sm_90", "--jobs", "2"])
+    # Two small operators; the step ``kernels`` of .ci/run compiles all of them.
+    code = aot.main(["--quick", "--arch", "sm_90", "--jobs", "1", "--op", "merge_attention", "channel_attention"])
     printed = capsys.readouterr().out
     assert code == 0, printed
     assert "0 failed" in printed

@@ -21,7 +21,18 @@ OPERATORS = sorted({case.operator.__name__ for case in CASES})
 FIRST = {name: next(case for case in CASES if case.operator.__name__ == name) for name in OPERATORS}
 NONEMPTY = [case for case in CASES if all(t.numel() for t in leaves(*case.inputs(torch.float64)))]
 VARIED = [case for case in NONEMPTY if case.varied]
+VARIED_OWN = [case for case in VARIED if case.operator is not attn_core.linear]  # of operators in torch's library
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def first_of_each(cases: list[Case]) -> list[Any]:
+    """The first case of each operator in the ordinary run, the others with the slow tests: a trace takes seconds."""
+    seen: set[Any] = set()
+    marked = []
+    for case in cases:
+        marked.append(pytest.param(case, marks=[pytest.mark.slow] if case.operator in seen else []))
+        seen.add(case.operator)
+    return marked
 
 
 @pytest.mark.parametrize("name", [name for name in OPERATORS if name != "linear"])
@@ -114,7 +125,7 @@ def _library_calls(case: Case) -> list[tuple[Any, tuple[Any, ...]]]:
     return calls
 
 
-@pytest.mark.parametrize("case", [case for case in VARIED if case.operator is not attn_core.linear], ids=str)
+@pytest.mark.parametrize("case", first_of_each(VARIED_OWN), ids=str)
 def test_library_operators_pass_opcheck(case: Case) -> None:
     calls = _library_calls(case)
     assert {func.name().rsplit("_", 1)[1] for func, _ in calls} == {"forward", "backward"}
@@ -123,7 +134,7 @@ def test_library_operators_pass_opcheck(case: Case) -> None:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("case", VARIED, ids=str)
+@pytest.mark.parametrize("case", first_of_each(VARIED), ids=str)
 def test_compiles_to_one_graph_with_dynamic_shapes(case: Case) -> None:
     torch.compiler.reset()
 
@@ -162,7 +173,7 @@ class _Module(nn.Module):
         return run(self.case, list(args), self.kwargs)
 
 
-@pytest.mark.parametrize("case", VARIED, ids=str)
+@pytest.mark.parametrize("case", first_of_each(VARIED), ids=str)
 def test_exported_graph_is_plain_torch_and_gives_the_same(case: Case) -> None:
     args, kwargs = tree_map(
         lambda a: a.detach() if isinstance(a, Tensor) else a, case.inputs(torch.float64), is_leaf=torch.is_tensor

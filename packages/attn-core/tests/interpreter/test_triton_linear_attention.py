@@ -63,7 +63,8 @@ def test_float32_equals_float64_reference(case: Case) -> None:
     assert_matches_reference(case, torch.float32, "triton")
 
 
-@pytest.mark.parametrize("case", LARGE, ids=str)
+# What differs in 16 bits is the conversion of products and states: one case of each form.
+@pytest.mark.parametrize("case", [LARGE[0], LARGE[3], LARGE[7], LARGE[9]], ids=str)
 def test_float16_equals_float64_reference(case: Case) -> None:
     assert_matches_reference(case, torch.float16, "triton")
 

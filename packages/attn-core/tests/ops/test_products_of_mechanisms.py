@@ -27,22 +27,34 @@ def test_reference_and_torch_give_the_definition_wherever_two_options_meet(name:
     assert failures(product_cases(name), torch.float64, ("reference", "torch")) == []
 
 
+@pytest.mark.slow
 def test_attention_gives_the_definition_wherever_three_options_meet() -> None:
     assert failures(product_cases("attention", strength=3), torch.float64, ("torch",)) == []
 
 
-@pytest.mark.parametrize(("part", "dtype"), [(0, torch.float32), (1, torch.bfloat16), (2, torch.float16)], ids=str)
+# A third of the cases, the rest among the slow tests.
+@pytest.mark.parametrize("offset", [0, *(pytest.param(rest, marks=pytest.mark.slow) for rest in (1, 2))])
 @pytest.mark.parametrize("name", OPERATORS)
-def test_narrow_types_give_the_definition_wherever_options_meet(name: str, part: int, dtype: torch.dtype) -> None:
-    cases = product_cases(name)
-    assert failures(cases if dtype == torch.float32 else cases[part::3], dtype, ("torch",)) == []
+def test_float32_gives_the_definition_wherever_options_meet(name: str, offset: int) -> None:
+    assert failures(product_cases(name)[offset::3], torch.float32, ("torch",)) == []
 
 
+# A sixth of the cases in each type, another sixth among the slow tests.
+@pytest.mark.parametrize("part", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("offset", "dtype"), [(1, torch.bfloat16), (2, torch.float16)], ids=str)
 @pytest.mark.parametrize("name", OPERATORS)
-def test_sixteen_bits_lose_little_beside_the_reference_in_sixteen_bits(name: str) -> None:
+def test_narrow_types_give_the_definition_wherever_options_meet(
+    name: str, offset: int, dtype: torch.dtype, part: int
+) -> None:
+    assert failures(product_cases(name)[offset + part :: 6], dtype, ("torch",)) == []
+
+
+@pytest.mark.parametrize("offset", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_sixteen_bits_lose_little_beside_the_reference_in_sixteen_bits(name: str, offset: int) -> None:
     definition, eps = DEFINITIONS[name], torch.finfo(torch.bfloat16).eps / 2
     lost = []
-    for case in product_cases(name)[::2]:
+    for case in product_cases(name)[offset::4]:
         ours, theirs = (errors(case, torch.bfloat16, backend, "cpu", definition) for backend in ("torch", "reference"))
         # Rounding the results costs eps / 2 each; what else is rounded on the way may cost a few of them.
         for (part, error), (_, reference) in zip(ours, theirs, strict=True):
