@@ -45,7 +45,7 @@ def _remember_types() -> None:
     of_elements: dict[int, tuple[Any, Any]] = {}
 
     def init_type(self: Any, element_ty: Any, shape: Any) -> None:
-        values = shape.values if isinstance(shape, core.tuple) else shape
+        values = getattr(shape, "values", shape)  # Triton's tuple, or a list
         plain = tuple([size.value if isinstance(size, core.constexpr) else size for size in values])
         known = of_types.get(plain)
         if known is None:

@@ -119,7 +119,7 @@ def dense_backward(
 
 
 def _of_images(a: Arguments, mask: _Mask) -> DenseArguments:
-    operands = (a.q, a.k, a.v)
-    if mask.images != slice(0, len(a.q)):
-        operands = tuple(x[mask.images] for x in operands)
-    return DenseArguments(*operands, mask.bias, None, [], a.scale, "none")
+    q, k, v = a.q, a.k, a.v
+    if mask.images != slice(0, len(q)):
+        q, k, v = (x[mask.images] for x in (q, k, v))
+    return DenseArguments(q, k, v, mask.bias, None, [], a.scale, "none")

@@ -70,10 +70,12 @@ def _new_plan(
     weights_differ: bool,
     q_index: Tensor,
     kv_index: Tensor,
-    table: Tensor | None,
+    given_table: Tensor | None,
 ) -> Plan:
-    if table is None:
+    if given_table is None:
         table = torch.arange(q_index.shape[2], device=q_index.device).view(1, 1, -1, 1)
+    else:
+        table = given_table
     per_head = weights_differ or any(x.shape[1] > 1 for x in (q_index, kv_index, table))
 
     def grouped(index: Tensor, heads: int) -> Tensor:
