@@ -58,3 +58,38 @@ def test_importing_attn_core_loads_torch_and_jaxtyping_and_no_kernel_or_engine()
     assert {name for name in foreign if not name.startswith("_")} == set()
     heavy = ("attn_core.engine", "attn_core.bench", "attn_core.testing")
     assert [name for name in loaded if name.startswith(heavy) or name.endswith("triton_backend")] == []
+
+
+HELP_OF_EVERY_VERB = """
+import contextlib, importlib, io, json, sys, torch, jaxtyping, typer, rich.console, rich.table
+from attn_core.engine.cli import build_cli, run_cli
+before = set(sys.modules)
+for package in ("detection", "medical_seg", "seq_models", "vision_models", "vlm_tools"):
+    sys.argv = ["/bin/" + package.replace("_", "-")]
+    task = importlib.import_module(package + ".cli").CLI
+    for verb in [None, *typer.main.get_command(build_cli(task)).commands]:
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:
+            run_cli(task, [*([verb] if verb else []), "--help"])
+        assert "Usage" in text.getvalue(), (package, verb)
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_the_help_of_every_verb_loads_torch_and_what_prints_it() -> None:
+    """Not timm, transformers, torchvision or mmengine, which take longer than torch (tools/import_time.py)."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELP_OF_EVERY_VERB], capture_output=True, encoding="utf-8", check=False
+    )
+    assert done.returncode == 0, done.stderr
+    print_it = {"typer", "click", "rich", "markdown_it", "mdurl", "pygments"}
+    print_it |= {"pydantic", "pydantic_core", "annotated_types", "typing_inspection"}  # typer's
+    loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
+    assert loaded - print_it - {*PACKAGES, *sys.stdlib_module_names} == set()
+
+
+@pytest.mark.parametrize("package", ["seq_models", "vision_models"])
+def test_importing_registers_models_except_in_the_packages_own_command(package: str) -> None:
+    program = f"import sys; sys.argv = ['{{}}']; import {package}"
+    loaded = [_loaded_by(program.format(argument)) for argument in ("train.py", f"/bin/{package.replace('_', '-')}")]
+    library = {"seq_models": "transformers", "vision_models": "timm"}[package]
+    assert [library in names for names in loaded] == [True, False]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from attn_core.engine.extras import NEEDED, require, running_command
+from attn_core.engine.extras import NEEDED, require
+from attn_core.program import running_command
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -17,6 +18,7 @@ def test_every_package_with_a_command_is_recognized(package: str) -> None:
     for program in (f"/usr/bin/{package}", f"/lib/{package.replace('-', '_')}/__main__.py"):
         assert running_command(program) == (package if has_command else None)
     assert running_command("/usr/bin/pytest") is None
+    assert running_command(f"scripts/{package}.py") is None  # a user's own
 
 
 def test_a_missing_package_is_one_line_for_a_command_and_an_error_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,12 @@
 
 from attn_core.engine import TaskPackage
 from attn_core.engine.cli import run_cli
-from detection.bench.attention import benchmark
+from detection.commands.benchmark import benchmark
 from detection.commands.check import check
-from detection.commands.end_of_run import draw_predictions
 from detection.commands.export import export_target
-from detection.commands.own_data import train_settings
 from detection.commands.predict import predict
 from detection.commands.ring3d import write_samples
+from detection.commands.train import draw_predictions, train_settings
 from detection.models import info, list_models
 from detection.package import PACKAGE
 

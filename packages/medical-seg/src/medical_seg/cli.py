@@ -2,7 +2,7 @@
 
 from attn_core.engine import TaskPackage
 from attn_core.engine.cli import run_cli
-from medical_seg.bench.networks import benchmark
+from medical_seg.commands.benchmark import benchmark
 from medical_seg.commands.convert_weights import convert_weights
 from medical_seg.commands.demo import demo
 from medical_seg.commands.evaluate import evaluate
@@ -10,10 +10,9 @@ from medical_seg.commands.export import export_target
 from medical_seg.commands.info import info
 from medical_seg.commands.plan import plan
 from medical_seg.commands.predict import predict
-from medical_seg.commands.train import train_settings
+from medical_seg.commands.train import draw_predictions, train_settings
 from medical_seg.models import list_models
 from medical_seg.package import PACKAGE
-from medical_seg.pictures.end_of_run import draw_predictions
 
 CLI = TaskPackage(
     package=PACKAGE,

@@ -2,7 +2,7 @@
 
 from attn_core.engine import TaskPackage
 from attn_core.engine.cli import run_cli
-from seq_models.bench.causal import benchmark_causal
+from seq_models.commands.benchmark import benchmark
 from seq_models.commands.demo import demo
 from seq_models.commands.export import export_target
 from seq_models.commands.generate import generate
@@ -14,11 +14,12 @@ from seq_models.package import PACKAGE
 CLI = TaskPackage(
     package=PACKAGE,
     summary="Attention models for sequences.",
+    register=list_models,
     list_models=list_models,
     info=info,
     predict=predict,
     export=export_target,
-    benchmark=benchmark_causal,
+    benchmark=benchmark,
     draw_predictions=draw_predictions,
     train_settings=train_settings,
     commands={"generate": generate, "demo": demo},

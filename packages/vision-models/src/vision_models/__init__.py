@@ -1,16 +1,25 @@
-"""Attention backbones for vision on one attention core; importing registers them with timm."""
+"""Attention backbones for vision on one attention core; importing registers them with timm.
 
+The command ``vision-models`` alone registers them when a verb runs: its ``--help`` does without timm.
+"""
+
+from typing import TYPE_CHECKING
+
+from attn_core.deferred import deferred
+from attn_core.program import running_command
 from vision_models.models import create_model, list_models
-from vision_models.models.biformer import BiFormer, BiFormerDense
-from vision_models.models.cswin import CSwin
-from vision_models.models.davit import DaViT, DaViTDense
-from vision_models.models.deit import DeiT
-from vision_models.models.focalnet import FocalNet, FocalNetDense
-from vision_models.models.halonet import HaloNet
-from vision_models.models.pvt import PVT
-from vision_models.models.ravlt import RAVLT, RAVLTDense
-from vision_models.models.swin import Swin, SwinDense
-from vision_models.official import load_official
+
+if TYPE_CHECKING:
+    from vision_models.models.biformer import BiFormer, BiFormerDense
+    from vision_models.models.cswin import CSwin
+    from vision_models.models.davit import DaViT, DaViTDense
+    from vision_models.models.deit import DeiT
+    from vision_models.models.focalnet import FocalNet, FocalNetDense
+    from vision_models.models.halonet import HaloNet
+    from vision_models.models.pvt import PVT
+    from vision_models.models.ravlt import RAVLT, RAVLTDense
+    from vision_models.models.swin import Swin, SwinDense
+    from vision_models.official import load_official
 
 __all__ = [
     "PVT",
@@ -32,4 +41,21 @@ __all__ = [
     "load_official",
 ]
 
-list_models()  # imports every file of models/, which registers its entries with timm
+__getattr__, __dir__ = deferred(
+    __name__,
+    {
+        "vision_models.models.biformer": ("BiFormer", "BiFormerDense"),
+        "vision_models.models.cswin": ("CSwin",),
+        "vision_models.models.davit": ("DaViT", "DaViTDense"),
+        "vision_models.models.deit": ("DeiT",),
+        "vision_models.models.focalnet": ("FocalNet", "FocalNetDense"),
+        "vision_models.models.halonet": ("HaloNet",),
+        "vision_models.models.pvt": ("PVT",),
+        "vision_models.models.ravlt": ("RAVLT", "RAVLTDense"),
+        "vision_models.models.swin": ("Swin", "SwinDense"),
+        "vision_models.official": ("load_official",),
+    },
+)
+
+if running_command() != "vision-models":
+    list_models()  # imports every file of models/, which registers its entries with timm

@@ -6,20 +6,20 @@ from vision_models.commands.benchmark import benchmark
 from vision_models.commands.export import export_target
 from vision_models.commands.info import info
 from vision_models.commands.predict import predict
-from vision_models.commands.train import train_settings
+from vision_models.commands.train import draw_predictions, train_settings
 from vision_models.models import list_models
 from vision_models.package import PACKAGE
-from vision_models.pictures.report import report
 
 CLI = TaskPackage(
     package=PACKAGE,
     summary="Attention backbones for vision.",
+    register=list_models,
     list_models=list_models,
     info=info,
     predict=predict,
     export=export_target,
     benchmark=benchmark,
-    draw_predictions=report,
+    draw_predictions=draw_predictions,
     train_settings=train_settings,
 )
 

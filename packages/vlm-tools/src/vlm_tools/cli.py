@@ -2,8 +2,8 @@
 
 from attn_core.engine import TaskPackage
 from attn_core.engine.cli import run_cli
-from vlm_tools.bench.prefill import benchmark
 from vlm_tools.commands.ask import ask
+from vlm_tools.commands.benchmark import benchmark
 from vlm_tools.commands.caption import caption
 from vlm_tools.commands.demo import demo
 from vlm_tools.commands.evaluate import evaluate

@@ -1,4 +1,8 @@
-"""The command line of every task package: the same verbs and flags, implemented once."""
+"""The command line of every task package: the same verbs and flags, implemented once.
+
+What a verb works with is imported when it runs, here and in the packages' ``commands``: ``--help`` takes little more
+than torch does.
+"""
 
 import functools
 import inspect
@@ -17,16 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from attn_core.catalog import did_you_mean
-from attn_core.engine.config import find_recipe, format_config, load_recipe, read_recipe, recipe_names
-from attn_core.engine.distributed import LAUNCHERS, STRATEGIES, choose_device
 from attn_core.engine.errors import ConfigError, EngineError
-from attn_core.engine.export import export as write_export
 from attn_core.engine.failures import CLOSED_PIPE, describe
 from attn_core.engine.listing import model_rows, shown
 from attn_core.engine.package import BenchmarkRequest, ExportFormat, PackageId, TaskPackage
-from attn_core.engine.reporting import format_number
-from attn_core.engine.run import evaluate, open_run
-from attn_core.engine.train import TrainOptions, train
 
 _FORMATS: dict[ExportFormat, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
@@ -47,6 +45,15 @@ def build_cli(task: TaskPackage) -> typer.Typer:
     if not out.is_terminal:
         out.width = 10_000  # a row of a table is a line, for grep and cut
 
+    def add(verb: str, function: Callable[..., None]) -> None:
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            if task.register is not None:
+                task.register()
+            function(**values)
+
+        app.command(verb)(command)
+
     def train_command(
         recipe: Annotated[str | None, typer.Argument(help="Name (see list) or .py file.", show_default=False)] = None,
         out_dir: Annotated[Path | None, typer.Option("--out", help="Run directory (default: runs/<recipe>).")] = None,
@@ -66,6 +73,10 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         **own: Any,
     ) -> None:
         """Train a recipe (without an argument: embedded data, minutes on a CPU) and test the best weights once."""
+        from attn_core.engine.distributed import LAUNCHERS, STRATEGIES
+        from attn_core.engine.reporting import format_number
+        from attn_core.engine.train import TrainOptions, train
+
         _one_of("--launcher", launcher, LAUNCHERS)
         if strategy is not None:
             _one_of("--strategy", strategy, STRATEGIES)
@@ -89,9 +100,8 @@ def build_cli(task: TaskPackage) -> typer.Typer:
             out.print(f"test {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
         out.print(f"took {result.seconds:.1f} s; wrote {', '.join(result.files)} to {result.directory}", markup=False)
 
-    app.command("train")(_with_options_of(task.train_settings, train_command))
+    add("train", _with_options_of(task.train_settings, train_command))
 
-    @app.command("eval")
     def eval_command(
         run: Annotated[Path, typer.Argument(help="Run directory.")],
         split: Annotated[
@@ -100,11 +110,16 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         device: _Device = "auto",
     ) -> None:
         """Evaluate the selected weights of a run on its test split."""
+        from attn_core.engine.reporting import format_number
+        from attn_core.engine.run import evaluate
+
         if split is not None:
             _one_of("--split", split, ("test", "val"))
         split, metrics = evaluate(package, run, split=split, device=device, draw=task.draw_predictions)
         for name, value in metrics.items():
             out.print(f"{split} {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
+
+    add("eval", eval_command)
 
     def predict_command(
         inputs: Annotated[list[Path], typer.Argument(help="Files or folders.", metavar="INPUT...")],
@@ -114,6 +129,8 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         **options: Any,
     ) -> None:
         """Apply a trained model to your own inputs."""
+        from attn_core.engine.run import open_run
+
         function = _need(package.name, "predict", task.predict)
         for path in inputs:
             if not path.exists():
@@ -123,15 +140,17 @@ def build_cli(task: TaskPackage) -> typer.Typer:
             for line in function(trained, inputs, out_dir, **options):
                 out.print(line, markup=False)
 
-    app.command("predict")(_with_options_of(task.predict, predict_command))
+    add("predict", _with_options_of(task.predict, predict_command))
 
-    @app.command("export")
     def export_command(
         target: Annotated[str | None, typer.Argument(help="Run directory or model name (default: newest run).")] = None,
         kind: Annotated[str, typer.Option("--format", help="onnx or torch-export.")] = "onnx",
         file: Annotated[Path | None, typer.Option("--out", help="File (default: exports/<name>).")] = None,
     ) -> None:
         """Write a model for other runtimes and compare the outputs."""
+        from attn_core.engine.export import export as write_export
+        from attn_core.engine.run import open_run
+
         function = _need(package.name, "export", task.export)
         _one_of("--format", kind, _FORMATS)
         is_run = target is None or Path(target).is_dir() or "/" in target
@@ -145,6 +164,8 @@ def build_cli(task: TaskPackage) -> typer.Typer:
             f"wrote {report.path} ({sizes}; {names}); largest relative difference {report.error:.1e}", markup=False
         )
 
+    add("export", export_command)
+
     def benchmark_command(
         models: Annotated[list[str] | None, typer.Argument(help="Model names (default: the package's choice).")] = None,
         batch_size: Annotated[int | None, typer.Option(help="Samples per call.", min=1)] = None,
@@ -153,30 +174,36 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         **options: Any,
     ) -> None:
         """Measure speed and memory of models."""
+        from attn_core.engine.distributed import choose_device
+
         function = _need(package.name, "benchmark", task.benchmark)
         rows = list(function(BenchmarkRequest(models or [], batch_size, choose_device(device), file), **options))
         if file is not None:
             file.write_text(json.dumps([dict(row) for row in rows], indent=1, default=str) + "\n")
         out.print(_table(rows))
 
-    app.command("benchmark")(_with_options_of(task.benchmark, benchmark_command))
+    add("benchmark", _with_options_of(task.benchmark, benchmark_command))
 
-    @app.command("list")
     def list_command(
         counted: Annotated[
             bool, typer.Option("--multiply-adds", help="Count them, where models have fixed ones (minutes).")
         ] = False,
     ) -> None:
         """List recipes, and models with what they cost and what their authors report."""
+        from attn_core.engine.recipes import recipe_names
+
         recipes = [{"recipe": name, "what": text} for name, text in recipe_names(package.module).items()]
         out.print(_table(recipes))
         if models := model_rows(task, counted=counted):
             out.print()
             out.print(_table(models))
 
-    @app.command("info")
+    add("list", list_command)
+
     def info_command(name: Annotated[str, typer.Argument(help="Model or recipe name.")]) -> None:
         """Describe a model, or a recipe with all its settings."""
+        from attn_core.engine.config import find_recipe, format_config, load_recipe, read_recipe, recipe_names
+
         recipes = recipe_names(package.module)
         if name in recipes:
             path = find_recipe(package.module, name)
@@ -189,8 +216,10 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         for key, value in task.info(name).items():
             out.print(f"{key}: {shown(value)}", markup=False)
 
+    add("info", info_command)
+
     for verb, function in task.commands.items():
-        app.command(verb)(_printing(function, out))
+        add(verb, _printing(function, out))
 
     return app
 

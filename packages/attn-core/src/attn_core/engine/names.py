@@ -94,7 +94,8 @@ def qualify(name: str, *, beside: str | None, places: Iterable[str], where: str)
             continue
         if callable(getattr(module, name, None)):
             return f"{place}.{name}"
-        known += [key for key, value in vars(module).items() if not key.startswith("_") and inspect.isclass(value)]
+        offered = getattr(module, "__all__", None) or [key for key in vars(module) if not key.startswith("_")]
+        known += [key for key in offered if inspect.isclass(getattr(module, key, None))]
     example = f"; write the whole name, such as {beside}" if beside else "; write the whole name, package.module.Name"
     raise ConfigError(f"{where}: there is no {name!r}{did_you_mean(name, known) or example}")
 

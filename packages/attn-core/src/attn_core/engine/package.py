@@ -103,6 +103,8 @@ class TaskPackage:
     Attributes:
         package: Which package this is.
         summary: One line for ``--help``.
+        register: Called before a verb runs: makes the package's models known to a library, where importing the package
+            leaves that to its own command (``seq_models``, ``vision_models``).
         list_models: Names of the registered models.
         info: Name → rows of a table (parameters, paper, input size, ...); a value that takes long to compute is given
             as a function without arguments. Raise ValueError for an unknown name.
@@ -123,6 +125,7 @@ class TaskPackage:
 
     package: PackageId
     summary: str = ""
+    register: Callable[[], object] | None = None
     list_models: Callable[[], Iterable[str]] | None = None
     info: Callable[[str], Mapping[str, object]] | None = None
     predict: Callable[..., Iterable[str]] | None = None

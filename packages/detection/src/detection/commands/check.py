@@ -4,12 +4,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from detection.data.coco import SUFFIXES, Split, compare_categories, find_splits, read_image
-from detection.data.coco_json import CocoFile, Findings, inspect_coco
+if TYPE_CHECKING:
+    from detection.data.coco import Split
+    from detection.data.coco_json import CocoFile, Findings
 
 EVERYTHING = 10**9  # pictures are opened, however many there are
 SHOWN = 20  # lines of one kind and split
@@ -28,6 +29,8 @@ def check(
 
     Raises: ValueError if something is wrong, after all of it was printed; for a folder without a data set.
     """
+    from detection.data.coco_json import Findings, inspect_coco
+
     if labels not in ("contiguous", "category_id"):
         raise ValueError(f"--labels must be contiguous or category_id, got {labels}")
     if turned not in ("auto", "upright", "stored"):
@@ -59,7 +62,9 @@ def check(
     yield "nothing is wrong"
 
 
-def _splits(data: Path, images: Path | None) -> dict[str, Split]:
+def _splits(data: Path, images: Path | None) -> "dict[str, Split]":
+    from detection.data.coco import Split, find_splits
+
     if data.is_file():
         return {"": Split("", data, images or data.parent)}
     if not data.is_dir():
@@ -73,7 +78,7 @@ def _splits(data: Path, images: Path | None) -> dict[str, Split]:
     return {"": splits["train"]} if splits["train" if "train" in splits else next(iter(splits))].part else splits
 
 
-def _said(lines: Findings) -> Iterator[str]:
+def _said(lines: "Findings") -> Iterator[str]:
     for kind in ("refused", "repaired", "remarks"):
         found = getattr(lines, kind)
         for line in found[:SHOWN]:
@@ -82,7 +87,9 @@ def _said(lines: Findings) -> Iterator[str]:
             yield f"  {kind}: and {len(found) - SHOWN} more"
 
 
-def _damaged(found: CocoFile) -> Iterator[str]:
+def _damaged(found: "CocoFile") -> Iterator[str]:
+    from detection.data.coco import read_image
+
     for picture in found.pictures:
         try:
             if picture.path.is_file():
@@ -91,7 +98,9 @@ def _damaged(found: CocoFile) -> Iterator[str]:
             yield str(error)
 
 
-def _unlisted(found: CocoFile, split: Split) -> Iterator[str]:
+def _unlisted(found: "CocoFile", split: "Split") -> Iterator[str]:
+    from detection.data.coco import SUFFIXES
+
     listed = {picture.path.name for picture in found.pictures}
     files = sorted(file.name for file in split.folder.iterdir()) if split.folder.is_dir() else []
     extra = [name for name in files if Path(name).suffix.lower() in SUFFIXES and name not in listed]
@@ -99,7 +108,9 @@ def _unlisted(found: CocoFile, split: Split) -> Iterator[str]:
         yield f"{len(extra)} pictures in {split.folder} are not in the json: {', '.join(map(repr, extra[:3]))}"
 
 
-def _categories(files: Mapping[str, CocoFile], labels: str) -> Iterator[str]:
+def _categories(files: "Mapping[str, CocoFile]", labels: str) -> Iterator[str]:
+    from detection.data.coco import compare_categories
+
     if "train" not in files:
         if "" not in files:
             yield "there is no train split"
@@ -110,7 +121,7 @@ def _categories(files: Mapping[str, CocoFile], labels: str) -> Iterator[str]:
             yield f"categories of {name} are not those of train: {problem or note}"
 
 
-def _leaks(files: Mapping[str, CocoFile]) -> Iterator[str]:
+def _leaks(files: "Mapping[str, CocoFile]") -> Iterator[str]:
     """Pictures whose files are equal byte for byte."""
     places: dict[bytes, list[tuple[str, Path]]] = defaultdict(list)
     for name, found in files.items():

@@ -1,17 +1,21 @@
 """``detection export``: what is written of a detector."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from attn_core.engine import ExportTarget, TrainedRun
 from detection.models import create_model
-from detection.models.plain_detr.detector import PlainDETR
+
+if TYPE_CHECKING:
+    from detection.models.plain_detr.detector import PlainDETR
 
 
 class RawOutputs(nn.Module):
     """What is exported of a `PlainDETR`: pictures (B, 3, Y, X) in [0, 1] → logits (B, Q, K) and cxcywh boxes."""
 
-    def __init__(self, net: PlainDETR) -> None:
+    def __init__(self, net: "PlainDETR") -> None:
         super().__init__()
         self.net = net
 
@@ -25,6 +29,8 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
 
     Raises: ValueError for a run of another detector than Plain-DETR.
     """
+    from detection.models.plain_detr.detector import PlainDETR
+
     torch.manual_seed(0)
     if isinstance(run, str):
         net, name = create_model(run), run

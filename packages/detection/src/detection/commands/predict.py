@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -12,11 +12,9 @@ from torch import Tensor
 from attn_core.engine import TrainedRun
 from attn_core.engine.inputs import PredictionTable, find_inputs
 from detection.commands.ring3d import predict_samples
-from detection.data.coco import SUFFIXES, read_image
-from detection.data.transforms import DetectionTransform
-from detection.models.bevformer.detector import BEVFormerDFA3D
-from detection.pictures.boxes import Boxes, draw
-from detection.tasks.detection import to_original
+
+if TYPE_CHECKING:
+    from detection.data.transforms import DetectionTransform
 
 
 def predict(
@@ -34,6 +32,11 @@ def predict(
     Raises:
         ValueError: a threshold outside [0, 1]; a picture that cannot be read, a folder without pictures.
     """
+    from detection.data.coco import SUFFIXES, read_image
+    from detection.data.transforms import DetectionTransform
+    from detection.models.bevformer.detector import BEVFormerDFA3D
+    from detection.pictures.boxes import Boxes, draw
+
     if not 0 <= threshold <= 1:
         raise ValueError(f"--threshold must be in [0, 1], got {threshold}")
     net: Any = getattr(run.model, "net", None)
@@ -74,9 +77,11 @@ def predict(
 
 
 def detect(
-    net: Any, transform: DetectionTransform, pixels: Tensor, device: torch.device, threshold: float
+    net: Any, transform: "DetectionTransform", pixels: Tensor, device: torch.device, threshold: float
 ) -> Mapping[str, Tensor]:
     """Boxes of one picture (3, Y, X) uint8 in its pixels, scores of at least ``threshold`` and labels, on the CPU."""
+    from detection.tasks.detection import to_original
+
     image, _, _ = transform(pixels, torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
     found = net([image.to(device)])[0]
     kept = found["scores"] >= threshold

@@ -9,9 +9,6 @@ import torch
 import typer
 
 from attn_core.engine import TrainedRun
-from detection.data.ring3d import SCENES
-from detection.data.ring3d_folders import read_sample, write_sample
-from detection.pictures.ring3d import draw_sample
 
 
 def write_samples(
@@ -23,6 +20,9 @@ def write_samples(
 
     Raises: ValueError for an unknown split or a count that it does not have.
     """
+    from detection.data.ring3d import SCENES
+    from detection.data.ring3d_folders import write_sample
+
     if split not in SCENES:
         raise ValueError(f"--split must be train or val, got {split}")
     tokens = [(scene, frame) for scene in SCENES[split] for frame in range(4)]
@@ -38,6 +38,9 @@ def predict_samples(run: TrainedRun, inputs: Sequence[Path], out: Path, *, thres
 
     Raises: ValueError for a folder without samples, before anything is written.
     """
+    from detection.data.ring3d_folders import read_sample
+    from detection.pictures.ring3d import draw_sample
+
     net: Any = run.model.net  # pyright: ignore[reportAttributeAccessIssue]
     needs_depth = net.lifting == "dfa3d_gt"
     folders: list[Path] = []

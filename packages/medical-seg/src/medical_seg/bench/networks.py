@@ -5,10 +5,9 @@ beside the same one with N×N maps. ``agunet``, ``daunet``: beside MONAI's Atten
 """
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor, nn
 
 from attn_core.bench import in_turns
@@ -29,10 +28,14 @@ Pair = dict[str, nn.Module]
 def benchmark(
     request: BenchmarkRequest,
     *,
-    size: Annotated[int | None, typer.Option(help="Side of the cube, or of the picture for msa.")] = None,
-    repeats: Annotated[int, typer.Option(help="Calls of each side, in turns; the median counts.")] = 5,
+    size: int | None = None,
+    repeats: int = 5,
 ) -> Iterator[dict[str, object]]:
     """Rows of milliseconds and of MiB held at the worst moment: ours, the peer's, their ratio.
+
+    Args:
+        size: side of the cube, or of the picture for ``msa``.
+        repeats: calls of each side, in turns; the median counts.
 
     Raises: ValueError for an unknown name, or a side that the network does not divide.
     """

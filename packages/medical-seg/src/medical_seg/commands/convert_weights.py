@@ -6,10 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from attn_core import weights
-from medical_seg.models import create_model
-from medical_seg.models.multi_scale_attention import WHOLE_PREFIXES, load_official
-
 ARCHITECTURES = ("agunet", "daunet", "msa")
 
 
@@ -54,6 +50,10 @@ def convert_weights(
 
 
 def _read_msa(source: Path) -> Any:
+    from attn_core import weights
+    from medical_seg.models import create_model
+    from medical_seg.models.multi_scale_attention import WHOLE_PREFIXES, load_official
+
     state = weights.read(source, prefixes=WHOLE_PREFIXES, caller="convert-weights").tensors
     first, last = state.get("resnext.layer0.0.weight"), state.get("predict1.weight")
     if first is None or last is None or first.ndim != 4 or last.ndim != 4:

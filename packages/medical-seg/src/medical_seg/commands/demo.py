@@ -8,16 +8,17 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from attn_core.engine.train import TrainOptions, train
-from medical_seg.data.icbm152 import CLASSES, SPACING, TEST_BEGIN, TRAIN_END, load_icbm152, three_means
 from medical_seg.package import PACKAGE
-from medical_seg.pictures.end_of_run import draw_predictions
 
 RECIPE = "agunet_icbm152"
 
 
 def demo_of(out: Path, seed: int, steps: int | None, device: str) -> Iterator[str]:
     """Train, test, print both rows, write demo.json."""
+    from attn_core.engine.train import TrainOptions, train
+    from medical_seg.data.icbm152 import CLASSES, SPACING, TEST_BEGIN, TRAIN_END, load_icbm152, three_means
+    from medical_seg.pictures.end_of_run import draw_predictions
+
     image, label = load_icbm152()
     held_out = slice(TEST_BEGIN, None)
     image, label = image[:, held_out], label[:, held_out]

@@ -15,13 +15,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from attn_core.lettering import lettered
-from medical_seg.data.folders import open_folder, stem
-from medical_seg.data.volumes import read_labels, require_same_grid, suffix
-from medical_seg.metrics.scores import compare
 from medical_seg.metrics.summary import SMALL_ML, patient, summarize
 
 MOST_LABELS = 255
@@ -45,6 +39,10 @@ def evaluate(
     ] = None,
 ) -> Iterator[str]:
     """Compare two folders of masks: Dice, IoU, HD95, ASSD, NSD, volumes, and how many patients are found."""
+    from medical_seg.data.folders import open_folder
+    from medical_seg.data.volumes import read_labels, require_same_grid
+    from medical_seg.metrics.scores import compare
+
     for name, value in (("--tolerance", tolerance), ("--by-volume", by_volume), ("--overlap", overlap)):
         if not 0 <= value < float("inf"):
             raise ValueError(f"evaluate: {name} must be 0 or more, got {value}")
@@ -111,6 +109,8 @@ def _without_nan(value: Any) -> Any:
 
 
 def _pairs(truth: Path, predicted: Path) -> dict[str, tuple[Path, Path]]:
+    from medical_seg.data.folders import stem
+
     found = {}
     for folder in (truth, predicted):
         if not folder.is_dir():
@@ -128,11 +128,15 @@ def _pairs(truth: Path, predicted: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _is_mask(file: Path) -> bool:
+    from medical_seg.data.volumes import suffix
+
     return bool(suffix(file)) and not file.name.startswith(".") and not file.name.endswith("_overlay.png")
 
 
 def _labels(files: Sequence[Path]) -> list[int]:
     """Labels that any mask holds; 1 if all masks are empty."""
+    from medical_seg.data.volumes import read_labels
+
     found = {int(value) for file in files for value in np.unique(read_labels(file).data) if value > 0}
     if len(found) > MOST_LABELS:
         raise ValueError(f"{files[0].parent}: {len(found)} labels are too many; masks hold class numbers 0, 1, 2, …")
@@ -141,6 +145,11 @@ def _labels(files: Sequence[Path]) -> list[int]:
 
 def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Dice against the true volume, one color per label."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from attn_core.lettering import lettered
+
     labels = list(dict.fromkeys(str(row["label"]) for row in rows))
     with lettered(labels) as names:
         figure = Figure(figsize=(6.5, 4), layout="constrained")

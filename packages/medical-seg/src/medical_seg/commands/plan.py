@@ -6,11 +6,6 @@ from typing import Annotated
 
 import typer
 
-from medical_seg.data.folders import open_folder, problems
-from medical_seg.data.planning import healthy, make_plan
-from medical_seg.data.volumes import read_volume
-from medical_seg.models import is_planar, window_divisor
-
 
 def plan(
     data: Annotated[Path, typer.Argument(help="Folder in nnU-Net's layout, or images/ and masks/.")],
@@ -21,6 +16,11 @@ def plan(
     ] = None,
 ) -> Iterator[str]:
     """Check a folder, and print what training would choose for it."""
+    from medical_seg.data.folders import open_folder, problems
+    from medical_seg.data.planning import healthy, make_plan
+    from medical_seg.data.volumes import read_volume
+    from medical_seg.models import is_planar, window_divisor
+
     folder = open_folder(data, tolerance=geometry_tolerance)
     found = list(problems(folder))
     yield from found[:-1]

@@ -2,23 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
 from attn_core.engine import TrainedRun
 from attn_core.engine.inputs import PredictionTable, find_inputs
-from attn_core.engine.run import open_run
-from medical_seg.data.folders import Case, group_cases
-from medical_seg.data.volumes import PICTURES, SUFFIXES, read_volume, suffix
-from medical_seg.inference.budget import Budget, parse_memory
-from medical_seg.inference.largest_parts import largest_parts
-from medical_seg.inference.probabilities import probability_file
-from medical_seg.inference.sliding_window import window_starts
-from medical_seg.inference.volume import Network, segment_volume
 from medical_seg.package import PACKAGE
-from medical_seg.pictures.planes import draw_planes
+
+if TYPE_CHECKING:
+    from medical_seg.data.folders import Case
+    from medical_seg.inference.volume import Network
 
 SLICE = ".dcm"
 
@@ -56,6 +51,14 @@ def predict(
     Raises:
         ValueError: an option or an input that cannot be used; more memory needed than allowed.
     """
+    from medical_seg.data.volumes import PICTURES, read_volume, suffix
+    from medical_seg.inference.budget import Budget, parse_memory
+    from medical_seg.inference.largest_parts import largest_parts
+    from medical_seg.inference.probabilities import probability_file
+    from medical_seg.inference.sliding_window import window_starts
+    from medical_seg.inference.volume import segment_volume
+    from medical_seg.pictures.planes import draw_planes
+
     if tta not in ("none", "mirror"):
         raise ValueError(f"--tta: {tta!r} is not one of none, mirror")
     window_starts(1, 1, step)  # a wrong step is refused before anything is read
@@ -103,7 +106,7 @@ def predict(
             yield line
 
 
-def find_cases(inputs: Sequence[Path], channels: int | None, out: Path) -> list[Case]:
+def find_cases(inputs: Sequence[Path], channels: int | None, out: Path) -> "list[Case]":
     """Cases of files and of folders at any depth; a folder of DICOM slices is one case.
 
     A case is named by the folders between the inputs' common folder and its files, so that equal names in two folders
@@ -115,6 +118,9 @@ def find_cases(inputs: Sequence[Path], channels: int | None, out: Path) -> list[
 
     Raises: ValueError for a folder without images, a case without all its channels or with more than the network's.
     """
+    from medical_seg.data.folders import Case, group_cases
+    from medical_seg.data.volumes import SUFFIXES
+
     found = find_inputs(inputs, (*SUFFIXES, SLICE), what="images", out=out)
     series: dict[Path, Path] = {}
     for item in found:
@@ -128,8 +134,10 @@ def find_cases(inputs: Sequence[Path], channels: int | None, out: Path) -> list[
     return [*cases, *grouped]
 
 
-def _network(run: TrainedRun, also: Sequence[Path]) -> Network:
+def _network(run: TrainedRun, also: Sequence[Path]) -> "Network":
     """Windows → logits, averaged over runs, as nnU-Net joins its folds."""
+    from attn_core.engine.run import open_run
+
     models: list[Any] = [run.model]
     for path in also:
         other = open_run(PACKAGE, path, device=str(run.device))

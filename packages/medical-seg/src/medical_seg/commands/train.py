@@ -1,16 +1,13 @@
-"""Options of ``train`` for a folder of one's own."""
+"""Options of ``train`` for a folder of one's own, and what is drawn at the end of a run."""
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from medical_seg.data.folders import open_folder
-from medical_seg.data.planning import healthy, make_plan
-from medical_seg.models import is_planar, window_divisor
+from torch import nn
 
 
 def train_settings(
@@ -37,6 +34,10 @@ def train_settings(
     epochs: Annotated[int | None, typer.Option(help="Default: the recipe's.")] = None,
 ) -> list[str]:
     """Settings of the recipe ``volumes`` for a folder, which is checked before anything runs."""
+    from medical_seg.data.folders import open_folder
+    from medical_seg.data.planning import healthy, make_plan
+    from medical_seg.models import is_planar, window_divisor
+
     if data is None:
         given = (model, window, option, encoder, epochs, geometry_tolerance)
         if whole or fold != "0" or any(value is not None for value in given):
@@ -103,3 +104,10 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             options[name] = value
     return options
+
+
+def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:
+    """Three planes of the first test case; see `medical_seg.pictures.end_of_run`."""
+    from medical_seg.pictures.end_of_run import draw_predictions
+
+    draw_predictions(model, loader, path)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 DISTANCES = ("HD95", "ASSD")
 
@@ -54,6 +53,8 @@ def surface_distances(
 
     A surface voxel touches the outside through a face. If one mask is empty, distances to it are infinite.
     """
+    from scipy import ndimage
+
     either = predicted | truth
     if not either.any():
         return None

@@ -7,11 +7,7 @@ from typing import Annotated
 import torch
 import typer
 
-from attn_core.engine.run import open_run
-from seq_models.data.geometry import answers
 from seq_models.package import PACKAGE
-from seq_models.pointing.pictures import draw_instances
-from seq_models.pointing.task import PointingTask, trimmed
 
 INSTANCES = 12
 
@@ -23,6 +19,11 @@ def demo(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
 ) -> Iterator[str]:
     """Draw a trained Pointer Network's answers to twelve new instances, and how sure it is of them."""
+    from attn_core.engine.run import open_run
+    from seq_models.data.geometry import answers
+    from seq_models.pointing.pictures import draw_instances
+    from seq_models.pointing.task import PointingTask, trimmed
+
     trained = open_run(PACKAGE, run, device=device)
     model = trained.model
     if not isinstance(model, PointingTask):

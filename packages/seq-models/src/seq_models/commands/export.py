@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_core.engine import ExportTarget, TrainedRun
-from seq_models.language.language_model import CausalLM
 from seq_models.models import create_model
-from seq_models.models.pointer_network import PointerNetwork
 
 
 class _Scores(nn.Module):
@@ -19,6 +17,8 @@ class _Scores(nn.Module):
         self.net = net
 
     def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        from seq_models.language.language_model import CausalLM
+
         if isinstance(self.net, CausalLM):
             return self.net(first, use_cache=False).logits
         return self.net(first, *others)
@@ -30,6 +30,8 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     Raises:
         ValueError: a Pointer Network: its answer is a search, not a graph.
     """
+    from seq_models.models.pointer_network import PointerNetwork
+
     torch.manual_seed(0)
     net: Any = create_model(run).eval() if isinstance(run, str) else run.model.net
     net.requires_grad_(False)  # torch's counter of operations looks for gradients even where none are taken

@@ -7,8 +7,6 @@ from typing import Annotated
 import torch
 import typer
 
-from attn_core.engine.run import open_run
-from seq_models.language.scoring import language_model_of
 from seq_models.package import PACKAGE
 
 
@@ -22,6 +20,9 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")] = "auto",
 ) -> Iterator[str]:
     """Continue a text with a trained language model of bytes."""
+    from attn_core.engine.run import open_run
+    from seq_models.language.scoring import language_model_of
+
     tokens = list(prompt.encode(errors="surrogateescape"))  # what is no UTF-8 stays as it is
     if not tokens:
         raise ValueError("generate: the prompt is empty; give at least one character")

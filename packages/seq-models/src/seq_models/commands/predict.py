@@ -6,11 +6,6 @@ from typing import Any
 
 from attn_core.engine import TrainedRun
 from attn_core.engine.inputs import PredictionTable, find_inputs
-from seq_models.data.language import TEXT_SUFFIXES
-from seq_models.language.scoring import bits_per_byte
-from seq_models.pointing.files import POINT_SUFFIXES, in_unit_square, read_points
-from seq_models.pointing.pictures import draw_answer
-from seq_models.pointing.task import PointingTask, trimmed
 
 
 def predict(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
@@ -21,10 +16,16 @@ def predict(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]
     Raises:
         ValueError: no files; a file without points or text, with other columns, or with numbers that are not finite.
     """
+    from seq_models.pointing.task import PointingTask
+
     return _point(run, inputs, out) if isinstance(run.model, PointingTask) else _score(run, inputs, out)
 
 
 def _point(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
+    from seq_models.pointing.files import POINT_SUFFIXES, in_unit_square, read_points
+    from seq_models.pointing.pictures import draw_answer
+    from seq_models.pointing.task import trimmed
+
     model: Any = run.model
     files = find_inputs(inputs, POINT_SUFFIXES, what="files of points", out=out)
     with PredictionTable(out) as table:
@@ -39,6 +40,9 @@ def _point(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
 
 
 def _score(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
+    from seq_models.data.language import TEXT_SUFFIXES
+    from seq_models.language.scoring import bits_per_byte
+
     files = find_inputs(inputs, TEXT_SUFFIXES, what="files of text", out=out)
     with PredictionTable(out) as table:
         for file in files:

@@ -7,11 +7,6 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from seq_models.language.pictures import draw_accuracy
-from seq_models.language.task import LanguageTask
-from seq_models.pointing.pictures import draw_answers
-from seq_models.pointing.task import PointingTask
-
 
 def train_settings(
     *,
@@ -28,8 +23,13 @@ def train_settings(
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:
     """Answers of a Pointer Network beside the truth; of a language model, where in the rows it is right.
 
-    See :func:`draw_answers` and :func:`draw_accuracy`.
+    See `seq_models.pointing.pictures.draw_answers` and `seq_models.language.pictures.draw_accuracy`.
     """
+    from seq_models.language.pictures import draw_accuracy
+    from seq_models.language.task import LanguageTask
+    from seq_models.pointing.pictures import draw_answers
+    from seq_models.pointing.task import PointingTask
+
     if isinstance(model, PointingTask):
         draw_answers(model, loader, path, loader.dataset.metainfo["task"])  # pyright: ignore
     elif isinstance(model, LanguageTask):

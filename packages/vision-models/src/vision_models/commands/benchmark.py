@@ -9,15 +9,7 @@ import torch
 import typer
 
 from attn_core.engine import BenchmarkRequest
-from vision_models.bench import biformer, timm_peer
-from vision_models.bench.measure import environment, plot
-from vision_models.models import create_model, family, list_models
-from vision_models.models.biformer import BiFormer
-from vision_models.models.davit import DaViT
-from vision_models.models.focalnet import FocalNet
-from vision_models.models.halonet import HaloNet
 
-PEERS = {BiFormer: biformer.rows, DaViT: timm_peer.rows, FocalNet: timm_peer.rows, HaloNet: timm_peer.rows}
 DEFAULT = ("biformer_tiny", "davit_tiny", "focalnet_tiny_srf", "halonet26t")
 
 
@@ -34,15 +26,24 @@ def benchmark(
     Raises:
         ValueError: a model whose family has no peer.
     """
+    from vision_models.bench import biformer, timm_peer
+    from vision_models.bench.measure import environment, plot
+    from vision_models.models import create_model, family, list_models
+    from vision_models.models.biformer import BiFormer
+    from vision_models.models.davit import DaViT
+    from vision_models.models.focalnet import FocalNet
+    from vision_models.models.halonet import HaloNet
+
+    peers = {BiFormer: biformer.rows, DaViT: timm_peer.rows, FocalNet: timm_peer.rows, HaloNet: timm_peer.rows}
     rows: list[dict[str, Any]] = []
     for name in request.models or DEFAULT:
-        if name in list_models() and family(name) not in PEERS:
-            families = ", ".join(peer.__name__ for peer in PEERS)
+        if name in list_models() and family(name) not in peers:
+            families = ", ".join(peer.__name__ for peer in peers)
             raise ValueError(f"benchmark: {name} has no peer to compare with; {families} have")
         torch.manual_seed(0)
         ours: Any = create_model(name).to(request.device)
         x = torch.randn(request.batch_size or 8, *ours.default_cfg["input_size"], device=request.device)
-        rows += PEERS[family(name)](name, ours, x, compiled=compiled)
+        rows += peers[family(name)](name, ours, x, compiled=compiled)
     rows = [{**row, **environment(request.device)} for row in rows]
     if request.json is not None and not compiled:
         plot(rows, request.json.with_suffix(".png"))

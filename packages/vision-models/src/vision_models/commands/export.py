@@ -1,13 +1,14 @@
 """The verb ``export``: what of a run, or of a registered model, is written as ONNX or for ``torch.export``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from attn_core.engine import ExportTarget, TrainedRun
-from vision_models.backbone import StagedBackbone
-from vision_models.data.images import preparation
 from vision_models.models import create_model
+
+if TYPE_CHECKING:
+    from vision_models.backbone import StagedBackbone
 
 
 def export_target(run: TrainedRun | str) -> ExportTarget:
@@ -16,6 +17,8 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     ``image`` (batch, channels, height, width) → ``logits`` (batch, classes); height and width are free unless the
     network says why not (``fixed_size``).
     """
+    from vision_models.data.images import preparation
+
     torch.manual_seed(0)
     if isinstance(run, str):
         model = create_model(run).eval()
@@ -25,7 +28,7 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     return _target(net, preparation(run.data_info, run.directory)[0].size, run.directory.name)
 
 
-def _target(net: StagedBackbone, size: tuple[int, int], name: str) -> ExportTarget:
+def _target(net: "StagedBackbone", size: tuple[int, int], name: str) -> ExportTarget:
     height, width = size
     axes, others, note = {0: "batch"}, (), ""
     if net.fixed_size:

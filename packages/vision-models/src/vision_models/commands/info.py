@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from attn_core.flops import count_flops
 from vision_models.models import card, create_model, timm_name
 
 
 def info(name: str) -> Mapping[str, object]:
     """Rows of a table about a registered model."""
+    from attn_core.flops import count_flops
+
     with torch.device("meta"):
         model = create_model(name).eval()
     cfg: Any = model.default_cfg

@@ -8,9 +8,6 @@ import typer
 
 from attn_core.engine import TrainedRun
 from attn_core.engine.inputs import PredictionTable, find_inputs
-from attn_core.pictures import ENDINGS
-from vision_models.data.images import preparation
-from vision_models.pictures.explain import draw, panels_of
 
 
 def predict(
@@ -35,6 +32,10 @@ def predict(
         ValueError: a point outside [0, 1]; a picture that cannot be read, a folder without pictures, a run without a
             known preprocessing.
     """
+    from attn_core.pictures import ENDINGS
+    from vision_models.data.images import preparation
+    from vision_models.pictures.explain import draw, panels_of
+
     if not all(0 <= fraction <= 1 for fraction in region):
         raise ValueError(f"--region must be two fractions of height and width such as 0.5 0.5, got {region}")
     preprocess, classes = preparation(run.data_info, run.directory)

@@ -1,12 +1,11 @@
-"""What ``train`` knows of this package beyond the shared options: where your pictures are."""
+"""What ``train`` knows of this package beyond the shared options: where your pictures are, what a run draws."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-
-from vision_models.data.imagefolder import class_names
+from torch import nn
 
 
 def train_settings(
@@ -21,6 +20,15 @@ def train_settings(
     Raises:
         ValueError: no folder, or fewer than two classes in it.
     """
+    from vision_models.data.imagefolder import class_names
+
     if data is not None:
         yield f"data_root={str(data)!r}"
         yield f"classes={len(class_names(data))}"
+
+
+def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> Sequence[str] | None:
+    """Test pictures with what is found in them, and the table of all classes; see `vision_models.pictures.report`."""
+    from vision_models.pictures.report import report
+
+    return report(model, loader, path)

@@ -1,11 +1,13 @@
 """The models of this package by name: every file of this folder ends with its own ``ENTRIES``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attn_core.catalog import Card, Catalog
-from vision_models.backbone import StagedBackbone
 
-CATALOG: Catalog[StagedBackbone] = Catalog("vision_models.models")
+if TYPE_CHECKING:  # it imports timm, which a command's --help does without
+    from vision_models.backbone import StagedBackbone
+
+CATALOG: "Catalog[StagedBackbone]" = Catalog("vision_models.models")
 
 
 def list_models() -> list[str]:
@@ -18,7 +20,7 @@ def card(name: str) -> Card:
     return CATALOG.card(name)
 
 
-def create_model(name: str, **options: Any) -> StagedBackbone:
+def create_model(name: str, **options: Any) -> "StagedBackbone":
     """Build a model of this package under its paper's name, as ``timm.create_model``; errors name the mistake.
 
     Args:
@@ -37,6 +39,6 @@ def timm_name(name: str) -> str:
     return CATALOG.entry(name).timm_name  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def family(name: str) -> type[StagedBackbone]:
+def family(name: str) -> "type[StagedBackbone]":
     """The class of a model."""
     return CATALOG.entry(name).family  # pyright: ignore[reportAttributeAccessIssue]

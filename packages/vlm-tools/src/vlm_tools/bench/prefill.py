@@ -11,10 +11,9 @@ attention is a third of the work; in a released decoder it is less and the ratio
 import platform
 from collections.abc import Callable, Sequence
 from datetime import date
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from attn_core.bench import in_turns
@@ -43,13 +42,18 @@ METHODS: dict[str, Callable[[], Method]] = {
 def benchmark(
     request: BenchmarkRequest,
     *,
-    tokens: Annotated[int, typer.Option(help="Length of the prompt.", min=1400)] = 4096,
-    after: Annotated[int | None, typer.Option(help="Tokens behind the image (default: all but 35).", min=1)] = None,
-    repeats: Annotated[int, typer.Option(help="Calls in turns; medians are reported.", min=1)] = 3,
+    tokens: int = 4096,
+    after: int | None = None,
+    repeats: int = 3,
 ) -> list[dict[str, Any]]:
     """One row per method: seconds, ratios to SDPA and to eager maps, peak memory with all and with half of the tokens.
 
     ``growth`` is the quotient of the two: 2 where memory is linear in the length, towards 4 where maps are held.
+
+    Args:
+        tokens: length of the prompt.
+        after: tokens behind the image; None: all but 35.
+        repeats: calls in turns; medians are reported.
 
     Raises:
         ValueError: unknown method.

@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 
 from vlm_tools.commands.options import Device, MethodName, Model, Options, Picture, Tokens, chosen_method
-from vlm_tools.intervention.hooking import intervene
-from vlm_tools.models.session import open_session, read_picture
 
 
 def ask(
@@ -20,6 +18,9 @@ def ask(
     device: Device = "auto",
 ) -> Iterator[str]:
     """Answer a question about a picture, with and without a method."""
+    from vlm_tools.intervention.hooking import intervene
+    from vlm_tools.models.session import open_session, read_picture
+
     chosen, shown = chosen_method(method, option), read_picture(picture)
     session = open_session(model, device=device)
     inputs = session.prepare(shown, question)

@@ -8,12 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from attn_core.engine.run import open_run
-from attn_core.engine.train import TrainOptions, train
 from vlm_tools.commands.predict import draw_predictions
-from vlm_tools.data.digits_world import EvaluationScenes
-from vlm_tools.digits.demo import HELD_OUT, compare, draw_scenes, report
-from vlm_tools.models.session import Session
 from vlm_tools.package import PACKAGE
 
 
@@ -26,6 +21,12 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the training, if there is one.")] = 0,
 ) -> Iterator[str]:
     """Train the digits-world model if needed, test every method on held-out scenes, write a report."""
+    from attn_core.engine.run import open_run
+    from attn_core.engine.train import TrainOptions, train
+    from vlm_tools.data.digits_world import EvaluationScenes
+    from vlm_tools.digits.demo import HELD_OUT, compare, draw_scenes, report
+    from vlm_tools.models.session import Session
+
     if not (run / "result.json").is_file():
         yield f"training the digits-world model in {run} (minutes)"
         lines: list[str] = []

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attn_core.catalog import did_you_mean
 from vlm_tools.commands.options import Device, MethodName, Model, Options, Tokens, chosen_method, under
-from vlm_tools.hallucination import amber, chair, pope
-from vlm_tools.hallucination.pope import PARSERS
-from vlm_tools.hallucination.statistics import interval, mcnemar
-from vlm_tools.intervention.method import Method
-from vlm_tools.models.session import Session, open_session, read_picture
+
+if TYPE_CHECKING:
+    from vlm_tools.hallucination import amber, pope
+    from vlm_tools.intervention.method import Method
+    from vlm_tools.models.session import Session
 
 
 def evaluate(
@@ -33,6 +33,11 @@ def evaluate(
     device: Device = "auto",
 ) -> Iterator[str]:
     """Score a model on local files, with and without a method, with a paired test and intervals."""
+    from vlm_tools.hallucination import amber, pope
+    from vlm_tools.hallucination.pope import PARSERS
+    from vlm_tools.hallucination.statistics import mcnemar
+    from vlm_tools.models.session import open_session
+
     if benchmark == "chair":
         yield from _chair(file, synonyms)
         return
@@ -71,8 +76,16 @@ def evaluate(
 
 
 def _pope(
-    session: Session, questions: Sequence[pope.Question], images: Path, method: Method | None, tokens: int, parser: Any
-) -> pope.PopeScores:
+    session: "Session",
+    questions: "Sequence[pope.Question]",
+    images: Path,
+    method: "Method | None",
+    tokens: int,
+    parser: Any,
+) -> "pope.PopeScores":
+    from vlm_tools.hallucination import pope
+    from vlm_tools.models.session import read_picture
+
     answers = []
     with under(session, method):
         for question in questions:
@@ -82,13 +95,17 @@ def _pope(
 
 
 def _amber(
-    session: Session,
-    queries: Sequence[amber.AmberQuery],
+    session: "Session",
+    queries: "Sequence[amber.AmberQuery]",
     images: Path,
     relations: Path,
-    method: Method | None,
+    method: "Method | None",
     tokens: int,
 ) -> Iterator[str]:
+    from vlm_tools.hallucination import amber
+    from vlm_tools.hallucination.statistics import interval, mcnemar
+    from vlm_tools.models.session import read_picture
+
     related = amber.read_relations(relations)
     found: list[amber.AmberScores] = []
     for chosen in (None,) if method is None else (None, method):
@@ -108,7 +125,9 @@ def _amber(
         yield f"McNemar's p for equal Hal: {mcnemar(found[0].hallucinated, found[1].hallucinated):.3g}"
 
 
-def _line(name: str, scores: pope.PopeScores) -> str:
+def _line(name: str, scores: "pope.PopeScores") -> str:
+    from vlm_tools.hallucination.statistics import interval
+
     low, high = interval(scores.correct)
     return (
         f"{name}: accuracy {scores.accuracy:.3f} (95 % {low:.3f} … {high:.3f}), F1 {scores.f1:.3f}, "
@@ -117,6 +136,9 @@ def _line(name: str, scores: pope.PopeScores) -> str:
 
 
 def _chair(file: Path, synonyms: Path | None) -> Iterator[str]:
+    from vlm_tools.hallucination import chair
+    from vlm_tools.hallucination.statistics import interval
+
     captions, objects = chair.read_captions(file)
     known = {name: [name] for names in objects for name in names}
     if synonyms is None and not known:

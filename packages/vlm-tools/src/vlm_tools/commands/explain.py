@@ -22,10 +22,6 @@ from vlm_tools.commands.options import (
     chosen_method,
     under,
 )
-from vlm_tools.models.session import open_session, read_picture
-from vlm_tools.pictures.overlay import common_limits, overlay, shrunk, strip
-from vlm_tools.pictures.page import write_page
-from vlm_tools.readings.explain import explain, on_picture, record, with_answer
 
 
 def explain_answer(
@@ -40,6 +36,11 @@ def explain_answer(
     device: Device = "auto",
 ) -> Iterator[str]:
     """Where each word of an answer looks: a strip of pictures, raw maps, and a page to explore."""
+    from vlm_tools.models.session import open_session, read_picture
+    from vlm_tools.pictures.overlay import common_limits, overlay, shrunk, strip
+    from vlm_tools.pictures.page import write_page
+    from vlm_tools.readings.explain import explain, on_picture, record, with_answer
+
     shown, chosen = read_picture(picture), chosen_method(method, option)
     check_reading(reading)
     session = open_session(model, device=device)

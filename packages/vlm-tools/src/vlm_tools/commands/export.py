@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from attn_core.engine import ExportTarget, TrainedRun
-from vlm_tools.data.digits_world import IMAGE_TOKENS, SIZE
-from vlm_tools.data.words import DIGITS, Words
 from vlm_tools.models import create_model
 
 
@@ -13,8 +11,12 @@ class _Answer(nn.Module):
     """(image) → logits of yes and no for each of the ten digits, as one graph without a cache."""
 
     def __init__(self, net: nn.Module) -> None:
+        from vlm_tools.data.digits_world import IMAGE_TOKENS
+        from vlm_tools.data.words import DIGITS, Words
+
         super().__init__()
         self.net = net
+        self.image_tokens = IMAGE_TOKENS
         words = Words(IMAGE_TOKENS)
         prompts = [words.prompt(f"in the image is there a {name}") for name in DIGITS]
         self.register_buffer("prompts", torch.tensor(prompts), persistent=False)
@@ -24,12 +26,12 @@ class _Answer(nn.Module):
         """(B, 1, 36, 36) → (B, 10, 2)."""
         model: nn.Module = self.net.model  # pyright: ignore[reportAssignmentType]
         features = model.vision_tower(image).last_hidden_state[:, 1:]  # pyright: ignore[reportCallIssue]
-        seen = model.multi_modal_projector(features).repeat_interleave(len(DIGITS), 0)  # pyright: ignore
+        seen = model.multi_modal_projector(features).repeat_interleave(len(self.prompts), 0)  # pyright: ignore
         words = model.get_input_embeddings()(self.prompts).repeat(image.shape[0], 1, 1)  # pyright: ignore
-        embeds = torch.cat([words[:, :1], seen, words[:, 1 + IMAGE_TOKENS :]], dim=1)
+        embeds = torch.cat([words[:, :1], seen, words[:, 1 + self.image_tokens :]], dim=1)
         hidden = model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state  # pyright: ignore
         logits = self.net.lm_head(hidden[:, -1])[:, self.answers]  # pyright: ignore[reportCallIssue]
-        return logits.reshape(image.shape[0], len(DIGITS), 2)
+        return logits.reshape(image.shape[0], len(self.prompts), 2)
 
 
 def export_target(run: TrainedRun | str) -> ExportTarget:
@@ -38,6 +40,8 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     Raises:
         ValueError: a name other than the digits-world LLaVA's: methods and Hugging Face models are not exported.
     """
+    from vlm_tools.data.digits_world import SIZE
+
     if isinstance(run, str):
         if run != "digits_world_llava":
             raise ValueError(f"export: {run!r} is no trained network of this package; export a run of llava_digits")

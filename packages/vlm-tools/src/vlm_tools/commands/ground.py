@@ -10,10 +10,6 @@ import typer
 
 from vlm_tools.commands.files import written_file
 from vlm_tools.commands.options import Device, Model, OutDir, Picture, ReadingName, check_reading
-from vlm_tools.models.session import open_session, read_picture
-from vlm_tools.pictures.overlay import common_limits, overlay, shrunk, strip
-from vlm_tools.readings.explain import explain, on_picture, with_answer
-from vlm_tools.readings.vl_sam import point_prompt
 
 
 def ground(
@@ -25,6 +21,11 @@ def ground(
     device: Device = "auto",
 ) -> Iterator[str]:
     """Where the model sees a phrase: heat map, no-image control, point prompt."""
+    from vlm_tools.models.session import open_session, read_picture
+    from vlm_tools.pictures.overlay import common_limits, overlay, shrunk, strip
+    from vlm_tools.readings.explain import explain, on_picture, with_answer
+    from vlm_tools.readings.vl_sam import point_prompt
+
     shown = read_picture(picture)
     check_reading(reading)
     session = open_session(model, device=device)

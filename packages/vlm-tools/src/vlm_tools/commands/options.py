@@ -4,16 +4,17 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from attn_core.catalog import did_you_mean
-from vlm_tools.intervention.hooking import intervene
-from vlm_tools.intervention.method import Method
-from vlm_tools.models import METHODS, method_of
-from vlm_tools.models.session import Session
-from vlm_tools.readings.explain import READINGS
+from vlm_tools.models import method_of
+from vlm_tools.readings.names import READINGS
+
+if TYPE_CHECKING:
+    from vlm_tools.intervention.method import Method
+    from vlm_tools.models.session import Session
 
 Model = Annotated[
     str | None,
@@ -21,7 +22,7 @@ Model = Annotated[
         help="Run directory, folder, or a name on the hub (default: newest digits-world run).", metavar="MODEL"
     ),
 ]
-MethodName = Annotated[str | None, typer.Option("--method", help=f"{', '.join(METHODS.names())}.", metavar="NAME")]
+MethodName = Annotated[str | None, typer.Option("--method", help="Such as pai: vlm-tools list.", metavar="NAME")]
 Options = Annotated[
     list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the method (repeatable).")
 ]
@@ -32,7 +33,7 @@ Tokens = Annotated[int, typer.Option(help="Longest answer.", min=1, max=4096)]
 ReadingName = Annotated[str, typer.Option("--reading", help=f"{', '.join(READINGS)}.")]
 
 
-def chosen_method(name: str | None, options: Sequence[str] | None) -> Method | None:
+def chosen_method(name: str | None, options: Sequence[str] | None) -> "Method | None":
     """The method of ``--method`` and ``--option``.
 
     Raises:
@@ -60,6 +61,8 @@ def check_reading(name: str) -> None:
         raise ValueError(f"--reading {name}: unknown reading{did_you_mean(name, READINGS)}")
 
 
-def under(session: Session, method: Method | None) -> contextlib.AbstractContextManager[Any]:
+def under(session: "Session", method: "Method | None") -> contextlib.AbstractContextManager[Any]:
     """The session's model under a method, or as it is."""
+    from vlm_tools.intervention.hooking import intervene
+
     return contextlib.nullcontext() if method is None else intervene(session.model, method)

@@ -2,18 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from attn_core.engine import TrainedRun
 from attn_core.engine.inputs import PredictionTable, find_inputs
 from attn_core.pictures import ENDINGS
-from vlm_tools.data.digits_world import CAPTION_PROMPT
-from vlm_tools.digits.demo import draw_scenes
-from vlm_tools.models.session import Session, read_picture
-from vlm_tools.pictures.overlay import overlay, shrunk, strip
-from vlm_tools.readings.explain import explain, on_picture, with_answer
+
+if TYPE_CHECKING:
+    from vlm_tools.models.session import Session
 
 LONGEST = 30  # tokens of a caption
 
@@ -26,6 +24,8 @@ def predict(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]
     Raises:
         ValueError: a picture that cannot be read, a folder without pictures.
     """
+    from vlm_tools.models.session import Session
+
     session = Session(run.model.net, None)  # pyright: ignore[reportAttributeAccessIssue]
     with PredictionTable(out) as table:
         for item in find_inputs(inputs, ENDINGS, what="pictures", out=out):
@@ -36,8 +36,13 @@ def predict(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]
     yield f"wrote {', '.join(map(str, table.files))}"
 
 
-def _drawn_caption(session: Session, path: Path, file: Path) -> str:
+def _drawn_caption(session: "Session", path: Path, file: Path) -> str:
     """The caption of a picture; a strip of its words' maps is written unless it is empty."""
+    from vlm_tools.data.digits_world import CAPTION_PROMPT
+    from vlm_tools.models.session import read_picture
+    from vlm_tools.pictures.overlay import overlay, shrunk, strip
+    from vlm_tools.readings.explain import explain, on_picture, with_answer
+
     shown = read_picture(path)
     prompt = session.prepare(shown, CAPTION_PROMPT)
     answer = session.answer(prompt, LONGEST)
@@ -60,4 +65,7 @@ def _drawn_caption(session: Session, path: Path, file: Path) -> str:
 
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:
     """Test scenes with the map of a digit's word over them."""
+    from vlm_tools.digits.demo import draw_scenes
+    from vlm_tools.models.session import Session
+
     draw_scenes(Session(model.net, None), loader.dataset, path)  # pyright: ignore

@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 
 from vlm_tools.commands.options import Device, Model, Picture
-from vlm_tools.methods.sinks import find_sinks
-from vlm_tools.models.session import open_session, read_picture
 
 
 def sinks(
@@ -18,6 +16,9 @@ def sinks(
     device: Device = "auto",
 ) -> Iterator[str]:
     """Find the sink dimensions of a model, which VAR needs."""
+    from vlm_tools.methods.sinks import find_sinks
+    from vlm_tools.models.session import open_session, read_picture
+
     shown = read_picture(picture)
     session = open_session(model, device=device)
     found = find_sinks(session.model, session.prepare(shown, prompt), tau=tau)

@@ -1,12 +1,14 @@
 """Methods, the digits-world LLaVA, and small random siblings of the supported families, by name."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attn_core.catalog import Catalog, Entry
-from vlm_tools.intervention.method import Method
 
-METHODS: Catalog[Method] = Catalog("vlm_tools.methods", kind="method", caller="method_of")
+if TYPE_CHECKING:  # a command's --help does without what it imports
+    from vlm_tools.intervention.method import Method
+
+METHODS: "Catalog[Method]" = Catalog("vlm_tools.methods", kind="method", caller="method_of")
 
 
 class _Everything(Catalog[Any]):

@@ -16,7 +16,7 @@ not content. Checked in ``tests/readings/test_explain.py``.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,10 +25,9 @@ from torch import Tensor
 from vlm_tools.intervention.hooking import intervene
 from vlm_tools.intervention.method import AttentionCall, Method
 from vlm_tools.methods.sinks import TAU, known_sinks, normalized
+from vlm_tools.readings.names import READINGS, Reading
 from vlm_tools.readings.vl_sam import LayerRecord, flow_row
 
-Reading = Literal["attention", "rollout", "flow", "chefer", "integrated_gradients", "occlusion"]
-READINGS: tuple[Reading, ...] = ("attention", "rollout", "flow", "chefer", "integrated_gradients", "occlusion")
 LONGEST_MAP = 1024
 
 
