@@ -1,67 +1,26 @@
 """Whatever is typed or lies in a file: one line and an exit code, no traceback, no hang.
 
-``VISION_BAD_INPUTS=200 pytest tests/test_bad_input.py`` draws that many of each; the default is a handful.
+See `attn_core.testing.commands` for how many are drawn.
 """
 
-import contextlib
 import io
 import json
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from attn_core.engine.cli import run_cli
+from attn_core.testing.commands import answer, assert_foreseen, bad_inputs
 from vision_models.cli import CLI
-
-DRAWN = settings(
-    max_examples=int(os.environ.get("VISION_BAD_INPUTS", "6")),
-    deadline=None,
-    derandomize="VISION_BAD_INPUTS" not in os.environ,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-SECONDS = 60
-# 70 is what an error that nobody foresaw gives: one line, the traceback in a file. None of these may be unforeseen.
-FORESEEN = {0, 1, 2}
-
-
-def told(*arguments: str) -> tuple[int, str]:
-    """Exit code and what stood on stderr."""
-
-    def hang(*_: Any) -> None:
-        raise TimeoutError(f"{arguments} runs for more than {SECONDS} s")
-
-    shown = io.StringIO()
-    former = [(kind, signal.signal(kind, hang)) for kind in (signal.SIGPROF, signal.SIGALRM)]
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of the processor: a busy machine is no hang
-    signal.alarm(10 * SECONDS)
-    try:
-        with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(io.StringIO()):
-            run_cli(CLI, list(arguments))
-    except SystemExit as done:
-        return int(done.code or 0), shown.getvalue()
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.alarm(0)
-        for kind, handler in former:
-            signal.signal(kind, handler)
-    return 0, shown.getvalue()
 
 
 def refused(*arguments: str) -> None:
-    code, error = told(*arguments)
-    assert code in FORESEEN, (arguments, code, error)
-    assert "Traceback" not in error, (arguments, error)
-    if code:
-        assert error.strip(), (arguments, code)
-        assert len(error.strip().splitlines()) <= 3, (arguments, error)
+    assert_foreseen(CLI, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +34,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels).save(folder / "data" / label / f"{i}.png")
     tiny = ["steps=2", "warmup=1", "side=32", "model.net.dims=(16,32,32,32)", "batch=4"]
     arguments = [part for setting in tiny for part in ("--set", setting)]
-    code, error = told("train", "pictures", "--data", str(folder / "data"), "--out", str(folder / "run"), *arguments)
-    assert code == 0, error
+    made = answer(CLI, "train", "pictures", "--data", str(folder / "data"), "--out", str(folder / "run"), *arguments)
+    assert made.code == 0, made.lines
     return folder / "run"
 
 
@@ -115,7 +74,7 @@ KEYS = st.one_of(
 )
 
 
-@DRAWN
+@bad_inputs
 @given(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=2))
 def test_random_settings_end_in_one_line(run: Path, pairs: list[tuple[str, str]]) -> None:
     out = run.parent / "set"
@@ -130,16 +89,17 @@ def test_random_settings_end_in_one_line(run: Path, pairs: list[tuple[str, str]]
     _clear(out)
 
 
-@DRAWN
-@given(st.sampled_from(["predict", "eval", "export", "info", "benchmark"]), WORDS, st.lists(WORDS, max_size=2))
+@pytest.mark.parametrize("verb", ["predict", "eval", "export", "info", "benchmark"])
+@bad_inputs
+@given(word=WORDS, more=st.lists(WORDS, max_size=2))
 def test_random_words_end_in_one_line(run: Path, verb: str, word: str, more: list[str]) -> None:
     place = ("--out", str(run.parent / "out")) if verb in ("predict", "export") else ()
     refused(verb, word, *more, *place)
 
 
-@DRAWN
+@pytest.mark.parametrize("verb", ["predict", "export", "benchmark", "eval"])
+@bad_inputs
 @given(
-    verb=st.sampled_from(["predict", "export", "benchmark", "eval"]),
     option=st.sampled_from(["--region", "--device", "--batch-size", "--format", "--split", "--run", "--json"]),
     value=VALUES,
 )
@@ -149,7 +109,7 @@ def test_random_options_end_in_one_line(run: Path, verb: str, option: str, value
     refused(verb, *inputs, option, value, *([value] if option == "--region" else []), *place)
 
 
-@DRAWN
+@bad_inputs
 @given(
     st.binary(max_size=300), st.sampled_from([".png", ".jpg", ".tif", ".gif", ".webp", ".bmp", ".ppm"]), st.booleans()
 )
@@ -178,7 +138,7 @@ JSON = st.recursive(
 )
 
 
-@DRAWN
+@bad_inputs
 @given(JSON, st.sampled_from(["", "data_info", "classes", "preprocess", "size"]))
 def test_a_run_whose_notes_are_anything_ends_in_one_line(run: Path, anything: Any, place: str) -> None:
     kept = (run / "run.json").read_text()

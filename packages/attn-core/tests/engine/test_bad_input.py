@@ -1,39 +1,15 @@
 """Random bad input to the shared verbs: one line on stderr, a foreseen exit code, no traceback, no hang."""
 
-import contextlib
-import io
 import os
 import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_task import CLI
 
-from attn_core.engine.cli import run_cli
-
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def _run(*arguments: str) -> tuple[int, str]:
-    err = io.StringIO()
-    with (
-        pytest.raises(SystemExit) as stopped,
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(err),
-    ):
-        run_cli(CLI, arguments)
-    return int(stopped.value.code or 0), err.getvalue()
-
-
-def _foreseen(code: int, err: str, what: object) -> None:
-    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
-    # 70: what a class says about an argument of the wrong kind; the line names the log
-    assert code in (0, 1, 2) or (code == 70 and "; the traceback is in " in err), (what, err)
-    assert len(lines) == (code != 0), (what, err)
-    assert "Traceback" not in err, (what, err)
-    assert not code or lines[0].startswith("tiny"), (what, err)
+from attn_core.testing.commands import answer, assert_foreseen, bad_inputs
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +17,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert _run("train", "--set", "epochs=1")[0] == 0
+        assert answer(CLI, "train", "--set", "epochs=1").code == 0
     return folder
 
 
@@ -71,20 +47,20 @@ VALUES = st.one_of(
 )
 
 
-@FEW
+@bad_inputs
 @given(st.lists(st.tuples(KEYS, VALUES), min_size=1, max_size=2))
 def test_any_setting_of_train(tmp_path, monkeypatch, changes):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     shutil.rmtree("runs", ignore_errors=True)
     given = [f"--set={key}={value}" for key, value in changes]
-    _foreseen(*_run("train", "--set", "epochs=1", "--set", "size=16", *given), changes)
+    assert_foreseen(CLI, "train", "--set", "epochs=1", "--set", "size=16", *given)
 
 
-@FEW
+@pytest.mark.parametrize("verb", ["eval", "predict", "export", "train", "train resume", "info", "benchmark"])
+@bad_inputs
 @given(
-    st.sampled_from(["eval", "predict", "export", "train", "train resume", "info", "benchmark"]),
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+    text=st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
     | st.sampled_from(["/", "..", "~", "a\nb", "/dev/null"]),
 )
 def test_any_path_and_any_name(tmp_path, monkeypatch, verb, text):
@@ -94,10 +70,10 @@ def test_any_path_and_any_name(tmp_path, monkeypatch, verb, text):
         "predict": ["predict", "--run", "nothing", "--", text],
         "train": ["train", "--set", "epochs=1", "--", text],
     }.get(verb, [verb, "--", text])
-    _foreseen(*_run(*arguments), (verb, text))
+    assert_foreseen(CLI, *arguments)
 
 
-@FEW
+@bad_inputs
 @given(st.data())
 def test_any_damage_to_a_run(finished, tmp_path_factory, monkeypatch, data):
     monkeypatch.chdir(finished)
@@ -122,4 +98,4 @@ def test_any_damage_to_a_run(finished, tmp_path_factory, monkeypatch, data):
             file.mkdir()
     for arguments in (["eval", str(run)], ["predict", "--run", str(run), "--", str(run / "run.json")],
                       ["train", "--resume", "--out", str(run), "--set", "epochs=2"]):  # fmt: skip
-        _foreseen(*_run(*arguments), (file.name, kind, arguments))
+        assert_foreseen(CLI, *arguments)

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attn_core.engine import ConfigError
+from attn_core.engine import ConfigError, PackageId, build
 from attn_core.engine.config import load_recipe, write_config
+from attn_core.engine.errors import BuildError
+from attn_core.engine.failures import describe
 from attn_core.engine.recipes import find_recipe, read_literals, read_recipe, recipe_names
 
 RECIPE = Path(__file__).parent / "tiny_task/configs/points.py"
@@ -86,11 +88,31 @@ def test_a_variable_of_the_recipe_changes_what_is_computed_from_it():
         ("val_evaluator.type=Acuracy", r"val_evaluator.type: there is no 'Acuracy'; did you mean 'Accuracy'\?$"),
         ("lr", r"expected key=value such as optim_wrapper.optimizer.lr=3e-4, got 'lr'"),
         ("model.type=tiny_task.Nett", r"tiny_task has no 'Nett'; did you mean 'Net'\?"),
+        ("val_evaluator.type=0", r"val_evaluator.type: expected the name of a class, got 0"),
+        ("model.net.type=[1]", r"model.net.type: expected the name of a class, got \[1\]"),
+        ("train_dataloader.dataset.type=none", r"dataset.type: expected the name of a class, got None"),
+        ("model=none", r"model: expected dict\(type=..., ...\), got None"),
+        ("model.label_smoothing=[1]", r"model.label_smoothing: expected a number, got \[1\]"),
+        ("model.net.width=2.5", r"model.net.width: expected a whole number, got 2.5"),
+        ("optim_wrapper.optimizer.betas=3", r"optim_wrapper.optimizer.betas: expected \[.*\], got 3"),
+        ("train_dataloader.drop_last=x", r"train_dataloader.drop_last: expected true or false, got 'x'"),
+        ("custom_hooks=[3]", r"custom_hooks: expected a list or none, got \[3\]"),
+        ("optim_wrapper.clip_grad={'max_norm': 'x'}", r"clip_grad.max_norm: expected a number, got 'x'"),
     ],
 )
 def test_a_wrong_override_is_named_with_the_way_out(override, message):
     with pytest.raises(ConfigError, match=message):
         _load(override)
+
+
+def test_what_a_class_stumbles_over_is_laid_to_its_settings_and_the_traceback_kept():
+    with pytest.raises(BuildError, match=r"Linear cannot be built with these settings \(RuntimeError: ") as caught:
+        build({"type": "torch.nn.Linear", "in_features": -1, "out_features": 2})
+    code, line = describe(caught.value, PackageId("tiny", "tiny_task", "points"), "train")
+    assert code == 2
+    log = Path(line.rpartition("; the traceback is in ")[2])
+    assert "Traceback" in log.read_text()
+    log.unlink()
 
 
 def test_a_type_is_found_by_its_last_name_beside_the_one_it_replaces():

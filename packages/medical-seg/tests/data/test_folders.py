@@ -124,6 +124,8 @@ def test_image_and_labels_may_lie_apart_as_far_as_allowed(folder: Path) -> None:
 def test_endings_count_in_any_case(folder: Path) -> None:
     (folder / "imagesTr/c1_0000.nii.gz").rename(folder / "imagesTr/c1_0000.NII.GZ")
     (folder / "labelsTr/c1.nii.gz").rename(folder / "labelsTr/c1.NII.GZ")
+    about = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(about | {"file_ending": ".NII.gz"}))
     opened = open_folder(folder)
     assert [case.name for case in opened.cases] == ["c0", "c1"]
     assert list(problems(opened)) == []

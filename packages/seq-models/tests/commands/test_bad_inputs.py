@@ -1,21 +1,19 @@
-"""Random bad inputs to every verb of the package: an exit code and at most one line, never a traceback."""
+"""Random bad inputs to every verb of the package: an exit code and at most one line, never a traceback.
 
-import contextlib
+See `attn_core.testing.commands` for how many are drawn.
+"""
+
 import io
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from attn_core.engine.cli import run_cli
+from attn_core.testing.commands import answer, assert_foreseen, bad_inputs
 from seq_models.cli import CLI
-
-EXAMPLES = 15  # 200 of each were run when this was written
-quick = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 cells = st.one_of(
     st.floats().map(str),
@@ -44,21 +42,8 @@ contents = st.one_of(
 files = st.tuples(st.sampled_from([".csv", ".txt", ".npy", ".NPY", ".bin", ""]), contents)
 
 
-def quiet(arguments: Sequence[str]) -> tuple[int, list[str]]:
-    """Exit code, and lines of stderr but notes."""
-    errors = io.StringIO()
-    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            run_cli(CLI, list(arguments))
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-    return code, [line for line in errors.getvalue().splitlines() if line and not line.startswith("note:")]
-
-
 def check(*arguments: str) -> None:
-    code, lines = quiet(arguments)
-    assert code in (0, 1, 2), (code, lines)
-    assert len(lines) == (code != 0), lines
+    assert_foreseen(CLI, *arguments)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,11 +59,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("points", "pointer_hull5", [], hull), ("text", "transnormer_text", ["--text", str(folder / "a.txt")], text),
     ):  # fmt: skip
         arguments = ["train", recipe, "--out", str(folder / name), *own, *(x for s in sets for x in ("--set", s))]
-        assert quiet(arguments) == (0, [])
+        made = answer(CLI, *arguments)
+        assert made.code == 0, made.lines
     return {name: folder / name for name in ("points", "text")}
 
 
-@quick
+@bad_inputs
 @given(kind=st.sampled_from(["points", "text"]), files=st.lists(files, min_size=1, max_size=2), folder=st.booleans())
 def test_predict_of_any_file_is_an_answer_or_a_line(
     runs: dict[str, Path], kind: str, files: list[tuple[str, bytes]], folder: bool
@@ -94,7 +80,7 @@ def test_predict_of_any_file_is_an_answer_or_a_line(
 numbers = st.one_of(st.integers(-2, 3), st.floats(), st.sampled_from([2**70, -(2**70), 10**400])).map(str)
 
 
-@quick
+@bad_inputs
 @given(
     kind=st.sampled_from(["points", "text"]),
     prompt=st.text(st.characters(codec=None), max_size=5),
@@ -110,22 +96,22 @@ def test_generate_and_demo_take_or_refuse_any_numbers(
         check("demo", "--run", str(runs[kind]), f"--seed={seed}", f"--out={name}/{temperature}.png", "--device=cpu")
 
 
-@quick
+@bad_inputs
 @given(content=st.binary(max_size=20), suffix=st.sampled_from([".txt", ".png", ""]), folder=st.booleans())
 def test_train_on_unusable_text_is_a_line(content: bytes, suffix: str, folder: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / f"a{suffix}"
         path.write_bytes(content)
         out = Path(name) / "run"
-        code, lines = quiet(["train", "routing_text", "--text", name if folder else str(path), "--out", str(out)])
-        assert code in (1, 2)
-        assert len(lines) == 1
+        found = assert_foreseen(
+            CLI, "train", "routing_text", "--text", name if folder else str(path), "--out", str(out)
+        )
+        assert found.code
         assert not out.exists()
 
 
-@quick
-@given(
-    name=st.text(max_size=12).filter(lambda text: not text.startswith("-")), verb=st.sampled_from(["info", "export"])
-)
+@pytest.mark.parametrize("verb", ["info", "export", "eval", "benchmark"])
+@bad_inputs
+@given(name=st.text(max_size=12).filter(lambda text: not text.startswith("-")))
 def test_unknown_names_are_a_line(name: str, verb: str) -> None:
     check(verb, "--", name)

@@ -98,6 +98,8 @@ def build_cli(task: TaskPackage) -> typer.Typer:
             return
         for name, value in result.metrics.items():
             out.print(f"test {name.replace('_', ' ')}: {format_number(name, value)}", markup=False)
+        if not result.metrics:
+            out.print("no test split in this recipe; eval measures the validation split", markup=False)
         out.print(f"took {result.seconds:.1f} s; wrote {', '.join(result.files)} to {result.directory}", markup=False)
 
     add("train", _with_options_of(task.train_settings, train_command))

@@ -6,13 +6,14 @@ import pprint
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mmengine import registry as registries
 from mmengine.registry import Registry
 
 from attn_core.catalog import did_you_mean
 from attn_core.engine.errors import ConfigError
+from attn_core.engine.kinds import Built, described, fits
 from attn_core.engine.names import accepted_arguments, dotted_name, qualify, resolve
 from attn_core.engine.recipes import SETTINGS, Recipe, find_recipe, read_literals, read_recipe, recipe_names
 
@@ -21,27 +22,68 @@ __all__ = ["find_recipe", "format_config", "load_recipe", "read_recipe", "recipe
 RECIPE_COPY = "recipe.py"  # beside a run's config.py: what its plain variables mean
 _VARIABLES = "variables"  # key of config.py
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-_LOADER_KEYS = {
-    *("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "collate_fn", "num_workers", "drop_last"),
-    *("pin_memory", "persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context", "worker_init_fn"),
+
+_LOADER: dict[str, Any] = {
+    "dataset": Built,
+    **dict.fromkeys(("sampler", "batch_sampler", "collate_fn", "worker_init_fn"), Built | str | None),
+    **dict.fromkeys(("batch_size", "num_workers"), int),
+    **dict.fromkeys(("shuffle", "drop_last", "pin_memory", "persistent_workers"), bool),
+    "prefetch_factor": int | None,
+    "timeout": float,
+    "multiprocessing_context": str | None,
 }
-# Dicts without a "type", by the end of their path.
-_GROUPS = {
-    **dict.fromkeys(_LOADERS, _LOADER_KEYS),
-    "train_cfg": {"by_epoch", "max_epochs", "max_iters", "val_begin", "val_interval", "dynamic_intervals"},
-    "val_cfg": {"fp16"},
-    "test_cfg": {"fp16"},
-    "optim_wrapper": {"optimizer", "amp", "accumulative_counts", "clip_grad", "constructor", "paramwise_cfg"},
-    "clip_grad": {"type", "max_norm", "norm_type", "error_if_nonfinite", "foreach", "clip_value"},
-    "paramwise_cfg": {
-        *("custom_keys", "norm_decay_mult", "bias_lr_mult", "bias_decay_mult", "dwconv_decay_mult"),
-        *("flat_decay_mult", "bypass_duplicate", "dcn_offset_lr_mult", "num_layers", "decay_rate"),
+# What stands in dicts without a "type", by the end of their path.
+_GROUPS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(_LOADERS, _LOADER),
+    "train_cfg": {
+        "by_epoch": bool,
+        **dict.fromkeys(("max_epochs", "max_iters"), int | None),
+        **dict.fromkeys(("val_begin", "val_interval"), int),
+        "dynamic_intervals": list[tuple[int, int]] | None,
     },
-    "randomness": {"seed", "deterministic"},
-    "strategy": {"type", "units"},
-    "env_cfg": {"cudnn_benchmark"},
+    "val_cfg": {"fp16": bool},
+    "test_cfg": {"fp16": bool},
+    "optim_wrapper": {
+        "optimizer": Built,
+        "amp": bool,
+        "accumulative_counts": int,
+        "clip_grad": dict | None,
+        "constructor": Any,
+        "paramwise_cfg": dict | None,
+    },
+    "clip_grad": {
+        **dict.fromkeys(("max_norm", "norm_type", "clip_value"), float),
+        **dict.fromkeys(("error_if_nonfinite", "foreach"), bool | None),
+        "type": Literal["norm", "value"],
+    },
+    "paramwise_cfg": {
+        "custom_keys": dict[str, dict[str, float]],
+        **dict.fromkeys(("norm_decay_mult", "bias_lr_mult", "bias_decay_mult", "dwconv_decay_mult"), float | None),
+        **dict.fromkeys(("flat_decay_mult", "dcn_offset_lr_mult", "decay_rate"), float | None),
+        "bypass_duplicate": bool,
+        "num_layers": int,
+    },
+    "randomness": {"seed": int | None, "deterministic": bool},
+    "strategy": {"type": str, "units": list[str]},
+    "env_cfg": {"cudnn_benchmark": bool},
 }
-_ADDED_BY_REGISTRIES = {"type", "_scope_"}
+# Of whole settings.
+_KINDS: dict[str, Any] = {
+    "model": Built,
+    **dict.fromkeys((*_LOADERS, "optim_wrapper", "train_cfg", "val_cfg", "test_cfg"), dict),
+    **dict.fromkeys(("randomness", "strategy", "env_cfg"), dict),
+    "device": str,
+    **dict.fromkeys(("load_from", "launcher", "experiment_name"), str | None),
+    "log_level": str | int,
+    "data_preprocessor": Built | None,
+    **dict.fromkeys(("val_evaluator", "test_evaluator", "param_scheduler"), Built | list[Built] | None),
+    "custom_hooks": list[Built] | None,
+    "default_hooks": dict[str, Built | None],
+    "compile": bool | dict | None,
+    **dict.fromkeys(("sync_bn", "find_unused_parameters"), bool | None),
+    "activation_checkpointing": str | list[str] | None,
+}
+_ADDED_BY_REGISTRIES: dict[str, Any] = {"type": str, "_scope_": str | None}
 _HOOK = "attn_core.engine.hooks"
 _REPORT = "attn_core.engine.reporting"
 _DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
@@ -267,8 +309,10 @@ def _check(config: dict[str, Any], scope: str) -> None:
     for key in config:
         if key not in SETTINGS and key != _VARIABLES:
             raise ConfigError(f"recipe: unknown setting {key!r}{did_you_mean(key, SETTINGS)}")
-    for key, value in config.items():
+    for key in sorted(config, key=lambda key: key not in ("train_cfg", *_LOADERS)):  # what others are computed from
+        value = config[key]
         if key not in ("visualizer", _VARIABLES):
+            _check_kind(value, _KINDS.get(key, Any), key)
             _check_group(value, key, scope)
 
 
@@ -290,7 +334,16 @@ def _check_group(value: Any, path: str, scope: str) -> None:
         least = _LEAST.get(key)
         if least is not None and known is not None and (type(item) is not int or item < least) and item is not None:
             raise ConfigError(f"{path}.{key}: expected a whole number of at least {least}, got {item!r}")
+        _check_kind(item, (known or {}).get(key, Any), f"{path}.{key}")
         _check_group(item, f"{path}.{key}", scope)
+
+
+def _check_kind(value: Any, kind: Any, where: str) -> None:
+    """Refuse a value of another kind than it is annotated with, and a ``type`` that is no name."""
+    if isinstance(value, dict) and not isinstance(value.get("type", ""), str):
+        raise ConfigError(f"{where}.type: expected the name of a class, got {value['type']!r}")
+    if not fits(value, kind):
+        raise ConfigError(f"{where}: expected {described(kind)}, got {value!r}")
 
 
 def _is_built(path: str) -> bool:
@@ -310,8 +363,8 @@ def _qualified(name: str, old: Any, where: str, scope: str) -> str:
     return qualify(name, beside=beside, places=["attn_core.engine", *([scope] if scope else [])], where=where)
 
 
-def _known_keys(value: dict[str, Any], path: str) -> set[str] | None:
-    """Keys that a dict may have; None if that is not known."""
+def _known_keys(value: dict[str, Any], path: str) -> dict[str, Any] | None:
+    """Keys that a dict may have, and what may stand there; None if that is not known."""
     end = path.rsplit(".", 1)[-1]
     group = _GROUPS.get(end)
     kind = value.get("type")
@@ -321,7 +374,7 @@ def _known_keys(value: dict[str, Any], path: str) -> set[str] | None:
     if accepted is None:
         return None
     if path.startswith("param_scheduler"):
-        accepted = accepted | {"convert_to_iter_based"}
+        accepted = accepted | {"convert_to_iter_based": bool}
     if path.startswith(("default_hooks", "custom_hooks")):
-        accepted = accepted | {"priority"}
-    return accepted | (group or set()) | _ADDED_BY_REGISTRIES
+        accepted = accepted | {"priority": int | str}
+    return (group or {}) | accepted | _ADDED_BY_REGISTRIES

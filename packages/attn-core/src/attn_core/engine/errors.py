@@ -1,6 +1,8 @@
 """What can go wrong in a run, said in one line: the command line prints these without a traceback."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
 
 
 class EngineError(Exception):
@@ -13,6 +15,35 @@ class ConfigError(EngineError, ValueError):
     """A recipe, an override or an option is wrong."""
 
     exit_code = 2
+
+
+class BuildError(ConfigError):
+    """A class does not accept its settings, and says so in its own way: the command adds a log with the traceback."""
+
+
+@contextlib.contextmanager
+def building(what: str) -> Iterator[None]:
+    """Attribute to the recipe whatever goes wrong while something is built from it.
+
+    What was raised for users, by this engine, about files or about memory, stays as it is.
+
+    Args:
+        what: The setting or the class, for the message.
+
+    Raises:
+        BuildError: from the exception.
+    """
+    try:
+        yield
+    except (EngineError, OSError, ImportError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # constructors stumble over odd values in every possible way
+        if "memory" in str(error).lower():
+            raise
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise BuildError(
+            f"recipe: {what} cannot be built with these settings ({type(error).__name__}: {said})"
+        ) from error
 
 
 class CheckpointError(EngineError):

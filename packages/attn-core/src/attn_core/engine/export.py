@@ -41,6 +41,10 @@ class ExportReport:
     outputs: tuple[str, ...]
 
 
+class _Refused(Exception):
+    """A written file does not take inputs of these sizes."""
+
+
 def export(target: ExportTarget, kind: ExportFormat, path: Path) -> ExportReport:
     """Write and compare, with the example inputs, batches of other sizes, and ``target.others``.
 
@@ -64,18 +68,19 @@ def export(target: ExportTarget, kind: ExportFormat, path: Path) -> ExportReport
             call = _write_program(module, inputs, axes, path)
         error = _difference(_flat(expected), call(*inputs))
         for other in target.others:
+            wanted = _flat(module(*other))
             try:
-                error = max(error, _difference(_flat(module(*other)), call(*other)))
-            except Exception as problem:  # each runtime has its own type of complaint about a shape
+                error = max(error, _difference(wanted, call(*other)))
+            except _Refused as refusal:
                 shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in other)
-                reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-                raise EngineError(f"export: {path} refuses inputs of {shapes}: {reason}") from None
-        try:
-            for batch in _other_batches(inputs, axes):
-                error = max(error, _difference(_flat(module(*batch)), call(*batch)))
-            any_batch = any(0 in own for own in axes)
-        except Exception:
-            any_batch = False
+                raise EngineError(f"export: {path} refuses inputs of {shapes}: {refusal}") from None
+        any_batch = any(0 in own for own in axes)
+        for batch in _other_batches(inputs, axes):
+            wanted = _flat(module(*batch))
+            try:
+                error = max(error, _difference(wanted, call(*batch)))
+            except _Refused:
+                any_batch = False
     if not error <= _LIMIT:
         raise EngineError(
             f"export: outputs of {path} differ by {error:.2e} of the largest output, allowed {_LIMIT:.0e}"
@@ -98,7 +103,20 @@ def _write_program(
     program = torch.export.export(module, inputs, dynamic_shapes=_as_called(module, shapes))
     torch.export.save(program, path)
     loaded = torch.export.load(path).module()
-    return lambda *tensors: _flat(loaded(*tensors))
+    # its guards raise AssertionError; an operator in the graph that does not fit, RuntimeError
+    return _refusing(lambda *tensors: _flat(loaded(*tensors)), AssertionError, RuntimeError)
+
+
+def _refusing(call: _Call, *errors: type[Exception]) -> _Call:
+    """``call``, whose complaints about sizes become `_Refused`."""
+
+    def checked(*tensors: Tensor) -> list[Tensor]:
+        try:
+            return call(*tensors)
+        except errors as error:
+            raise _Refused((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+
+    return checked
 
 
 def _write_onnx(
@@ -112,6 +130,7 @@ def _write_onnx(
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # torch.onnx needs it
+        from onnxruntime.capi import onnxruntime_pybind11_state as runtime
     except ImportError as error:
         raise EngineError(f"export: --format onnx needs the package {error.name}; install the extra 'export'") from None
 
@@ -124,7 +143,7 @@ def _write_onnx(
 
     try:
         write(tuple(dict(own) for own in axes))
-    except Exception:
+    except torch.onnx.OnnxExporterError:
         # A named axis must be free; the network fixes one of them, so let torch find out which ones are.
         write(tuple(dict.fromkeys(own, torch.export.Dim.AUTO) for own in axes))
     options = onnxruntime.SessionOptions()
@@ -135,7 +154,7 @@ def _write_onnx(
         feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
         return [torch.from_numpy(output) for output in session.run(None, feed)]
 
-    return call
+    return _refusing(call, runtime.Fail, runtime.InvalidArgument, runtime.RuntimeException)
 
 
 def _as_called(module: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,13 +7,12 @@ import sys
 import tempfile
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
 import typer
 
-from attn_core.engine.errors import EngineError
+from attn_core.engine.errors import BuildError, EngineError
 from attn_core.engine.package import PackageId
 
 UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
@@ -35,6 +34,8 @@ def describe(error: BaseException, package: PackageId, verb: str) -> tuple[int, 
         return error.exit_code, ""
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return 130, "interrupted"
+    if isinstance(error, BuildError):
+        return error.exit_code, f"{error}{_logged(error, package, verb)}"
     if isinstance(error, EngineError):
         return error.exit_code, str(error)
     if isinstance(error, BrokenPipeError):
@@ -50,9 +51,7 @@ def describe(error: BaseException, package: PackageId, verb: str) -> tuple[int, 
     if isinstance(error, OSError) or (isinstance(error, ValueError) and _foreseen(error, package)):
         return 1, _first_line(error)
     code = 1 if isinstance(error, ValueError) else UNEXPECTED  # of a library, about a user's file or number
-    file = _write_log(error, package, verb)
-    where = f"; the traceback is in {file}" if file else ""
-    return code, f"{type(error).__name__}: {_first_line(error)}{where}"
+    return code, f"{type(error).__name__}: {_first_line(error)}{_logged(error, package, verb)}"
 
 
 def _own(package: PackageId) -> tuple[str, str]:
@@ -67,7 +66,8 @@ def _foreseen(error: Exception, package: PackageId) -> bool:
     return not frames or str(frames[-1].f_globals.get("__name__", "")).split(".")[0] in _own(package)
 
 
-def _write_log(error: BaseException, package: PackageId, verb: str) -> Path | None:
+def _logged(error: BaseException, package: PackageId, verb: str) -> str:
+    """Write the traceback; where, for the line."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     text = "".join(traceback.format_exception(error))
     versions = f"python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}"
@@ -76,9 +76,9 @@ def _write_log(error: BaseException, package: PackageId, verb: str) -> Path | No
             "w", prefix=f"{package.name}-{verb or 'start'}-{stamp}-", suffix=".log", delete=False, encoding="utf-8"
         ) as file:
             file.write(f"{' '.join(sys.argv)}\n{versions}\n\n{text}")
-        return Path(file.name)
+        return f"; the traceback is in {file.name}"
     except OSError:
-        return None
+        return ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from attn_core.catalog import did_you_mean
-from attn_core.engine.errors import ConfigError
+from attn_core.engine.errors import ConfigError, building
+from attn_core.engine.kinds import argument_kinds
 
 
 def resolve(name: str) -> Callable[..., Any]:
@@ -50,7 +51,8 @@ def build(recipe: Any, **defaults: Any) -> Any:
     builder = resolve(kind) if isinstance(kind, str) else kind
     if not callable(builder):
         raise ConfigError(f"build: {recipe} needs type=..., a class or its dotted name")
-    return builder(**options)
+    with building(getattr(builder, "__qualname__", str(builder))):
+        return builder(**options)
 
 
 def dotted_name(builder: Any) -> str:
@@ -100,20 +102,22 @@ def qualify(name: str, *, beside: str | None, places: Iterable[str], where: str)
     raise ConfigError(f"{where}: there is no {name!r}{did_you_mean(name, known) or example}")
 
 
-def accepted_arguments(builder: Callable[..., Any]) -> set[str] | None:
-    """Names of the arguments of a class or function; None if anything is accepted.
+def accepted_arguments(builder: Callable[..., Any]) -> dict[str, Any] | None:
+    """The arguments of a class or function and what they may be (see `kinds`); None if anything is accepted.
 
-    A constructor with ``**kwargs`` hands them to its base class, so the names of the bases count as well.
+    A constructor with ``**kwargs`` hands them to its base class, so the arguments of the bases count as well.
     """
     classes = builder.__mro__ if inspect.isclass(builder) else ()
     candidates = [vars(c)["__init__"] for c in classes if c is not object and "__init__" in vars(c)] or [builder]
-    names: set[str] = set()
+    found: dict[str, Any] = {}
     for function in candidates:
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
             return None
-        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        kinds = argument_kinds(function)
+        named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        found = {name: kinds.get(name, Any) for name in named if name != "self"} | found
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return names - {"self"}
+            return found
     return None

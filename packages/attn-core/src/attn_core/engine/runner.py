@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_dist_info
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import EMAHook as MMEngineEMAHook
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
@@ -35,7 +36,7 @@ from attn_core.engine.checkpoint import (
     write_checkpoint,
 )
 from attn_core.engine.distributed import choose_device, same_everywhere, spread, start_processes
-from attn_core.engine.errors import CheckpointError, ConfigError
+from attn_core.engine.errors import CheckpointError, ConfigError, building
 from attn_core.engine.loops import EpochLoop, StepLoop
 from attn_core.engine.names import resolve
 from attn_core.engine.optim import GroupedConstructor, OptimWrapper
@@ -159,7 +160,8 @@ class Runner(_Runner):
         """See `attn_core.engine.sampling.build_dataloader`."""
         if isinstance(dataloader, DataLoader):
             return dataloader
-        return build_dataloader(dataloader, seed=seed or 0, world_size=get_dist_info()[1])
+        with building("a dataloader"):
+            return build_dataloader(dataloader, seed=seed or 0, world_size=get_dist_info()[1])
 
     def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         """A resumable loop, unless the recipe names another one."""
@@ -167,7 +169,28 @@ class Runner(_Runner):
             options = dict(loop)
             by_epoch = options.pop("by_epoch", "max_epochs" in options)
             loop = {"type": EpochLoop if by_epoch else StepLoop, **options}
-        return super().build_train_loop(loop)  # type: ignore[arg-type]
+        with building("train_cfg"):
+            return super().build_train_loop(loop)  # type: ignore[arg-type]
+
+    def build_val_loop(self, loop: Any) -> BaseLoop:
+        """mmengine's, or the recipe's."""
+        with building("val_cfg"):
+            return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop: Any) -> BaseLoop:
+        """mmengine's, or the recipe's."""
+        with building("test_cfg"):
+            return super().build_test_loop(loop)
+
+    def build_evaluator(self, evaluator: Any) -> Evaluator:
+        """mmengine's evaluator of the recipe's metrics."""
+        with building("val_evaluator or test_evaluator"):
+            return super().build_evaluator(evaluator)
+
+    def register_hook(self, hook: Any, priority: Any = None) -> None:
+        """A hook of the recipe."""
+        with building("default_hooks or custom_hooks"):
+            super().register_hook(hook, priority)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
         """The wrapper with the non-finite guard; a recipe may name a subclass of it.
@@ -185,9 +208,10 @@ class Runner(_Runner):
                     "leave the type out, or derive from attn_core.engine.optim.OptimWrapper"
                 )
         try:
-            return super().build_optim_wrapper(optim_wrapper)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"optim_wrapper: {error}") from error
+            with building("optim_wrapper"):
+                return super().build_optim_wrapper(optim_wrapper)
+        except ValueError as error:
+            raise error if isinstance(error, ConfigError) else ConfigError(f"optim_wrapper: {error}") from error
 
     def _build_param_scheduler(self, scheduler: Any, optim_wrapper: Any) -> list[Any]:
         schedules = scheduler if isinstance(scheduler, list | tuple) else [scheduler]
@@ -195,9 +219,10 @@ class Runner(_Runner):
         if line and self.rank == 0:
             logger.warning("%s", line)
         try:
-            built = super()._build_param_scheduler(fitted, optim_wrapper)
-        except (AssertionError, TypeError, ValueError) as error:
-            raise ConfigError(f"param_scheduler: {error}") from error
+            with building("param_scheduler"):
+                built = super()._build_param_scheduler(fitted, optim_wrapper)
+        except ValueError as error:
+            raise error if isinstance(error, ConfigError) else ConfigError(f"param_scheduler: {error}") from error
         for schedule in built:
             optimizer: Any = schedule.optimizer
             optimizer._global_step = 0  # mmengine warns of a first step without update: accumulation has some
@@ -410,12 +435,8 @@ def build_runner(plan: Plan) -> Iterator[Runner]:
         writers.append({"type": "WandbVisBackend", "save_dir": directory, "init_kwargs": about})
     if writers:
         settings["visualizer"] = {"type": "Visualizer", "vis_backends": writers, "save_dir": directory}
-    try:
+    with building("model"):
         runner = Runner.from_cfg(settings)
-    except TypeError as error:
-        if "unexpected keyword argument" in str(error) or "missing" in str(error):
-            raise ConfigError(f"recipe: {error}") from error
-        raise
     try:
         yield runner
     finally:

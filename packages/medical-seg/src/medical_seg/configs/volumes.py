@@ -3,6 +3,10 @@
 The folder is in nnU-Net's raw layout, or holds images/ and masks/. Spacing, window, scaling and classes are planned
 from it; ``medical-seg plan FOLDER`` prints them. MONAI's Dice with cross-entropy and augmentation, SGD with nnU-Net's
 polynomial decay.
+
+There is no test split: the cases of the fold (-f) are the validation split, which chooses the weights and which
+``eval`` measures; all others train. What is to stay untouched belongs in a folder of its own: ``predict``, then
+``evaluate``.
 """
 
 # pyright: reportPrivateImportUsage=false

@@ -214,7 +214,7 @@ def problems(folder: Folder) -> Iterator[str]:
 def _open_nnunet(path: Path) -> Folder:
     file = path / "dataset.json"
     about = _read_json(file)
-    channel_names, labels, ending = (about[key] for key in ("channel_names", "labels", "file_ending"))
+    channel_names, labels, ending = about["channel_names"], about["labels"], about["file_ending"].lower()
     if not channel_names or not all(isinstance(name, str) for name in channel_names.values()):
         raise ValueError(f"{file}: channel_names must be names by number, got {_short(channel_names)}")
     if sorted(channel_names) != sorted(map(str, range(len(channel_names)))):
