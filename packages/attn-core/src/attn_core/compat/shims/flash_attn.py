@@ -47,9 +47,9 @@ def _attend_each(
     return torch.cat(outs), torch.cat(lses, -1)
 
 
-def _result(out: Tensor, lse: Tensor, wants_probs: bool) -> Any:
+def _result(found: tuple[Tensor, Tensor], wants_probs: bool) -> Any:
     """The probabilities themselves are None, as the kernel gives them without dropout."""
-    return (out, lse, None) if wants_probs else out
+    return (*found, None) if wants_probs else found[0]
 
 
 def flash_attn_func(
@@ -68,7 +68,7 @@ def flash_attn_func(
     """Causality is aligned at the lower right; grouped heads are legal."""
     options = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap, "alibi_slopes": alibi_slopes}
     _refuse("flash_attn_func", options)
-    return _result(*_attend(q, k, v, softmax_scale, causal), return_attn_probs)
+    return _result(_attend(q, k, v, softmax_scale, causal), return_attn_probs)
 
 
 def flash_attn_kvpacked_func(
@@ -86,7 +86,8 @@ def flash_attn_kvpacked_func(
     """kv (B, S, 2, H, D)."""
     options = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap, "alibi_slopes": alibi_slopes}
     _refuse("flash_attn_kvpacked_func", options)
-    return _result(*_attend(q, *kv.unbind(2), softmax_scale, causal), return_attn_probs)
+    k, v = kv.unbind(2)
+    return _result(_attend(q, k, v, softmax_scale, causal), return_attn_probs)
 
 
 def flash_attn_qkvpacked_func(
@@ -103,7 +104,8 @@ def flash_attn_qkvpacked_func(
     """qkv (B, S, 3, H, D)."""
     options = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap, "alibi_slopes": alibi_slopes}
     _refuse("flash_attn_qkvpacked_func", options)
-    return _result(*_attend(*qkv.unbind(2), softmax_scale, causal), return_attn_probs)
+    q, k, v = qkv.unbind(2)
+    return _result(_attend(q, k, v, softmax_scale, causal), return_attn_probs)
 
 
 def flash_attn_varlen_func(
@@ -127,7 +129,7 @@ def flash_attn_varlen_func(
     """One call of attention for each sequence."""
     options: dict[str, Any] = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap}
     _refuse("flash_attn_varlen_func", {**options, "alibi_slopes": alibi_slopes, "block_table": block_table})
-    return _result(*_attend_each(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal), return_attn_probs)
+    return _result(_attend_each(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal), return_attn_probs)
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -149,8 +151,8 @@ def flash_attn_varlen_kvpacked_func(
     """kv (total, 2, H, D)."""
     options = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap, "alibi_slopes": alibi_slopes}
     _refuse("flash_attn_varlen_kvpacked_func", options)
-    found = _attend_each(q, *kv.unbind(1), cu_seqlens_q, cu_seqlens_k, softmax_scale, causal)
-    return _result(*found, return_attn_probs)
+    k, v = kv.unbind(1)
+    return _result(_attend_each(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal), return_attn_probs)
 
 
 def flash_attn_varlen_qkvpacked_func(
@@ -169,7 +171,8 @@ def flash_attn_varlen_qkvpacked_func(
     """qkv (total, 3, H, D)."""
     options = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap, "alibi_slopes": alibi_slopes}
     _refuse("flash_attn_varlen_qkvpacked_func", options)
-    return _result(*_attend_each(*qkv.unbind(1), cu_seqlens, cu_seqlens, softmax_scale, causal), return_attn_probs)
+    q, k, v = qkv.unbind(1)
+    return _result(_attend_each(q, k, v, cu_seqlens, cu_seqlens, softmax_scale, causal), return_attn_probs)
 
 
 def flash_attn_unpadded_func(
@@ -190,7 +193,7 @@ def flash_attn_unpadded_func(
     _refuse("flash_attn_unpadded_func", {"dropout_p": dropout_p})
     if causal and not torch.equal(cu_seqlens_q.cpu(), cu_seqlens_k.cpu()):
         raise NotImplementedError("flash_attn_unpadded_func: causal=True with other lengths of keys is not provided")
-    return _result(*_attend_each(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal), return_attn_probs)
+    return _result(_attend_each(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal), return_attn_probs)
 
 
 def flash_attn_unpadded_kvpacked_func(
@@ -224,7 +227,8 @@ def flash_attn_unpadded_qkvpacked_func(
 ) -> Any:
     """Of 1.x; qkv (total, 3, H, D)."""
     _refuse("flash_attn_unpadded_qkvpacked_func", {"dropout_p": dropout_p})
-    return _result(*_attend_each(*qkv.unbind(1), cu_seqlens, cu_seqlens, softmax_scale, causal), return_attn_probs)
+    q, k, v = qkv.unbind(1)
+    return _result(_attend_each(q, k, v, cu_seqlens, cu_seqlens, softmax_scale, causal), return_attn_probs)
 
 
 def flash_attn_with_kvcache(*_: Any, **__: Any) -> Any:

@@ -111,11 +111,10 @@ class Mamba(nn.Module):
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **_: Any
     ) -> tuple[Tensor, Tensor]:
         """Empty states: (B, D, d_conv) and (B, D, N)."""
-        like = {"device": self.out_proj.weight.device}
-        conv = torch.zeros(batch_size, self.d_inner, self.d_conv, dtype=dtype or self.conv1d.weight.dtype, **like)
-        return conv, torch.zeros(
-            batch_size, self.d_inner, self.d_state, dtype=dtype or self.dt_proj.weight.dtype, **like
-        )
+        device = self.out_proj.weight.device
+        sizes = (batch_size, self.d_inner, self.d_conv), (batch_size, self.d_inner, self.d_state)
+        conv = torch.zeros(sizes[0], dtype=dtype or self.conv1d.weight.dtype, device=device)
+        return conv, torch.zeros(sizes[1], dtype=dtype or self.dt_proj.weight.dtype, device=device)
 
     def _get_states_from_cache(self, inference_params: Any, batch_size: int) -> tuple[Tensor, Tensor]:
         if self.layer_idx is None:

@@ -200,8 +200,9 @@ def deform_conv_backward_parameters(
     """Adds ``scale`` times the gradient of the weight."""
     how = _plain_how(options)
     weight = torch.zeros_like(grad_weight)
-    found = gradients(lambda w: _convolved(input, offset, None, w, None, how), (weight,), (grad_output,))
-    grad_weight.add_(found[0], alpha=options.get("scale", 1.0))
+    (found,) = gradients(lambda w: _convolved(input, offset, None, w, None, how), (weight,), (grad_output,))
+    assert found is not None
+    grad_weight.add_(found, alpha=options.get("scale", 1.0))
 
 
 def _focal(x: Tensor, target: Tensor, weight: Tensor, gamma: float, alpha: float) -> Tensor:

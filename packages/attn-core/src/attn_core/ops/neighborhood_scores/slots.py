@@ -125,6 +125,7 @@ class Box:
 
     Attributes:
         key: (queries, S) column of each slot among the keys of the box; that of an empty slot is one behind the last.
+        readable: the same, but a key of the box in empty slots.
         empty: (queries, S) slots without a key, or None if there is none.
         bias: (queries, S) index into a flat relative bias.
     """
@@ -134,27 +135,43 @@ class Box:
     queries: int
     keys: int
     key: Tensor
+    readable: Tensor
     empty: Tensor | None
     bias: Tensor
 
 
-def boxes(w: Windows, images: int, width: int, result: int, device: torch.device) -> Iterator[Box]:
+@functools.lru_cache(maxsize=256)
+def boxes(w: Windows, images: int, width: int, result: int, device: torch.device) -> tuple[Box, ...]:
     """All boxes of a grid; ``images`` (batch × heads), ``width`` and the size of the result choose theirs."""
+    return tuple(_boxes(w, images, width, result, device))
+
+
+def only_box(w: Windows, x: Tensor, result: int) -> Box | None:
+    """The box of a grid that is one, for all heads and images at once; its cells are in order."""
+    images, width = x.shape[0] * x.shape[1], x.shape[-1]
+    if result == 0 or w.dilation != (1,) * len(w.dilation):
+        return None
+    plan = boxes(w, images, width, result, x.device)
+    if len(plan) > 1 or images * in_flight(plan[0].queries, plan[0].keys, w.slots, width) > FEW:
+        return None
+    return plan[0]
+
+
+def _boxes(w: Windows, images: int, width: int, result: int, device: torch.device) -> Iterator[Box]:
     axes = tuple(w.axes())
     sizes = _sizes(w, images, width, result)
     along = [spans(axis, extent) for axis, extent in zip(axes, sizes, strict=True)]
     whole = slice(None)
     for box in itertools.product(*along):
-        key, empty, bias = _slots(tuple(span.pattern for span in box), axes, device)
+        tables = _slots(tuple(span.pattern for span in box), axes, device)
         yield Box(
             (whole, whole, *(span.queries for span in box)),
             (whole, whole, *(span.keys for span in box)),
             *(math.prod(len(s.pattern.first) for s in box), math.prod(s.pattern.keys for s in box)),
-            *(key, empty, bias),
+            *tables,
         )
 
 
-@functools.lru_cache(maxsize=256)
 def _sizes(w: Windows, images: int, width: int, result: int) -> tuple[int, ...]:
     """Queries of a box along each axis: as many as pay, and one head of one image must fit beside the result."""
     axes = tuple(w.axes())
@@ -176,7 +193,7 @@ def in_flight(queries: int, keys: int, slots: int, width: int) -> int:
 @functools.lru_cache(maxsize=256)
 def _slots(
     patterns: tuple[Any, ...], axes: tuple[Axis, ...], device: torch.device
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     key, bias = (torch.zeros(1, 1, dtype=torch.int64) for _ in range(2))
     held = torch.ones(1, 1, dtype=torch.bool)
     for pattern, axis in zip(patterns, axes, strict=True):
@@ -189,8 +206,9 @@ def _slots(
         offset = (cell - query + axis.kernel - 1).clamp(0, 2 * axis.kernel - 2)
         bias = outer(bias * (2 * axis.kernel - 1), offset, torch.add)
     keys = math.prod(pattern.keys for pattern in patterns)
-    key = key.masked_fill(~held, keys).to(device)
-    return key, None if bool(held.all()) else (~held).to(device), bias.to(device)
+    empty = None if bool(held.all()) else (~held).to(device)
+    readable = key.to(device)
+    return readable if empty is None else readable.masked_fill(empty, keys), readable, empty, bias.to(device)
 
 
 def parts(batch: int, heads: int, each: int, result: int) -> Iterator[tuple[slice, slice]]:
@@ -209,12 +227,15 @@ def parts(batch: int, heads: int, each: int, result: int) -> Iterator[tuple[slic
 def dot(q: Tensor, k: Tensor, box: Box) -> Tensor:
     """Products (b, h, queries, S) of rows with the keys of their slots; empty slots hold anything finite."""
     dense = q @ k.transpose(-1, -2)
-    return dense.gather(-1, box.key.clamp(max=box.keys - 1).expand(*dense.shape[:2], -1, -1))
+    return dense.gather(-1, box.readable.expand(*dense.shape[:2], -1, -1))
 
 
 def spread(p: Tensor, box: Box) -> Tensor:
     """Slots (b, h, queries, S) as rows over the keys of the box; what stands in empty slots is left out."""
-    dense = p.new_zeros(*p.shape[:3], box.keys + 1)
+    batch, heads, queries, _ = p.shape
+    if box.empty is None:
+        return p.new_zeros(batch, heads, queries, box.keys).scatter_(-1, box.key.expand(p.shape), p)
+    dense = p.new_zeros(batch, heads, queries, box.keys + 1)
     return dense.scatter_(-1, box.key.expand(p.shape), p)[..., : box.keys]
 
 
@@ -223,20 +244,32 @@ def rows(x: Tensor, place: tuple[slice, ...], part: tuple[slice, slice], dtype: 
     return x[place][part].flatten(2, -2).to(dtype)
 
 
+def bias_of(box: Box, rpb: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(B|1, H, queries, S) of a relative bias (B|1, H, …)."""
+    return None if rpb is None else rpb.flatten(2)[..., box.bias].to(dtype)
+
+
+def scores_of(box: Box, q: Tensor, k: Tensor, empty: float, bias: Tensor | None) -> Tensor:
+    """(b, h, queries, S) of the rows and keys of one box."""
+    scores = dot(q, k, box)
+    if bias is not None:
+        scores += bias
+    if box.empty is not None:
+        scores.masked_fill_(box.empty, empty)
+    return scores
+
+
 def scores_into(
     out: Tensor, q: Tensor, k: Tensor, w: Windows, empty: float, rpb: Tensor | None, dtype: torch.dtype
 ) -> None:
     """out (B, H, *grid, S) = q·k of every slot + rpb; ``empty`` in slots without a key."""
     batch, heads = q.shape[:2]
     for box in boxes(w, batch * heads, q.shape[-1], out.numel(), q.device):
-        bias = None if rpb is None else rpb.flatten(2)[..., box.bias].to(dtype)
+        bias = bias_of(box, rpb, dtype)
         each = in_flight(box.queries, box.keys, w.slots, q.shape[-1])
         for part in parts(batch, heads, each, out.numel()):
-            scores = dot(rows(q, box.at, part, dtype), rows(k, box.seen, part, dtype), box)
-            if bias is not None:
-                scores += bias[part if bias.shape[0] > 1 else (slice(None), part[1])]
-            if box.empty is not None:
-                scores.masked_fill_(box.empty, empty)
+            own = None if bias is None else bias[part if bias.shape[0] > 1 else (slice(None), part[1])]
+            scores = scores_of(box, rows(q, box.at, part, dtype), rows(k, box.seen, part, dtype), empty, own)
             target = out[box.at][part]
             target.copy_(scores.unflatten(2, target.shape[2:-1]))
 

@@ -11,14 +11,18 @@ from torch import Tensor
 from attn_core.kernels.registration import Grads
 
 from .reference import NEIGHBORHOOD_SCORES, Arguments, empty_slot, fake, reference, wide
-from .slots import add_to_bias, add_to_keys, scores_into, values_into
+from .slots import add_to_bias, add_to_keys, bias_of, only_box, scores_into, scores_of, values_into
 
 
 def forward(a: Arguments) -> Tensor:
+    w, dtype, empty = a.windows(), wide(a.q.dtype), empty_slot(a.border)
+    box = only_box(w, a.q, a.q.numel() // max(1, a.q.shape[-1]) * w.slots)
+    if box is not None:
+        return scores_of(box, a.q.to(dtype), a.k.to(dtype), empty, bias_of(box, a.rpb, dtype)).to(a.q.dtype)
     out = fake(a)
     if out.numel():
-        on_grid = [x.unflatten(2, tuple(a.grid)) for x in (out, a.q, a.k)]
-        scores_into(*on_grid, a.windows(), empty_slot(a.border), a.rpb, wide(a.q.dtype))
+        whole, q, k = (x.unflatten(2, w.grid) for x in (out, a.q, a.k))
+        scores_into(whole, q, k, w, empty, a.rpb, dtype)
     return out
 
 

@@ -10,16 +10,20 @@ from torch import Tensor
 
 from attn_core.kernels.registration import Grads, token_major
 from attn_core.ops.neighborhood_scores.reference import wide
-from attn_core.ops.neighborhood_scores.slots import add_to_keys, scores_into, values_into
+from attn_core.ops.neighborhood_scores.slots import add_to_keys, only_box, scores_into, spread, values_into
 
 from .reference import NEIGHBORHOOD_VALUES, Arguments, fake, reference
 
 
 def forward(a: Arguments) -> Tensor:
+    w, dtype = a.windows(), wide(a.v.dtype)
     out = fake(a)
-    if out.numel():
-        on_grid = [x.unflatten(2, tuple(a.grid)) for x in (out, a.p, a.v)]
-        values_into(*on_grid, a.windows(), wide(a.v.dtype))
+    box = only_box(w, a.v, a.v.numel())
+    if box is not None:
+        out.copy_(spread(a.p.to(dtype), box) @ a.v.to(dtype))
+    elif out.numel():
+        whole, p, v = (x.unflatten(2, w.grid) for x in (out, a.p, a.v))
+        values_into(whole, p, v, w, dtype)
     return out
 
 
