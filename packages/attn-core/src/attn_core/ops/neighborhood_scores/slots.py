@@ -151,10 +151,10 @@ def only_box(w: Windows, x: Tensor, result: int) -> Box | None:
     images, width = x.shape[0] * x.shape[1], x.shape[-1]
     if result == 0 or w.dilation != (1,) * len(w.dilation):
         return None
-    plan = boxes(w, images, width, result, x.device)
-    if len(plan) > 1 or images * in_flight(plan[0].queries, plan[0].keys, w.slots, width) > FEW:
+    first, *others = boxes(w, images, width, result, x.device)
+    if others or images * in_flight(first.queries, first.keys, w.slots, width) > FEW:
         return None
-    return plan[0]
+    return first
 
 
 def _boxes(w: Windows, images: int, width: int, result: int, device: torch.device) -> Iterator[Box]:
