@@ -25,7 +25,8 @@ test_evaluator = dict(type=Hallucination)
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
+    # the embedding, which is also the head
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"embed_tokens": dict(lr_mult=2.0)}),
 )
 param_scheduler = warmup_cosine(steps, warmup, start_factor=0.02, in_steps=True)
 train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=steps // 2)
