@@ -76,6 +76,6 @@ ONES = torch.ones(1, 2, 4, 5, 3)
         (lambda: neighborhood_scores(ONES[:, :, :0], ONES[:, :, :0], 1), r"q must have at least one cell"),
     ],
 )
-def test_messages_name_the_argument_the_rule_and_the_value(call: Any, message: str) -> None:
+def test_bad_arguments_are_named(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=rf"^neighborhood_(scores|values): .*{message}"):
         call()
