@@ -34,6 +34,9 @@ def heads(*shape: int) -> Tensor:
 INDEX = torch.arange(6).view(1, 1, 2, 3)
 OTHERS: dict[str, tuple[Any, ...]] = {
     "agent_attention": (heads(6, 4), heads(5, 4), heads(5, 4), heads(3, 4)),
+    "causal_conv1d": (torch.randn(2, 3, 6), torch.randn(3, 4)),
+    "causal_conv1d_update": (torch.randn(2, 3, 6), torch.randn(2, 3, 3), torch.randn(3, 4)),
+    "depth_scores": (torch.rand(1, 6, 2, 3), [(2, 3)], torch.rand(1, 4, 2, 1, 2, 3)),
     "halo_index": (4, 4, (2, 2), (1, 1)),
     "inline_attention": (heads(6, 4), heads(6, 4), heads(6, 4)),
     "landmark_attention": (heads(6, 4), heads(6, 4), heads(6, 4), 3),
@@ -41,6 +44,10 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "neural_memory_weights": (heads(6, 4), heads(6, 3), heads(6), heads(2), heads(4, 3)),
     "rank_augmented_attention": (heads(6, 4), heads(6, 4), heads(6, 4)),
     "scatterbrain": (heads(6, 4), heads(6, 4), heads(6, 4), torch.randn(8, 4), INDEX, INDEX),
+    "scored_deformable_attention": (
+        *(torch.rand(1, 6, 2, 3), [(2, 3)], torch.rand(1, 4, 2, 1, 2, 2)),
+        *(torch.rand(1, 4, 2, 1, 2), torch.rand(1, 4, 2, 1, 2, 4)),
+    ),
     "topk_route": (torch.randn(1, 4, 8), torch.randn(1, 4, 8), 2),
     "visual_attention_redistribution": (
         *(heads(6, 4) for _ in range(3)),

@@ -1,6 +1,8 @@
 """Fused attention operators: one function per operator, three backends each (reference, torch, triton)."""
 
 from .composites.agent_attention import agent_attention
+from .composites.causal_conv1d import causal_conv1d, causal_conv1d_update
+from .composites.depth_sampling import depth_scores, scored_deformable_attention
 from .composites.inline_attention import inline_attention
 from .composites.landmark_attention import landmark_attention
 from .composites.neural_memory_weights import neural_memory_weights
@@ -30,8 +32,11 @@ __all__ = [
     "agent_attention",
     "attention",
     "block_attention",
+    "causal_conv1d",
+    "causal_conv1d_update",
     "channel_attention",
     "deformable_attention",
+    "depth_scores",
     "explain",
     "focal_modulation",
     "group_attention",
@@ -49,6 +54,7 @@ __all__ = [
     "neural_memory_weights",
     "rank_augmented_attention",
     "scatterbrain",
+    "scored_deformable_attention",
     "selective_scan",
     "topk_route",
     "use_backend",

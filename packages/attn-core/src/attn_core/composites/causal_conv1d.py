@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from attn_core.checks import check_choice, check_rank, check_size
+from attn_core.checks import check_choice, check_rank, check_same, check_size
 
 OPERATOR = "causal_conv1d"
 Activation = Literal["silu"]
@@ -40,16 +40,16 @@ def causal_conv1d(
 
     Source: Gu and Dao 2023 (arXiv 2312.00752); https://github.com/Dao-AILab/causal-conv1d.
     """
-    check_rank(OPERATOR, "x", x, "B C T")
-    check_rank(OPERATOR, "weight", weight, "C W")
-    check_size(OPERATOR, "weight", weight, 0, x.shape[1], "the channels of x")
-    check_choice(OPERATOR, "activation", activation, (None, "silu"))
+    _check(OPERATOR, x, weight, bias, activation)
     channels, width = weight.shape
+    if sequence is not None:
+        check_rank(OPERATOR, "sequence", sequence, "B T")
+        check_size(OPERATOR, "sequence", sequence, 1, x.shape[2], "the steps of x")
     if sequence is not None and initial_state is not None:
         raise ValueError(f"{OPERATOR}: initial_state must be None where sequence is given, got both")
     if initial_state is None:
         initial_state = x.new_zeros(x.shape[0], channels, width - 1)
-    check_rank(OPERATOR, "initial_state", initial_state, "B C W-1")
+    check_rank(OPERATOR, "initial_state", initial_state, "B C W−1")
     check_size(OPERATOR, "initial_state", initial_state, 2, width - 1, "the width of weight less 1")
     whole = torch.cat([initial_state.to(x.dtype), x], -1)
     state = whole[..., whole.shape[-1] - (width - 1) :]
@@ -78,6 +78,17 @@ def _apart(whole: Tensor, weight: Tensor, sequence: Tensor) -> Tensor:
     return y
 
 
+def _check(name: str, x: Tensor, weight: Tensor, bias: Tensor | None, activation: object) -> None:
+    check_rank(name, "x", x, "B C T")
+    check_rank(name, "weight", weight, "C W")
+    check_same(name, x, {"weight": weight, "bias": bias}, dtype=False, first_name="x")
+    check_size(name, "weight", weight, 0, x.shape[1], "the channels of x")
+    if bias is not None:
+        check_rank(name, "bias", bias, "C")
+        check_size(name, "bias", bias, 0, x.shape[1], "the channels of x")
+    check_choice(name, "activation", activation, (None, "silu"))
+
+
 def causal_conv1d_update(
     x: Float[Tensor, "B C T"],
     state: Float[Tensor, "B C S"],
@@ -97,9 +108,11 @@ def causal_conv1d_update(
         ValueError: shapes do not fit.
     """
     name = "causal_conv1d_update"
-    check_rank(name, "x", x, "B C T")
+    _check(name, x, weight, bias, activation)
     check_rank(name, "state", state, "B C S")
     channels, width = weight.shape
+    if positions is not None:
+        check_rank(name, "positions", positions, "B")
     length, steps = state.shape[2], x.shape[2]
     if length < width - 1:
         raise ValueError(f"{name}: state must hold at least W − 1 = {width - 1} inputs, got {length}")

@@ -5,11 +5,14 @@ torch, differentiable: tables are read by ``embedding_bag``, one map of one imag
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from attn_core.checks import check_integer, check_rank, check_size, described, fail
 
 CORNERS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
@@ -27,11 +30,14 @@ def depth_scores(
         locations: (x, y, d) in [0, 1], edges of the outer cells; the dtype of ``depth``.
 
     Raises:
-        ValueError: the maps have not the cells of ``depth``.
+        ValueError: shapes do not fit, or the maps have not the cells of ``depth``.
 
     Source: Li et al. 2023 (arXiv 2307.12972); https://github.com/IDEA-Research/3D-deformable-attention.
     """
-    _check_cells("depth_scores", depth, spatial_shapes)
+    name = "depth_scores"
+    check_rank(name, "depth", depth, "B S H Z")
+    _check_maps(name, depth, spatial_shapes)
+    _check_locations(name, depth, spatial_shapes, locations, 3)
     bins = depth.shape[-1]
     levels = []
     for level, (cells, h, w) in enumerate(_maps(spatial_shapes)):
@@ -63,11 +69,19 @@ def scored_deformable_attention(
     Memory: the weights and indices of the corners, 4·N·H·L·P numbers.
 
     Raises:
-        ValueError: the maps have not the cells of ``value``.
+        ValueError: shapes do not fit, or the maps have not the cells of ``value``.
 
     Source: as :func:`depth_scores`.
     """
-    _check_cells("scored_deformable_attention", value, spatial_shapes)
+    name = "scored_deformable_attention"
+    check_rank(name, "value", value, "B S H D")
+    _check_maps(name, value, spatial_shapes)
+    _check_locations(name, value, spatial_shapes, locations, 2)
+    check_rank(name, "weights", weights, "B N H L P")
+    check_rank(name, "scores", scores, "B N H L P 4")
+    for argument, tensor in (("weights", weights), ("scores", scores)):
+        for dim, size in enumerate(locations.shape[:5]):
+            check_size(name, argument, tensor, dim, size, "that of locations")
     batch, _, heads, width = value.shape
     queries, points = locations.shape[1], locations.shape[4]
     head = torch.arange(heads, device=value.device).view(1, heads, 1)
@@ -98,11 +112,25 @@ def _maps(shapes: Sequence[tuple[int, int]]) -> Iterator[tuple[slice, int, int]]
         start += h * w
 
 
-def _check_cells(name: str, maps: Tensor, shapes: Sequence[tuple[int, int]]) -> None:
+def _check_maps(name: str, maps: Tensor, shapes: Any) -> None:
+    try:
+        sizes = [size for h, w in shapes for size in (h, w)]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: spatial_shapes must list the (h, w) of each map, got spatial_shapes={described(shapes)}"
+        ) from None
+    for size in sizes:
+        check_integer(name, "spatial_shapes", size, 1)
     if sum(h * w for h, w in shapes) != maps.shape[1]:
-        raise ValueError(
-            f"{name}: spatial_shapes must have the {maps.shape[1]} cells of the maps, got spatial_shapes={shapes}"
-        )
+        fail(name, "spatial_shapes", f"must have the {maps.shape[1]} cells of the maps", shapes)
+
+
+def _check_locations(name: str, maps: Tensor, shapes: Sequence[Any], locations: Tensor, coordinates: int) -> None:
+    check_rank(name, "locations", locations, f"B N H L P {coordinates}")
+    for dim, size, reason in ((0, maps.shape[0], "the batch"), (2, maps.shape[2], "the heads")):
+        check_size(name, "locations", locations, dim, size, reason)
+    check_size(name, "locations", locations, 3, len(shapes), "the maps of spatial_shapes")
+    check_size(name, "locations", locations, 5, coordinates, "the coordinates")
 
 
 def _before(position: Tensor, size: int) -> Tensor:
