@@ -30,7 +30,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return result_table
 
 
-def size_of(run: Path, package: str) -> dict[str, Any]:
+def size_of(run: Path, _package: str) -> dict[str, Any]:
     """What the tool finds by opening the run; the seed is the last figure of its name."""
     return {"seed": int(run.name[-1]), "parameters": 1_234_567, "multiply_adds": None}
 

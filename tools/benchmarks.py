@@ -175,6 +175,7 @@ def pictures(places: Places) -> dict[Path, tuple[list[dict[str, Any]], str]]:
 
 
 def write(places: Places) -> None:
+    """Write the page and its pictures."""
     places.page.parent.mkdir(parents=True, exist_ok=True)
     places.page.write_text(page(places), encoding="utf-8")
     for file, (rows, digest) in pictures(places).items():
@@ -203,6 +204,7 @@ def check(places: Places) -> list[str]:
 
 
 def main() -> int:
+    """Measure, draw or check as the arguments say; 1 if a check failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", nargs="?", choices=["run", "page"])
     parser.add_argument("--check", action="store_true", help="compare page and pictures with the result files")

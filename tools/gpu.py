@@ -303,6 +303,7 @@ def summary(folder: Path) -> list[str]:
 
 
 def main() -> int:
+    """Run the steps that the arguments name and write one JSON file for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON files")
     parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="these steps (default: all)")

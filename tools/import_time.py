@@ -37,6 +37,7 @@ def verbs_of(script: str) -> list[str]:
 
 
 def main() -> int:
+    """Print the medians and their ratio; 1 if the ratio is above the limit, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--verbs", action="store_true", help="the help of every verb as well")

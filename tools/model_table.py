@@ -119,6 +119,7 @@ def with_table(text: str, marker: str, table: str) -> str:
 
 
 def main() -> int:
+    """Write the tables, or with ``--check`` compare; 1 if one differs or has no place, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare, change nothing")
     arguments = parser.parse_args()

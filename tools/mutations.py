@@ -60,6 +60,7 @@ class Mutation:
     source: str
 
     def key(self) -> dict[str, object]:
+        """What names the mutation in the committed list, whatever line it stands in."""
         return {"module": self.module, "kind": self.kind, "before": self.before, "after": self.after}
 
 
@@ -211,7 +212,7 @@ class _Mutant(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def __init__(self, module: str, file: str, source: str) -> None:
         self.module, self.file, self.source = module, file, source
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:  # noqa: ARG002  importlib's signature
         if name != self.module:
             return None
         spec = importlib.util.spec_from_loader(name, self, origin=self.file)
@@ -219,7 +220,7 @@ class _Mutant(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         spec.has_location = True
         return spec
 
-    def get_source(self, fullname: str) -> str:
+    def get_source(self, fullname: str) -> str:  # noqa: ARG002  importlib's signature
         return self.source
 
 
@@ -420,6 +421,7 @@ def examine(family: Family, count: int, seed: int, judge: Judge) -> dict[str, ob
 
 
 def main() -> int:
+    """Mutate, run the tests, print and write the list; 1 if a family is below its share, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", help="names of published systems, as on their cards")
     parser.add_argument("--all", action="store_true", help="every family; writes the list")

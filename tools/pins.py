@@ -45,6 +45,7 @@ def pinned(text: str) -> list[str]:
 
 
 def main() -> int:
+    """Write the pins, or with ``--check`` compare; 1 if one is missing or too many, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--check", action="store_true", help="compare, change nothing")

@@ -101,6 +101,7 @@ def _shown(row: dict[str, Any], value: float | None) -> str:
 
 
 def main() -> int:
+    """Take in runs, write or check the tables; 1 on a problem, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare, change nothing")
     parser.add_argument("verb", nargs="?", choices=["add"], help="take results of runs first")

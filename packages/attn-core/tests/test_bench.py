@@ -68,7 +68,7 @@ def test_an_unknown_case_is_a_usage_error_with_the_nearest_name(capsys: pytest.C
 def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(program.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit, match="2"):
         program.main(["--op", "linear", "--device", "cpu", "--quick", "--plot", "x.png"])
     assert "pip install 'attn-core[bench]'" in capsys.readouterr().err

@@ -201,7 +201,7 @@ def test_colors_and_grey_are_those_of_pillow(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: None, "No such file"),
+        (lambda _: None, "No such file"),
         (lambda p: p.mkdir(), "is a folder, not a picture"),
         (lambda p: p.touch(), r"the file is empty \(0 bytes\)"),
         (lambda p: p.write_text("no picture"), "not a picture, or of an unknown format"),

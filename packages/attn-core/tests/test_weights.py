@@ -146,7 +146,7 @@ def test_unsafe_pickles_are_refused(tmp_path: Path) -> None:
         weights.read(tmp_path / "whole.pth")
 
 
-def test_hub_names_are_explained(tmp_path: Path) -> None:
+def test_hub_names_are_explained() -> None:
     with pytest.raises(ValueError, match=r"expected hf://owner/repo/file, got 'hf://owner'"):
         weights.local_file("hf://owner")
     with pytest.raises(ValueError, match=r"owner/name does not exist; for the hub write hf://owner/name/<file>"):

@@ -191,9 +191,7 @@ def test_a_damaged_training_picture_is_named(tmp_path: Path, capsys: pytest.Capt
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
-def test_boxes_outside_are_left_out_and_a_run_on_own_data_predicts_its_categories(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_boxes_outside_are_left_out_and_a_run_on_own_data_predicts_its_categories(tmp_path: Path) -> None:
     record = coco()["annotations"][0]
     write_data(tmp_path, coco(annotations=[record, {**record, "id": 2, "bbox": [70, 5, 20, 10]}]))
     assert command(*own_data(tmp_path)) == 0

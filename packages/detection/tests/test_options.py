@@ -49,7 +49,7 @@ def test_each_weight_scales_its_losses_alone(option: str, ending: str) -> None:
     outputs: Any = {"layers": [one], "layers_many": [one], "proposals": one}
     base: dict[str, float] = {"class_weight": 2.0, "box_weight": 5.0, "giou_weight": 2.0, "many_weight": 1.0}
     before = HybridCriterion(repeats=1, **base)(outputs, TARGET)  # pyright: ignore[reportArgumentType]
-    after = HybridCriterion(repeats=1, **{**base, option: 3 * base[option]})(outputs, TARGET)  # pyright: ignore
+    after = HybridCriterion(repeats=1, **{**base, option: 3 * base[option]})(outputs, TARGET)  # pyright: ignore[reportArgumentType]
     for name, value in before.items():
         scaled = name.endswith("_many") if ending == "many" else f"_{ending}_" in name
         torch.testing.assert_close(after[name], value * (3 if scaled else 1))

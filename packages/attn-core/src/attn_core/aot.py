@@ -205,11 +205,13 @@ def line(*cells: object) -> str:
 
 
 def described(r: Report) -> str:
+    """One line of the table: what was compiled, what it needs, how long it took, what failed."""
     resources = (r.registers, r.stack, r.shared, r.mma, f"{r.seconds:.1f}", r.failure or "ok")
     return line(r.operator, r.case, r.kernel, r.architecture, r.options, *resources)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Compile what the arguments name and print the table; 1 if anything failed, else 0."""
     parser = argparse.ArgumentParser(prog="python -m attn_core.aot", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=sorted(SHARED_LIMIT), default=list(DEFAULT_ARCHITECTURES))
     parser.add_argument("--op", nargs="+", choices=operators(), default=operators())

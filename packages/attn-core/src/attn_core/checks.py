@@ -203,6 +203,7 @@ def check_rank(operator: str, argument: str, tensor: Tensor, layout: str) -> Non
 
 
 def check_size(operator: str, argument: str, tensor: Tensor, dim: int, expected: int, reason: str) -> None:
+    """Raises: ValueError unless dimension ``dim`` of the tensor has the expected size."""
     if tensor.shape[dim] != expected:
         raise ValueError(
             f"{operator}: {argument} must have size {expected} along dimension {dim} ({reason}), "
@@ -256,10 +257,12 @@ def check_dtype(operator: str, argument: str, tensor: Tensor, allowed: Sequence[
 
 
 def check_choice(operator: str, argument: str, value: object, choices: Sequence[object]) -> None:
+    """Raises: ValueError unless ``value`` is one of the choices (equal, if a string; else the same object)."""
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         names = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{operator}: {argument} must be one of {names}, got {argument}={described(value)}")
 
 
 def shape(tensor: Tensor) -> tuple[int, ...]:
+    """The tensor's shape as a plain tuple, for messages."""
     return tuple(tensor.shape)

@@ -113,7 +113,7 @@ def _register(backend: str, name: str, formula: Callable[[Arguments], int]) -> N
     names = [argument.name for argument in operator.default._schema.arguments]
 
     @register_flop_formula(operator)
-    def _(*args: Any, out_shape: Any = None, **_: Any) -> int:
+    def _(*args: Any, **_: Any) -> int:
         return formula(dict(zip(names, args, strict=True)))
 
 
@@ -124,5 +124,5 @@ for _name, _of in FORMULAS.items():
 
 
 @register_flop_formula(torch.ops.mkldnn._linear_pointwise)  # what `attn_core.linear` calls on a CPU
-def _linear(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _linear(x: Any, weight: Any, *_: Any, **__: Any) -> int:
     return 2 * math.prod(x) * weight[0]

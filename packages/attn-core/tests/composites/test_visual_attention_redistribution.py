@@ -16,7 +16,7 @@ TOKENS = 17
 @pytest.fixture(autouse=True, params=[True, False], ids=["parts", "groups"])
 def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the CPU takes, uncompiled, and what everything else takes."""
-    monkeypatch.setattr(module, "_plain_cpu", lambda q: request.param)
+    monkeypatch.setattr(module, "_plain_cpu", lambda _: request.param)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

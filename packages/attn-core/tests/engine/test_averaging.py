@@ -73,13 +73,13 @@ def test_the_pictures_are_drawn_with_the_weights_that_the_result_tests(tmp_path,
     """With and without a choice of the best: the model drawn is the file named in result.json."""
     drawn = {}
 
-    def draw(model, loader, path):
+    def draw(model, loader, _path):
         drawn.update({name: value.clone() for name, value in model.state_dict().items()})
         correct = [int(r["scores"].argmax()) == r["label"] for batch in loader for r in model.predict(**batch)]
         drawn["accuracy"] = sum(correct) / len(correct)
 
     settings = (f"default_hooks.checkpoint.best={best}", "custom_hooks.0.momentum=0.02", "custom_hooks.0.warmup=false")
-    result = train(PACKAGE, TrainOptions(overrides=settings, out=tmp_path / "run"), say=lambda line: None, draw=draw)
+    result = train(PACKAGE, TrainOptions(overrides=settings, out=tmp_path / "run"), say=lambda _: None, draw=draw)
     written = json.loads((tmp_path / "run/result.json").read_text())
     assert written["test"]["accuracy"] == result.metrics["accuracy"] == drawn.pop("accuracy")
     saved = load_file(tmp_path / f"run/{written['checkpoint']}.safetensors")

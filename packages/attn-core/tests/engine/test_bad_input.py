@@ -75,7 +75,7 @@ def test_any_path_and_any_name(tmp_path, monkeypatch, verb, text):
 
 @bad_inputs
 @given(st.data())
-def test_any_damage_to_a_run(finished, tmp_path_factory, monkeypatch, data):
+def test_any_damage_to_a_run(finished, monkeypatch, data):
     monkeypatch.chdir(finished)
     run = Path("runs/damaged")
     shutil.rmtree(run, ignore_errors=True)

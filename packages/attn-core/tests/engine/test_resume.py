@@ -82,7 +82,7 @@ def test_a_signal_saves_at_the_step_boundary_and_exits_with_its_code(command, tm
         assert _final(tmp_path / "run") == _final(tmp_path / "whole")
 
 
-def test_mmengines_moving_average_is_refused(command, tmp_path):
+def test_mmengines_moving_average_is_refused(command):
     code, text = command("train", "--out", "run", "--set", "custom_hooks.0.type=mmengine.hooks.EMAHook")
     assert code == 2
     assert "custom_hooks: mmengine's EMAHook is not supported; use attn_core.engine.EMAHook" in text

@@ -24,7 +24,7 @@ def _folder(tmp_path, monkeypatch):
 
 
 def _train(*settings, package=PACKAGE, **options):
-    return train(package, TrainOptions(overrides=settings, **options), say=lambda line: None)
+    return train(package, TrainOptions(overrides=settings, **options), say=lambda _: None)
 
 
 def _hold(directory, held, release):

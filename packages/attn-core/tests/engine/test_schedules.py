@@ -75,7 +75,7 @@ IN_STEPS = "by_epoch=False, max_iters=steps, val_interval=50"
 )  # fmt: skip
 def test_a_run_shorter_than_its_warmup_works_and_says_so(tmp_path, caplog, schedule, loop, setting, note):
     recipe = _recipe(tmp_path, schedule, loop)
-    train(PACKAGE, TrainOptions(recipe=recipe, overrides=[setting], out=tmp_path / "run"), say=lambda line: None)
+    train(PACKAGE, TrainOptions(recipe=recipe, overrides=[setting], out=tmp_path / "run"), say=lambda _: None)
     assert note in caplog.messages
     rates = _rates(tmp_path / "run")
     assert max(rates) == pytest.approx(1e-2, rel=0.05)  # the full rate is reached
@@ -118,8 +118,8 @@ def test_a_run_that_is_resumed_for_longer_has_the_learning_rates_of_the_longer_r
     options = {"recipe": recipe, "say": None}
     for out, epochs in (("short", 2), ("long", 5)):
         train(PACKAGE, TrainOptions(recipe=options["recipe"], overrides=[f"epochs={epochs}"], out=tmp_path / out),
-              say=lambda line: None)  # fmt: skip
-    train(PACKAGE, TrainOptions(resume=True, overrides=["epochs=5"], out=tmp_path / "short"), say=lambda line: None)
+              say=lambda _: None)  # fmt: skip
+    train(PACKAGE, TrainOptions(resume=True, overrides=["epochs=5"], out=tmp_path / "short"), say=lambda _: None)
     assert "the learning rate goes on as if the run had begun with the changed settings" in caplog.messages
     assert _rates(tmp_path / "short")[12:] == pytest.approx(_rates(tmp_path / "long")[12:])
     assert len(_rates(tmp_path / "short")) == len(_rates(tmp_path / "long"))
@@ -127,9 +127,9 @@ def test_a_run_that_is_resumed_for_longer_has_the_learning_rates_of_the_longer_r
 
 @pytest.mark.parametrize("setting", ["optim_wrapper.optimizer.lr=2e-3", "optim_wrapper.optimizer.weight_decay=0.5"])
 def test_a_setting_of_the_optimizer_can_be_changed_on_resuming(tmp_path, setting):
-    train(PACKAGE, TrainOptions(overrides=["epochs=1"], out=tmp_path / "run"), say=lambda line: None)
+    train(PACKAGE, TrainOptions(overrides=["epochs=1"], out=tmp_path / "run"), say=lambda _: None)
     train(PACKAGE, TrainOptions(overrides=["epochs=2", setting], out=tmp_path / "run", resume=True),
-          say=lambda line: None)  # fmt: skip
+          say=lambda _: None)  # fmt: skip
     state = torch.load(tmp_path / "run/step_12.state.pt", weights_only=True)["optimizer"]["param_groups"][0]
     name, value = setting.removeprefix("optim_wrapper.optimizer.").split("=")
     assert state["initial_lr" if name == "lr" else name] == float(value)

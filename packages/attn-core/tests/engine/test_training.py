@@ -21,7 +21,7 @@ def _folder(tmp_path, monkeypatch):
 
 
 def _train(*settings, **options):
-    return train(PACKAGE, TrainOptions(overrides=settings, **options), say=lambda line: None, draw=draw_predictions)
+    return train(PACKAGE, TrainOptions(overrides=settings, **options), say=lambda _: None, draw=draw_predictions)
 
 
 def test_a_nan_sample_stops_the_run_before_the_update_and_is_named(tmp_path):

@@ -22,7 +22,7 @@ def guarded(x: Tensor) -> Tensor:
 def large_case(name: str, queries: int, keys: int, width: int, value: int | None, mask: bool = False) -> Case:
     """Several tiles each way; NaN around every operand."""
 
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         def data(*shape: int) -> Tensor:
             return guarded(torch.randn(shape, dtype=torch.float64).to(dtype))
 

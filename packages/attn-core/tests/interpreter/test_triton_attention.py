@@ -22,7 +22,7 @@ def guarded(x: Tensor) -> Tensor:
 def large_case(name: str, queries: int, keys: int, width: int = 20, value_width: int = 12, **arguments: Any) -> Case:
     """Several tiles each way; NaN around every operand. Tuples in ``arguments`` are shapes of random tensors."""
 
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         def data(*shape: int) -> Tensor:
             return guarded(torch.randn(shape, dtype=torch.float64).to(dtype))
 
@@ -105,7 +105,7 @@ def test_no_addition_meets_another_in_one_entry(case: Case, monkeypatch: pytest.
 
 
 def test_broadcast_strides_and_a_transposed_bias_are_read_in_place() -> None:
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         q = torch.randn(2, 19, 2, 8, dtype=torch.float64).to(dtype).transpose(1, 2).requires_grad_()
         k = torch.randn(1, 1, 21, 8, dtype=torch.float64).to(dtype).expand(2, 2, 21, 8).requires_grad_()
         v = torch.randn(2, 2, 4, 21, dtype=torch.float64).to(dtype).transpose(2, 3).requires_grad_()
@@ -117,7 +117,7 @@ def test_broadcast_strides_and_a_transposed_bias_are_read_in_place() -> None:
 
 @pytest.mark.parametrize("hidden", ["bias", "row"])
 def test_minus_infinity_in_the_bias_hides_keys_and_rows(hidden: str) -> None:
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         data = [torch.randn(1, 2, n, 8, dtype=torch.float64).to(dtype).requires_grad_() for n in (18, 35, 35)]
         bias = torch.randn(1, 1, 18, 35, dtype=torch.float64).to(dtype)
         bias[..., 3 if hidden == "row" else slice(None), slice(None) if hidden == "row" else slice(3, 30)] = -torch.inf

@@ -30,7 +30,7 @@ def large_case(
 ) -> Case:
     """Several tiles each way; NaN around every operand. Tuples in ``arguments`` are shapes of random tensors."""
 
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         def data(*shape: int) -> Tensor:
             return guarded(torch.randn(shape, dtype=torch.float64).to(dtype))
 

@@ -20,7 +20,7 @@ def guarded(x: Tensor) -> Tensor:
 def large_case(name: str, tokens: int, channels: int, *, tokens_innermost: bool = False, **options: Any) -> Case:
     """Several tiles of tokens and of channels; NaN around every operand."""
 
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         shape = (2, 2, channels, tokens) if tokens_innermost else (2, 2, tokens, channels)
         data = [guarded(torch.randn(shape, dtype=torch.float64).to(dtype)) for _ in range(3)]
         data = [t.mT if tokens_innermost else t for t in data]

@@ -14,7 +14,7 @@ NAMES = ("projection", "kernel of one pixel", "one pixel", "no image", "no pixel
 CASES = [case for case in cases_of("focal_modulation") if case.name in NAMES]
 
 
-def _several_tiles(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+def _several_tiles(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
     """Two tiles of cells and of channels; NaN around the projection's slices."""
 
     def data(*shape: int) -> Tensor:

@@ -20,7 +20,7 @@ def guarded(x: Tensor) -> Tensor:
 def large_case(name: str, queries: int, keys: int, width: int = 20, value_width: int = 12, **arguments: Any) -> Case:
     """Several tiles each way; NaN around every operand. Tuples in ``arguments`` are shapes of random tensors."""
 
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         def data(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return guarded(torch.randn(shape, dtype=torch.float64).to(dtype))
 

@@ -29,7 +29,7 @@ def large_case(
 ) -> Case:
     """Several chunks and tiles; NaN around every operand."""
 
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         def data(width: int, tokens: int = keys or tokens) -> Tensor:
             x = torch.randn(1, 2, tokens, width, dtype=torch.float64) * 0.5
             return guarded((x.abs() + 0.1 if options.get("normalize") else x).to(dtype))

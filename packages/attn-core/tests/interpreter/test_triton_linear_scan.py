@@ -14,7 +14,7 @@ CASES = cases_of("linear_scan")
 def wide_case(name: str, gates: tuple[int, ...], features: tuple[int, ...], **options: Any) -> Case:
     """More features than one tile holds, gates between others in memory, NaN around them."""
 
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         buffer = torch.full((2, 41, *gates[:-1], gates[-1] + 3), float("nan"))
         a = buffer[:, 1:, ..., : gates[-1]]
         a.copy_(torch.rand(a.shape))

@@ -12,7 +12,7 @@ from attn_core.testing import Case, assert_matches_reference, cases_of, gradient
 def large_case(name: str, parts: int, *, unlike: bool = False) -> Case:
     """Several tiles of queries and of columns; NaN around every part, and in a part without keys."""
 
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         outs, lses = [], []
         for s in range(parts):
             token_major = unlike and s % 2 == 1

@@ -20,7 +20,7 @@ def guarded(x: Tensor) -> Tensor:
 def large_case(name: str, grid: tuple[int, ...], kernel: Any, rpb: bool = False, **options: Any) -> Case:
     """Several boxes along each axis; NaN behind every operand."""
 
-    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
         q, k, v = (guarded(torch.randn(1, 1, *grid, width, dtype=torch.float64).to(dtype)) for width in (20, 20, 12))
         sizes = (kernel,) * len(grid) if isinstance(kernel, int) else kernel
         bias = {"rpb": torch.randn(1, *(2 * n - 1 for n in sizes), dtype=torch.float64).to(dtype).requires_grad_()}

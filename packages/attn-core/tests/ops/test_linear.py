@@ -54,10 +54,9 @@ def forced_road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     package._road.cache_clear()  # pyright: ignore[reportFunctionMemberAccess]
 
 
+@pytest.mark.usefixtures("forced_road")
 @pytest.mark.parametrize("activation", [None, "gelu"])
-def test_every_road_gives_value_gradient_and_second_derivative(
-    forced_road: str, activation: Literal["gelu"] | None
-) -> None:
+def test_every_road_gives_value_gradient_and_second_derivative(activation: Literal["gelu"] | None) -> None:
     def results(wide: bool) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
         x, weight, bias = (torch.randn(*size, generator=generator) for size in ((9, 7), (5, 7), (5,)))

@@ -149,7 +149,7 @@ def test_shifting_the_grid_shifts_the_output_where_no_border_is_near() -> None:
     q, k, v = (random(1, 2, 12, 10, 4 + extra) for extra in range(3))
     k = k[..., :4]
     out = neighborhood_attention(q, k, v, 3)[0]
-    moved = neighborhood_attention(*(x.roll((2, 1), (2, 3)) for x in (q, k, v)), 3)[0]  # pyright: ignore
+    moved = neighborhood_attention(*(x.roll((2, 1), (2, 3)) for x in (q, k, v)), 3)[0]  # pyright: ignore[reportCallIssue]
     assert relative_error(moved[:, :, 3:-1, 2:-1], out.roll((2, 1), (2, 3))[:, :, 3:-1, 2:-1]) <= 1e-12
 
 
@@ -178,7 +178,7 @@ def test_equals_natten(grid: tuple[int, ...], options: dict[str, Any]) -> None:
     functional = pytest.importorskip("natten.functional")
     q, k, v = (torch.randn(2, *grid, 2, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
     peer, peer_lse = functional.neighborhood_attention_generic(q, k, v, return_lse=True, backend="flex-fna", **options)
-    out, lse = neighborhood_attention(*(x.movedim(-2, 1) for x in (q, k, v)), **options)  # pyright: ignore
+    out, lse = neighborhood_attention(*(x.movedim(-2, 1) for x in (q, k, v)), **options)  # pyright: ignore[reportArgumentType]
     assert relative_error(out.movedim(1, -2), peer) <= 2e-5
     assert relative_error(lse.movedim(1, -1), peer_lse) <= 2e-5
 

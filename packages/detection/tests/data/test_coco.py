@@ -58,7 +58,7 @@ def test_val_digits_have_the_published_hashes_and_counts() -> None:
     assert item["image"].shape == (3, 128, 128)
     assert item["boxes"].shape == (len(item["labels"]), 4)
     with pytest.raises(ValueError, match="split must be 'train', 'val' or 'test'"):
-        DigitsCoco("validation")  # pyright: ignore
+        DigitsCoco("validation")  # pyright: ignore[reportArgumentType]
 
 
 def test_written_digits_read_as_the_same_pictures_and_boxes(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_turned_pictures_that_contradict_each_other_are_refused_with_the_way_out
     data = CocoDetection(root, turned="upright", transform={"short_sides": ()})
     assert [data[0]["boxes"].tolist(), data[1]["boxes"].tolist()] == [[[5, 45, 35, 55]], []]
     with pytest.raises(ValueError, match="turned must be 'auto', 'upright' or 'stored', got turned='left'"):
-        CocoDetection(root, turned="left")  # pyright: ignore
+        CocoDetection(root, turned="left")  # pyright: ignore[reportArgumentType]
     phone(root, 6, (40, 60), [45, 5, 10, 10])
     with pytest.raises(ValueError, match="fit the picture as stored only"):
         CocoDetection(root)
@@ -304,7 +304,7 @@ def test_ids_that_cannot_number_outputs_are_refused(root: Path) -> None:
     with pytest.raises(ValueError, match="which cannot number outputs; use labels='contiguous'"):
         CocoDetection(root, labels="category_id")
     with pytest.raises(ValueError, match="labels must be 'contiguous' or 'category_id', got labels='id'"):
-        CocoDetection(root, labels="id")  # pyright: ignore
+        CocoDetection(root, labels="id")  # pyright: ignore[reportArgumentType]
 
 
 def test_large_sets_are_compared_picture_by_picture(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,4 +110,4 @@ def test_boxes_in_pictures_without_objects_are_counted_without_an_error() -> Non
 
 def test_an_absent_library_is_named() -> None:
     with pytest.raises(ValueError, match="other_library is not installed"):
-        CocoMap("other_library")  # pyright: ignore
+        CocoMap("other_library")  # pyright: ignore[reportArgumentType]

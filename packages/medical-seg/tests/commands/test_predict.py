@@ -75,14 +75,14 @@ def test_regions_are_learned_written_in_order_and_scored(run: Run, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "folder"),
+    "arguments",
     [
-        (("-m", "monai:UNet", "--option", "channels=(4,8)", "--option", "strides=(2,)"), "3-D"),
-        (("-m", "test_agunet", "--whole", "--option", "deep_supervision=True"), "resized"),
+        ("-m", "monai:UNet", "--option", "channels=(4,8)", "--option", "strides=(2,)"),
+        ("-m", "test_agunet", "--whole", "--option", "deep_supervision=True"),
     ],
     ids=["monai", "whole"],
 )
-def test_other_ways_of_training_reach_masks(arguments: tuple[str, ...], folder: str, run: Run, tmp_path: Path) -> None:
+def test_other_ways_of_training_reach_masks(arguments: tuple[str, ...], run: Run, tmp_path: Path) -> None:
     write_shells(tmp_path / "data", {"background": 0, "shell": 1, "core": 2, "corner": 3})
     code, _, error = run(*TRAIN, *arguments, "--epochs", "1", "--out", "r")
     assert code == 0, error

@@ -57,7 +57,7 @@ def test_a_broken_case_is_named(folder: Path, file: str, array: Any, affine: Any
         raise ValueError(problem)
 
 
-def test_a_folder_that_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_named(folder: Path) -> None:
     (folder / "labelsTr/c1.nii.gz").rename(folder / "c1.nii.gz")
     with pytest.raises(ValueError, match=r"labelsTr/c1.nii.gz: missing"):
         open_folder(folder)
@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> 
 
 def test_a_healthy_control_is_a_case_and_a_folder_of_nothing_else_is_refused(folder: Path) -> None:
     def plan() -> Any:
-        return make_plan(open_folder(folder), lambda planar: 4, (4, 8, 8))
+        return make_plan(open_folder(folder), lambda _: 4, (4, 8, 8))
 
     assert plan().empty == 0
     write(folder / "labelsTr/c1.nii.gz", LABEL * 0)

@@ -17,7 +17,7 @@ def test_the_average_brain_is_symmetric_and_its_blocks_do_not_touch() -> None:
     assert item["image"].shape == (1, 32, 32, 32)
     assert test[0]["label"].max() == 3
     with pytest.raises(ValueError, match="split must be 'train' or 'test', got split='val'"):
-        Icbm152("val")  # pyright: ignore
+        Icbm152("val")  # pyright: ignore[reportArgumentType]
 
 
 def test_windows_set_the_length_and_augmentation_changes_what_is_drawn() -> None:

@@ -21,7 +21,7 @@ def test_a_small_lesion_receives_a_gradient_where_the_official_loss_gives_none()
     assert gradients["official"] == 0
     assert gradients["foreground"] > 0
     with pytest.raises(ValueError, match="dice must be 'foreground' or 'official', got dice='x'"):
-        DiceCE(dice="x")  # pyright: ignore
+        DiceCE(dice="x")  # pyright: ignore[reportArgumentType]
 
 
 def test_the_loss_is_dice_and_cross_entropy() -> None:

@@ -307,7 +307,7 @@ def test_keras_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fits no daunet"):
         build_from_keras(file, "daunet")
     with pytest.raises(ValueError, match="--arch must be agunet or daunet, got 'unet'"):
-        build_from_keras(file, "unet")  # pyright: ignore
+        build_from_keras(file, "unet")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"does not fit this AGUNet: conv3d/0/0 is .* the model has"):
         load_official(AGUNet(3, 2, 2, FILTERS), layers)
     with pytest.raises(ValueError, match="does not fit this AGUNet: missing conv3d/1/0"):

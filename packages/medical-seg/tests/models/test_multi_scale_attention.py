@@ -177,7 +177,7 @@ def test_the_loss_is_the_weighted_sum_of_eight_four_and_eight_terms(model: Any) 
     assert torch.allclose(losses["loss_segmentation"], torch.as_tensor(segmentation))
     assert torch.allclose(losses["loss_guide"], torch.as_tensor(2.0 * guide))
     assert torch.allclose(losses["loss_reconstruction"], torch.as_tensor(3.0 * reconstruction))
-    other = guided_loss(output, target, segmentation=lambda logits, t: logits.sum() * 0)
+    other = guided_loss(output, target, segmentation=lambda logits, _: logits.sum() * 0)
     assert float(other["loss_segmentation"].detach()) == 0
 
 
@@ -248,7 +248,7 @@ def test_a_first_step_changes_running_statistics_of_the_shared_module_coarse_to_
     """The last scale that the shared module sees weighs most in its statistics: officially the finest."""
     semantic = model.stages[0].semantic
     seen: list[Tensor] = []
-    semantic.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    semantic.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     model.train()
     joined = model(torch.randn(2, 2, 32, 32, dtype=torch.float64)).inputs[:4]
     assert all(torch.equal(a, b) for a, b in zip(seen, joined[::-1], strict=True))

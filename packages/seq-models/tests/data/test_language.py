@@ -98,7 +98,7 @@ def test_reminders_state_the_key_behind_the_line_and_count() -> None:
 
 
 def test_splits_of_the_standard_library_are_disjoint_text() -> None:
-    parts = {split: standard_library(split) for split in ("train", "val", "test")}  # pyright: ignore
+    parts = {split: standard_library(split) for split in ("train", "val", "test")}
     assert len(parts["train"]) > 8 * len(parts["val"]) > 0
     head = bytes(parts["val"][:400])
     assert head not in bytes(parts["train"])
@@ -116,7 +116,7 @@ def test_own_files_are_read_and_split_in_order(tmp_path: Path) -> None:
     (tmp_path / "b" / "deep" / "X.TXT").write_bytes(bytes(range(40, 100)))
     (tmp_path / "b" / "picture.png").write_bytes(b"no text")
     files = [tmp_path / "a.bin", str(tmp_path / "b")]
-    served = [ByteText(split, length=5, text=files).windows for split in ("train", "val", "test")]  # pyright: ignore
+    served = [ByteText(split, length=5, text=files).windows for split in ("train", "val", "test")]
     assert np.concatenate([part.ravel() for part in served]).tolist() == list(range(100))
     with pytest.raises(ValueError, match="the val part of the text has 10 bytes, fewer than one window of 64; give"):
         ByteText("val", length=64, text=files)
@@ -127,7 +127,7 @@ def test_own_files_are_read_and_split_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ByteText("dev"), "ByteText: split must be 'train', 'val' or 'test', got split='dev'"),  # pyright: ignore
+        (lambda: ByteText("dev"), "ByteText: split must be 'train', 'val' or 'test', got split='dev'"),  # pyright: ignore[reportArgumentType]
         (lambda: ByteText(length=0), "ByteText: length must be at least 1, got length=0"),
         (lambda: AssociativeRecall(pairs=40), "pairs must be at most the 31 keys, got pairs=40"),
         (lambda: AssociativeRecall(length=20), r"length must be at least 4·pairs=32, got length=20"),

@@ -45,6 +45,7 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Y, X) → (B, dim, Y', X'); with ``grad_checkpointing`` the blocks' activations are computed twice."""
         x = self.downsample(x).permute(0, 2, 3, 1).contiguous()
         if self.grad_checkpointing:
             x = checkpoint_seq(self.blocks, x)
@@ -94,15 +95,17 @@ class StagedBackbone(nn.Module):
         fine = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
 
-    def fit_table(self, name: str, value: Tensor) -> Tensor:
+    def fit_table(self, name: str, value: Tensor) -> Tensor:  # noqa: ARG002  for families with tables
         """A checkpoint's value of a parameter; position tables of another image size stretched to ours."""
         return value
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only each block's input for the backward pass: less memory, one more forward pass."""
         for stage in self.stages:
             stage.grad_checkpointing = enable  # pyright: ignore[reportArgumentType]
 
     def get_classifier(self) -> nn.Module:
+        """The layer that makes logits; the identity where ``num_classes`` is 0."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
@@ -121,9 +124,11 @@ class StagedBackbone(nn.Module):
         return self.norm(self.stages(self.stem(self.prepared(x))))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The map (B, C, y, x) → logits (B, num_classes), or pooled features (B, head_hidden_size)."""
         return self.head(x, pre_logits=pre_logits) if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, Y, X) → logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -203,6 +208,7 @@ class Dense(StagedBackbone):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Images (B, in_chans, Y, X) → one normed map (B, C, y, x) for each stage, finest first."""
         x = self.stem(self.prepared(x))
         maps: list[Tensor] = []
         for stage, norm in zip(self.stages, self.out_norms, strict=True):

@@ -315,7 +315,7 @@ def test_both_versions_of_the_archive_give_the_same_images(classes: Any, tmp_pat
     assert parts[0].labels == parts[1].labels
     assert torch.equal(parts[0][3]["image"], parts[1][3]["image"])
     assert parts[0][0]["image"].shape == (3, 32, 32)
-    train, val = (Cifar(tmp_path / "python", split, classes=classes) for split in ("train", "val"))  # type: ignore
+    train, val = (Cifar(tmp_path / "python", split, classes=classes) for split in ("train", "val"))
     assert len(val) * 9 == len(train)
     enlarged = Cifar(tmp_path / "python", "train", classes=classes, size=64, augment=True)
     assert enlarged[0]["image"].shape == (3, 64, 64)

@@ -150,7 +150,7 @@ def test_kinds_are_given_for_all_blocks_or_stages_or_each() -> None:
         ["agent", "softmax"],
     ]
     model = CSwin((1, 2), 8, (2, 2), attention=("softmax", ("inline", "agent")), agents=(1, 4), split=(2,))
-    kinds = [type(block.attns[0]).__name__ for stage in model.stages for block in stage.blocks]  # pyright: ignore
+    kinds = [type(block.attns[0]).__name__ for stage in model.stages for block in stage.blocks]  # pyright: ignore[reportGeneralTypeIssues]
     assert kinds == ["StripeAttention", "InLineMixing", "AgentMixing"]
 
 

@@ -281,7 +281,7 @@ def test_padding_modes_agree_where_nothing_is_padded() -> None:
     outputs = []
     for pad_mode in ("legacy", "nchw", "masked"):
         torch.manual_seed(0)
-        outputs.append(RoutedAttention(16, topk=2, n_win=3, head_dim=8, pad_mode=pad_mode).double()(x))  # type: ignore
+        outputs.append(RoutedAttention(16, topk=2, n_win=3, head_dim=8, pad_mode=pad_mode).double()(x))
     assert relative(outputs[1], outputs[0]) < 1e-12
     assert relative(outputs[2], outputs[0]) < 1e-12
 

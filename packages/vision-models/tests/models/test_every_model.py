@@ -54,7 +54,7 @@ def as_map(model: Any, features: Tensor) -> Tensor:
     return features[:, 1:].transpose(1, 2).unflatten(2, (side, side))
 
 
-def image(name: str, batch: int = 1, size: int = 96, **options: Any) -> Tensor:
+def image(batch: int = 1, size: int = 96, **options: Any) -> Tensor:
     return torch.randn(batch, options.get("in_chans", 3), size, size)
 
 
@@ -132,7 +132,7 @@ def test_layer_scales_and_position_tables_are_not_decayed() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_head_of_features_is_the_output(name: str) -> None:
     model: Any = create_model(name).eval()
-    x = image(name)
+    x = image()
     with torch.no_grad():
         features = model.forward_features(x)
         reduction = model.feature_info[-1]["reduction"]
@@ -144,7 +144,7 @@ def test_head_of_features_is_the_output(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     model = create_model(name, num_classes=42, drop_path_rate=0.0).train()
-    model(image(name, batch=2)).mean().backward()
+    model(image(batch=2)).mean().backward()
     missing = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert missing == []
 
@@ -152,7 +152,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_classifier_can_be_replaced_or_left_out(name: str) -> None:
     model: Any = create_model(name).eval().double()
-    x = image(name).double()
+    x = image().double()
     model.reset_classifier(7)
     assert model(x).shape == (1, 7)
     model.reset_classifier(0)
@@ -185,7 +185,7 @@ def test_constructor_arguments_reach_the_model(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_checkpointing_changes_neither_output_nor_gradient(name: str) -> None:
     model: Any = create_model(name, drop_path_rate=0.0).double().train()
-    x = image(name, batch=2).double()
+    x = image(batch=2).double()
     results = []
     for enable in (False, True):
         model.zero_grad()
@@ -200,7 +200,7 @@ def test_checkpointing_changes_neither_output_nor_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_intermediates_and_feature_lists_agree(name: str) -> None:
     model: Any = create_model(name).eval()
-    x = image(name)
+    x = image()
     with torch.no_grad():
         final, maps = model.forward_intermediates(x)
         torch.testing.assert_close(final, model.forward_features(x))
@@ -234,7 +234,7 @@ def test_intermediates_and_feature_lists_agree(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_pruned_model_ends_at_the_stage_asked_for(name: str) -> None:
     model: Any = create_model(name).eval()
-    x = image(name)
+    x = image()
     with torch.no_grad():
         expected = model.forward_intermediates(x, intermediates_only=True)[1]
         assert model.prune_intermediate_layers([0, 1]) == [0, 1]
@@ -261,7 +261,7 @@ def test_traced_graph_computes_the_same_at_every_size(name: str) -> None:
         traced = torch.fx.GraphModule(tracer.root, graph)
     with torch.no_grad():
         for size in (96, 160):
-            x = image(name, size=size)
+            x = image(size=size)
             torch.testing.assert_close(traced(x), model(x), rtol=1e-5, atol=1e-6)
 
 
@@ -270,7 +270,7 @@ def test_traced_graph_computes_the_same_at_every_size(name: str) -> None:
 )
 def test_an_empty_batch_and_channels_last_weights_are_ordinary(name: str, options: dict[str, Any]) -> None:
     model: Any = create_model(name, num_classes=5, **options).eval()
-    x = image(name)
+    x = image()
     takes_none = options.get("channel_attn") != "eca"  # timm's ECA cannot reshape an empty batch
     with torch.no_grad():
         expected = model(x)

@@ -93,7 +93,7 @@ def test_normalized_modulator_is_the_mean_over_levels() -> None:
     assert (plain(x) - mean(x)).abs().max() > 1e-3 * plain(x).abs().max()
     for module in plain.modules():  # the context enters linearly, so dividing h's weights does the same
         if type(module).__name__ == "FocalModulation":
-            module.h.weight.data /= len(module.focal_layers) + 1  # pyright: ignore
+            module.h.weight.data /= len(module.focal_layers) + 1  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportOperatorIssue]
     torch.testing.assert_close(plain(x), mean(x), rtol=1e-4, atol=1e-5)
 
 

@@ -36,8 +36,8 @@ def _redraw(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
-            module.running_mean.normal_(std=0.2)  # pyright: ignore
-            module.running_var.uniform_(0.5, 1.5)  # pyright: ignore
+            module.running_mean.normal_(std=0.2)  # pyright: ignore[reportOptionalMemberAccess]
+            module.running_var.uniform_(0.5, 1.5)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _small(kind: str) -> tuple[dict[str, Any], ByoModelCfg]:
@@ -184,8 +184,8 @@ def test_masked_border_hides_what_is_outside() -> None:
     masked, zero = (create_model("test_halonet", border=border).eval() for border in ("masked", "zero"))
     _redraw(zero)
     masked.load_state_dict(zero.state_dict())
-    attn: Any = zero.stages[2].blocks[0].middle.self_attn  # pyright: ignore
-    hidden: Any = masked.stages[2].blocks[0].middle.self_attn  # pyright: ignore
+    attn: Any = zero.stages[2].blocks[0].middle.self_attn  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+    hidden: Any = masked.stages[2].blocks[0].middle.self_attn  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
     x = torch.randn(1, 32, 4, 8)
     attn.kv.weight.data[:] = hidden.kv.weight.data[:] = 0.1
     ones = torch.ones_like(x)

@@ -53,8 +53,8 @@ def _redraw(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
-            module.running_mean.normal_(std=0.2)  # pyright: ignore
-            module.running_var.uniform_(0.5, 1.5)  # pyright: ignore
+            module.running_mean.normal_(std=0.2)  # pyright: ignore[reportOptionalMemberAccess]
+            module.running_var.uniform_(0.5, 1.5)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

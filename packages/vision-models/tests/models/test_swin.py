@@ -37,7 +37,7 @@ def test_windows_alone_equal_timms_swin() -> None:
 
 
 def test_windows_are_shifted_on_maps_larger_than_one() -> None:
-    attn: Any = Swin(img_size=112, **SMALL).stages[0].blocks[1].attn  # pyright: ignore
+    attn: Any = Swin(img_size=112, **SMALL).stages[0].blocks[1].attn  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
     assert (attn.window, attn.shift) == (7, 3)
     x = torch.randn(1, 7, 7, 12)
     still = attn(x)

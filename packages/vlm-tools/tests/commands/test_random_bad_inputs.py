@@ -189,6 +189,7 @@ def calls(draw: st.DrawFn, verb: str) -> tuple[list[str], dict[str, bytes]]:
         *("info", "export", "eval", "benchmark", "train"),
     ],
 )
+@pytest.mark.usefixtures("picture")
 def test_a_bad_input_is_one_line(
     verb: str, run: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

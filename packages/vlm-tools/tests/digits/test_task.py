@@ -23,7 +23,7 @@ def test_model_learns_in_a_few_steps() -> None:
         losses.append(float(loss.detach()))  # type: ignore[union-attr]
     assert losses[-1] < 0.8 * losses[0]
     scenes = EvaluationScenes("val", 12)
-    results = task.eval().predict(**{key: torch.stack([s[key] for s in scenes]) for key in scenes[0]})  # type: ignore
+    results = task.eval().predict(**{key: torch.stack([s[key] for s in scenes]) for key in scenes[0]})
     metric = Hallucination()
     metric.process(None, results)
     assert {"random", "adversarial", "chair_s", "recall", "cells"} <= set(metric.compute_metrics(metric.results))

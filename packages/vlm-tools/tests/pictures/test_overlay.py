@@ -42,7 +42,7 @@ def test_pictures_of_any_size_fit_a_page_and_options_count() -> None:
     assert colored(heat, limits=(0, 4)).getpixel((0, 0)) != colored(heat).getpixel((0, 0))
 
 
-def test_captions_in_any_script_are_drawn_or_spelled_and_cut_off(caplog: pytest.LogCaptureFixture) -> None:
+def test_captions_in_any_script_are_drawn_or_spelled_and_cut_off() -> None:
     assert writable("Кошка", 13)[0] == "Кошка"
     shown, _ = writable("\U0010ffff\n", 13)  # a letter that no font has, and one that cannot be printed
     assert shown == "  "

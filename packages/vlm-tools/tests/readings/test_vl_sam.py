@@ -72,7 +72,7 @@ def test_iteration_refines_within_the_mask_and_drops_doubles() -> None:
     seen: list[tuple[list[list[int]], bool]] = []
 
     class Halves:
-        def predict(self, image: Any, points: Any, labels: Any, mask: Any = None) -> tuple[Any, float]:
+        def predict(self, image: Any, points: Any, labels: Any, mask: Any = None) -> tuple[Any, float]:  # noqa: ARG002  SAM calls it so
             seen.append((points.tolist(), mask is not None))
             out = np.zeros(image.shape, dtype=bool)
             out[:, :4] = True

@@ -37,10 +37,12 @@ def operators() -> list[str]:
 
 
 def cases_of(operator: str, device: str, quick: bool) -> list[BenchCase]:
+    """The cases of one operator's benchmark; with ``quick`` small ones."""
     return importlib.import_module(f"{bench.__name__}.{operator}").cases(device, quick)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Measure and print what the arguments name; 1 if a limit or a comparison failed, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m attn_core.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

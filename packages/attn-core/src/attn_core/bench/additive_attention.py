@@ -12,6 +12,7 @@ LENGTHS = (64, 128, 256, 512, 1024)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """Pointing and pooling at published sizes, and a sweep over the length."""
     if quick:
         sweep = [_case(f"length {n}", 1, n, n, 16, 8, sweep=True) for n in (12, 24)]
         return [_case("pointer", 1, 12, 12, 16), _case("one query", 2, 1, 40, 16, 8), *sweep]

@@ -15,6 +15,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """Plain, biased, wide-valued and grouped attention, and a sweep over the length with an axis bias."""
     if quick:
         sweep = [_axis_bias("length 64", 1, 2, 64, (4, 16), 8, sweep=True)]
         sweep += [_axis_bias("length 128", 1, 2, 128, (8, 16), 8, sweep=True)]
@@ -80,7 +81,7 @@ def _plain(batch: int, heads: int, tokens: int) -> BenchCase:
         return {name: _data(batch, tokens, heads, 64) for name in "qkv"}
 
     peers = {"SDPA": _sdpa(), "flex compiled": _flex()}
-    return _case(f"plain, {tokens} tokens", inputs, lambda x: {}, peers, flops=4 * batch * heads * tokens**2 * 64)
+    return _case(f"plain, {tokens} tokens", inputs, lambda _: {}, peers, flops=4 * batch * heads * tokens**2 * 64)
 
 
 def _dense_bias(batch: int, heads: int, tokens: int) -> BenchCase:
@@ -89,7 +90,7 @@ def _dense_bias(batch: int, heads: int, tokens: int) -> BenchCase:
         return {**{name: _data(batch, tokens, heads, 32) for name in "qkv"}, "bias": bias}
 
     def score_mod(x: Inputs) -> Any:
-        return lambda score, b, h, i, j: score + x["bias"][0, h, i, j]
+        return lambda score, _, h, i, j: score + x["bias"][0, h, i, j]
 
     peers = {
         "SDPA": Provider(
@@ -167,7 +168,7 @@ def _wide_value(batch: int, tokens: int) -> BenchCase:
         "flex compiled": _flex(),
     }
     flops = 2 * batch * tokens**2 * (width + value_width)
-    return _case(f"position attention, {tokens} tokens, D 32, Dv 256", inputs, lambda x: {}, peers, flops=flops)
+    return _case(f"position attention, {tokens} tokens, D 32, Dv 256", inputs, lambda _: {}, peers, flops=flops)
 
 
 def _grouped(batch: int, tokens: int) -> BenchCase:
@@ -181,11 +182,11 @@ def _grouped(batch: int, tokens: int) -> BenchCase:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
         compiled = torch.compile(flex_attention, dynamic=False)
-        mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, tokens, tokens, device=str(x["q"].device))
+        mask = create_block_mask(lambda _b, _h, i, j: i >= j, None, None, tokens, tokens, device=str(x["q"].device))
         return lambda: compiled(*_split(x), block_mask=mask, enable_gqa=True)  # pyright: ignore[reportReturnType]
 
     peers = {"SDPA": _sdpa(is_causal=True, enable_gqa=True), "flex compiled": Provider(causal_mask, compiles=True)}
     flops = 2 * batch * heads * tokens * (tokens + 1) * width
     return _case(
-        f"causal, 16 heads on 4, {tokens} tokens", inputs, lambda x: {"causal": "upper_left"}, peers, flops=flops
+        f"causal, 16 heads on 4, {tokens} tokens", inputs, lambda _: {"causal": "upper_left"}, peers, flops=flops
     )

@@ -27,6 +27,7 @@ SIDES = (28, 42, 56, 84, 112)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """BiFormer's stages, HaloNet, windows, and a sweep over the side of the map."""
     if quick:
         sweep = [_routed(f"length {side * side}", 1, side, 32, 2, sweep=True) for side in (7, 14)]
         return [_routed("BiFormer, 14², C 64, top-4", 1, 14, 64, 4), _halo(1, 16, 64), _windows(1, 14, 64), *sweep]
@@ -121,7 +122,7 @@ def _routed(name: str, batch: int, side: int, channels: int, topk: int, *, sweep
     def mask_mod(x: Inputs) -> Any:
         pairs = torch.zeros(batch, regions, regions, dtype=torch.bool, device=x["q"].device)
         pairs = pairs.scatter(2, x["table"][:, 0], True)
-        return lambda b, h, i, j: pairs[b, i // block**2, j // block**2]
+        return lambda b, _, i, j: pairs[b, i // block**2, j // block**2]
 
     peers = {"gathered keys": Provider(lambda x: lambda: gathered(x))}
     if not sweep or side <= 56:
@@ -185,7 +186,7 @@ def _halo(batch: int, side: int, channels: int) -> BenchCase:
     def mask_mod(x: Inputs) -> Any:
         y, z = coordinates(x)
 
-        def seen(b: Any, h: Any, i: Any, j: Any) -> Any:
+        def seen(_b: Any, _h: Any, i: Any, j: Any) -> Any:
             top, left = y[i] // block * block - halo, z[i] // block * block - halo
             return (y[j] >= top) & (y[j] < top + span) & (z[j] >= left) & (z[j] < left + span)
 
@@ -236,7 +237,7 @@ def _windows(batch: int, side: int, channels: int) -> BenchCase:
         **backends(ours, "q"),
         "gathered keys": Provider(lambda x: lambda: gathered(x)),
         "SDPA per window": Provider(lambda x: lambda: per_window(x)),
-        "flex compiled": _flex(side, block, lambda _: lambda b, h, i, j: i // block**2 == j // block**2),
+        "flex compiled": _flex(side, block, lambda _: lambda _b, _h, i, j: i // block**2 == j // block**2),
     }
     flops = 4 * batch * side**2 * block**2 * channels
     return BenchCase(f"Swin windows, {side}², window 7, C {channels}", inputs, providers, flops=flops)

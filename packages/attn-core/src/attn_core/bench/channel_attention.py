@@ -20,6 +20,7 @@ LENGTHS = (1024, 2048, 4096, 8192, 16384)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """DaViT's stages, DANet's map, and a sweep over the number of tokens."""
     if quick:
         return [*(_groups(f"length {n}", 2, n, 2, 8, sweep=True) for n in (49, 98)), _maps("map 8×8", 1, 64, 16)]
     scale = 16 if device.startswith("cuda") else 1

@@ -17,6 +17,7 @@ LENGTHS = (512, 1024, 2048, 4096)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """Encoder, decoder and lifting at published sizes, and a sweep over the number of queries."""
     if quick:
         tiny: Maps = ((6, 8), (3, 4))
         sweep = [_case(f"{n} queries", 1, tiny, n, heads=2, width=8, sweep=True) for n in (32, 64)]

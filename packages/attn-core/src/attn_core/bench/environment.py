@@ -32,6 +32,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
+    """The processor's own name, or its architecture where the system does not tell."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():

@@ -15,6 +15,7 @@ SIDES = (14, 28, 56, 112)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """The stages of FocalNet-T with both receptive fields, and a sweep over the side of the map."""
     if quick:
         sweep = [_case(f"side {n}", 2, n, 8, (3, 5), sweep=True) for n in (6, 12)]
         return [*sweep, _case("8×8, three levels", 1, 8, 16, (3, 5, 7))]

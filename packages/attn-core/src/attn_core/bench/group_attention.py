@@ -13,6 +13,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """Prompts with and without redistribution, landmarks, and a sweep over the length."""
     if quick:
         sweep = [_prompt(f"length {n}, masses", 1, 2, n, 16, sweep=True) for n in (64, 128)]
         return [_prompt("redistribution, 64 tokens", 1, 2, 64, 16, redistribute=True), _landmarks(1, 2, 64, 7), *sweep]

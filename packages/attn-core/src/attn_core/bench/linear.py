@@ -22,6 +22,7 @@ LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """Layers of published networks, and a sweep over the number of tokens."""
     scale = 16 if device.startswith("cuda") else 1
     sizes = {"stage 3 expand 384→1536, GELU": (49, 384, 1536, True)} if quick else SIZES
     listed = [_case(name, n * scale, width, out, gelu) for name, (n, width, out, gelu) in sizes.items()]

@@ -15,6 +15,7 @@ GPU_LENGTHS = (1024, 4096, 16384, 65536, 131072)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """Causal with decay, both ways at vision sizes, and a sweep over the length."""
     on_gpu = device.startswith("cuda")
     if quick:
         sizes = [("causal, decay, 128 tokens", 1, 2, 128, 16, True), ("both ways, 128 tokens", 1, 2, 128, 16, False)]

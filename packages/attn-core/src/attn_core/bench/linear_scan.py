@@ -13,6 +13,7 @@ GPU_LENGTHS = (1024, 4096, 16384)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """Gates of every feature, one gate for Titans' weights, and a sweep over the length."""
     on_gpu = device.startswith("cuda")
     if quick:
         listed = [_case("gates of every feature", 1, 64, (32,), (32,)), _case("one gate", 1, 16, (), (8, 8))]

@@ -12,6 +12,7 @@ LENGTHS = (1024, 2048, 4096, 8192, 16384)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """Two and eight parts, and a sweep over the length with four."""
     if quick:
         return [_case("two parts, 64 tokens", 2, 1, 2, 64, 16), _case("length 64", 3, 1, 2, 64, 16, sweep=True)]
     batch = 8 if device.startswith("cuda") else 1

@@ -18,6 +18,7 @@ LENGTHS = (512, 1024, 2048, 4096)
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """NAT and DiNAT at published sizes, a volume, and a causal sweep over the length."""
     if quick:
         sweep = [_case(f"length {n}, window 9", 1, 2, (n,), (9,), 8, sweep=True) for n in (32, 64)]
         return [_case("8×8, window 3", 1, 2, (8, 8), (3, 3), 8, rpb=True), *sweep]

@@ -34,10 +34,12 @@ class Overhead:
 
     @property
     def ratio(self) -> float:
+        """Time of a call in those of the base."""
         return self.own_us / self.base_us
 
     @property
     def limit(self) -> float:
+        """The largest ratio that the operator may have."""
         return LIMITS.get(self.operator, LIMITS["others"])
 
 

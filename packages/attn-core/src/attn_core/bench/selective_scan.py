@@ -15,6 +15,7 @@ WIDTH = 16
 
 
 def cases(device: str, quick: bool) -> list[BenchCase]:
+    """A stage of VMamba, and a sweep over the length."""
     on_gpu = device.startswith("cuda")
     if quick:
         listed = [_case("VMamba block", 1, 8, 49)]

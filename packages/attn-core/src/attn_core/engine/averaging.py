@@ -52,7 +52,7 @@ class EMAHook(Hook):
             self._average = {name: value.detach().clone() for name, value in runner.bare_model.named_parameters()}
 
     @torch.no_grad()
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:  # noqa: ARG002  mmengine's hook
         """Update the average."""
         assert self._average is not None
         averages = [_local(value) for value in self._average.values()]
@@ -68,7 +68,7 @@ class EMAHook(Hook):
         """Put the average into the model."""
         self._swap(runner.bare_model)
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:  # noqa: ARG002  mmengine's hook
         """Put the parameters back."""
         self._swap(runner.bare_model)
 
@@ -76,11 +76,11 @@ class EMAHook(Hook):
         """Put the average into the model."""
         self._swap(runner.bare_model)
 
-    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:  # noqa: ARG002  mmengine's hook
         """Put the parameters back."""
         self._swap(runner.bare_model)
 
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002  mmengine's hook
         """The average becomes the checkpoint's weights; the parameters go to its state."""
         if self._average is None:
             return

@@ -65,7 +65,7 @@ class CheckpointHook(Hook):
         self.best_value = state.get("best_value")
         self.best_step = state.get("best_step")
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:  # noqa: ARG002  mmengine's hook
         """Write if it is time."""
         step = runner.iter + 1
         if self._due(runner, step) and not _validates_before_next_step(runner, step):
@@ -131,7 +131,7 @@ class SignalHook(Hook):
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: Any) -> None:  # noqa: ARG002  mmengine's hook
         """Listen."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             try:
@@ -139,16 +139,16 @@ class SignalHook(Hook):
             except ValueError:  # not the main thread: whoever owns it handles signals
                 return
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: Any) -> None:  # noqa: ARG002  mmengine's hook
         """Stop listening."""
         self.restore()
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:  # noqa: ARG002  mmengine's hook
         """Stop after this step if a signal came, to any process."""
         if not _validates_before_next_step(runner, runner.iter + 1):
             self._stop_if_asked(runner, runner.iter + 1, runner.epoch)
 
-    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:  # noqa: ARG002  mmengine's hook
         """Stop after a validation in training if a signal came during it."""
         if runner.is_training:
             self._stop_if_asked(runner, runner.iter, runner.epoch)
@@ -159,7 +159,7 @@ class SignalHook(Hook):
             signum, handler = self._previous.popitem()
             signal.signal(signum, handler)
 
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
+    def _receive(self, signum: int, _frame: FrameType | None) -> None:
         if self.received is not None:
             self.restore()
             raise RunInterrupted(signum, f"{signal.Signals(signum).name} came twice: stopped without a checkpoint")

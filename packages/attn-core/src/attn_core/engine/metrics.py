@@ -22,7 +22,7 @@ class Accuracy(Metric):
         super().__init__()
         self.topk = tuple(topk)
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:  # noqa: ARG002  mmengine's signature
         """Keep the rank of the right class: 0 is a hit."""
         for sample in data_samples:
             scores = torch.as_tensor(sample["scores"])

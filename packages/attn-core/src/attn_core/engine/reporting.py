@@ -56,7 +56,7 @@ class MetricsHook(Hook):
             path.touch()
             os.truncate(path, min(self._cut or 0, path.stat().st_size))
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:  # noqa: ARG002  mmengine's hook
         """Add up; write a line if it is time."""
         for name, value in (outputs or {}).items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().item()
@@ -76,7 +76,7 @@ class MetricsHook(Hook):
         if runner.is_training:
             self._write(runner, "val", runner.iter, max(runner.epoch, 1), metrics or {})
 
-    def after_run(self, runner: Any) -> None:
+    def after_run(self, runner: Any) -> None:  # noqa: ARG002  mmengine's hook
         """Close the file."""
         self.close()
 
@@ -133,7 +133,7 @@ class ProgressHook(Hook):
             self._task = self._bar.add_task("train", total=runner.max_iters, completed=runner.iter, numbers=self._shown)
             self._bar.start()
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:  # noqa: ARG002  mmengine's hook
         """Advance."""
         if runner.rank != 0:
             return
@@ -159,7 +159,7 @@ class ProgressHook(Hook):
             done = f"epoch {runner.epoch}/{runner.max_epochs}  " if runner.max_epochs > 1 or runner.epoch else ""
             self._line(f"{done}step {runner.iter}/{runner.max_iters}  {self._shown}")
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: Any) -> None:  # noqa: ARG002  mmengine's hook
         """Remove the bar."""
         self.close()
 

@@ -106,7 +106,7 @@ class Runner(_Runner):
         self._timestamp = f"{time.time_ns()}_{os.getpid()}"
         torch.backends.cudnn.benchmark = bool(env_cfg.get("cudnn_benchmark", False))
 
-    def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:
+    def build_logger(self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any) -> MMLogger:  # noqa: ARG002  mmengine's signature
         """mmengine's logger, into ``train.log`` only: the console belongs to the progress display."""
         silence_console("mmengine")
         name = self._experiment_name
@@ -124,7 +124,7 @@ class Runner(_Runner):
     def dump_config(self) -> None:
         """Nothing: the resolved recipe is written before the Runner is built (see `attn_core.engine.config`)."""
 
-    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:  # noqa: ARG002  mmengine's signature
         # mmengine's version starts compilers to ask for their versions, which takes seconds.
         self.logger.info(f"torch {torch.__version__}, {self.device}, {self.world_size} process(es), seed {self.seed}")
 
@@ -137,7 +137,7 @@ class Runner(_Runner):
 
     # ---- parts
 
-    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:  # noqa: ARG002  mmengine's signature
         """Move to the device; wrap or shard if there are several processes."""
         model = model.to(self.device)
         if not self.distributed:
@@ -155,7 +155,9 @@ class Runner(_Runner):
 
     @staticmethod
     def build_dataloader(
-        dataloader: DataLoader | dict[str, Any], seed: int | None = None, diff_rank_seed: bool = False
+        dataloader: DataLoader | dict[str, Any],
+        seed: int | None = None,
+        diff_rank_seed: bool = False,  # noqa: ARG004  mmengine's signature
     ) -> DataLoader:
         """See `attn_core.engine.sampling.build_dataloader`."""
         if isinstance(dataloader, DataLoader):

@@ -20,6 +20,7 @@ class SampleIndex(int):
     epoch: int
 
     def __new__(cls, index: int, epoch: int) -> "SampleIndex":
+        """An ``int`` that remembers its epoch."""
         self = super().__new__(cls, index)
         self.epoch = epoch
         return self

@@ -135,6 +135,7 @@ def for_small_memory(tile: Tile, width: int, dtype: torch.dtype, arch: str) -> T
 
 
 def power_of_two(size: int, least: int = 1) -> int:
+    """The smallest power of two that is not below ``size`` nor below ``least``."""
     return max(least, 1 << (size - 1).bit_length())
 
 

@@ -130,12 +130,15 @@ class Operator:
         return [*self.differentiable, *(range(self.list_at, count) if self.list_differentiable else ())]
 
     def needed(self, count: int, needs: Sequence[bool]) -> list[int]:
+        """Positions, among ``count`` flat tensors, of those whose gradient is asked for."""
         return [slot for slot, need in zip(self.slots(count), needs, strict=True) if need]
 
     def kept(self, results: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Those of ``forward``'s results that ``backward`` gets."""
         return results if self.definition.keeps_outputs else results[self.outputs :]
 
     def is_token_major(self, slot: int) -> bool:
+        """Whether the gradient of the flat tensor ``slot`` is laid out (B, N, H, D) in memory."""
         names = self.definition.arguments._fields
         return slot < self.list_at and names[slot] in self.definition.token_major_gradients
 
@@ -316,6 +319,7 @@ class _Bound(NamedTuple):
 class Forward(torch.autograd.Function):
     @staticmethod
     def forward(name: str, scalars: tuple[Any, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        """All results, those kept for backward included."""
         operator = OPERATORS[name]
         a = operator.arguments(scalars, tensors)
         if not torch.compiler.is_compiling() and is_plain(tensors):
@@ -324,6 +328,7 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what backward needs; results that only backward sees are not differentiable."""
         ctx.name, ctx.scalars, *tensors = inputs
         operator = OPERATORS[ctx.name]
         ctx.set_materialize_grads(False)
@@ -338,6 +343,7 @@ class Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of the flat tensors, by :class:`Backward`; None where nobody asks."""
         operator = OPERATORS[ctx.name]
         saved = ctx.saved_tensors
         kept, tensors = saved[: ctx.kept], saved[ctx.kept :]
@@ -367,6 +373,7 @@ class Forward(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[Any, ...], name: str, scalars: tuple[Any, ...], *tensors: Tensor | None
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Fold the mapped dimension into the batch, and run once."""
         count, batch = info.batch_size, _batch_size(tensors[0], in_dims[2])
         # With one image, a tensor of batch 1 may be data as well as a parameter: only a parameter may stay alone.
         flat = [_fold(t, dim, count, batch, expand=batch == 1) for t, dim in zip(tensors, in_dims[2:], strict=True)]
@@ -381,19 +388,22 @@ class Backward(torch.autograd.Function):
     def forward(
         name: str, scalars: tuple[Any, ...], needs: tuple[bool, ...], kept: int, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
+        """Gradients of the flat tensors whose flag in ``needs`` is set."""
         operator = OPERATORS[name]
         leading = operator.outputs + kept
         arguments = operator.arguments(scalars, tensors[leading:])
         return tuple(operator.backward(*tensors[:leading], *arguments, list(needs)))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG004  torch's signature
+        """Keep the incoming gradients and the arguments, not the results: the reference makes its own."""
         ctx.name, ctx.scalars, ctx.needs, ctx.kept, *tensors = inputs
         outputs = OPERATORS[ctx.name].outputs
         ctx.save_for_backward(*tensors[:outputs], *tensors[outputs + ctx.kept :])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The second derivative, by differentiating the reference's gradient."""
         operator = OPERATORS[ctx.name]
         saved = ctx.saved_tensors
         incoming, tensors = saved[: operator.outputs], saved[operator.outputs :]
@@ -432,6 +442,7 @@ class Backward(torch.autograd.Function):
         kept: int,
         *args: Any,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Fold the mapped dimension into the batch, and sum each gradient per entry, not over entries."""
         dims = in_dims[4:]
         leading = OPERATORS[name].outputs + kept
         count, batch = info.batch_size, _batch_size(args[leading], dims[leading])
@@ -451,6 +462,7 @@ for _function in (Forward, Backward):
 
 
 def as_tuple(results: Any) -> tuple[Tensor, ...]:
+    """One tensor or several as a tuple."""
     return (results,) if isinstance(results, Tensor) else tuple(results)
 
 

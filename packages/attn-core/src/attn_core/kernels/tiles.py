@@ -11,6 +11,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def product(a, b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
+    """a·b in float32; UPCAST: operands are cast first (the interpreter multiplies bfloat16 wrongly)."""
     if UPCAST:
         result = tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     else:
@@ -20,6 +21,7 @@ def product(a, b, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def accumulate(a, b, total, UPCAST: tl.constexpr, PRECISION: tl.constexpr):
+    """total + a·b in float32; UPCAST as in :func:`product`."""
     if UPCAST:
         total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
     else:
@@ -46,6 +48,7 @@ def load_rows(base, row, stride, inside, WIDTH: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit
 def store_rows(base, row, stride, inside, value, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Write a tile's rows ``inside``, its first WIDTH columns, at ``row`` times ``stride``."""
     column = tl.arange(0, BLOCK)
     pointers = base + (row[:, None] * stride + column[None, :])
     if WIDTH == BLOCK:

@@ -73,6 +73,7 @@ def attention(
     key_mask: Tensor | None = None,
     causal: str | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """(out, lse): Σ_j softmax_j(scale·q_i·k_j + biases) v_j over the keys that query i sees."""
     B, H, N, _ = q.shape
     M = k.shape[2]
     outs, lses = [], []
@@ -99,6 +100,7 @@ def group_attention(
     key_mask: Tensor | None = None,
     causal: str | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """(out, lse of each group): softmax over all keys, or as weights and gates of their groups say."""
     B, H, N, _ = q.shape
     outs, masses = [], []
     for b, h, i in _places(B, H, N):
@@ -136,6 +138,7 @@ def block_attention(
     scale: float | None = None,
     reduce: str = "set",
 ) -> tuple[Tensor, Tensor]:
+    """(out, lse): each query reads the blocks that its own block lists."""
     B, H, N, D = q.shape
     factor = D**-0.5 if scale is None else scale
     slots = kv_index.shape[3]
@@ -189,6 +192,7 @@ def neighborhood_attention(
     rpb: Tensor | None = None,
     border: str = "shifted",
 ) -> tuple[Tensor, Tensor]:
+    """(out, lse): each cell reads its window, moved inside at the border or cut there."""
     grid = q.shape[2:-1]
     each = [x if isinstance(x, (tuple, list)) else (x,) * len(grid) for x in (kernel_size, dilation, stride, is_causal)]
     seen = [_window(*rules, border) for rules in zip(grid, *each, strict=True)]  # pyright: ignore[reportCallIssue]
@@ -235,6 +239,7 @@ def _window(length: int, kernel: int, dilation: int, stride: int, causal: bool, 
 def additive_attention(
     q: Tensor, k: Tensor, w: Tensor, value: Tensor | None = None, *, key_mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
+    """(scores or Σ_j p_ij v_j, lse) of s_ij = w·tanh(q_i + k_j)."""
     B, N, _ = q.shape
     M = k.shape[1]
     results, lses = [], []
@@ -249,6 +254,7 @@ def additive_attention(
 
 
 def merge_attention(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
+    """(out, lse) of the union of the parts' keys."""
     size = lses[0].shape
     rows = [
         _row(
@@ -263,6 +269,7 @@ def merge_attention(outs: Sequence[Tensor] | Tensor, lses: Sequence[Tensor] | Te
 def channel_attention(
     a: Tensor, b: Tensor, x: Tensor, *, scale: float = 1.0, negate_max: bool = False, transpose: bool = False
 ) -> Tensor:
+    """Channels read each other by the products of their columns."""
     maps = []
     for image, head in _places(*a.shape[:2]):
         rows = []
@@ -285,8 +292,9 @@ def linear_attention(
     normalize: bool = False,
     eps: float = 0.0,
     initial_state: Tensor | None = None,
-    chunk_size: int | None = None,
+    chunk_size: int | None = None,  # noqa: ARG001  changes nothing in the result
 ) -> tuple[Tensor, Tensor]:
+    """(out, state): Σ_j decay^(i−j) (q_i·k_j) v_j, summed pair by pair."""
     B, H, N, D = q.shape
     M, E = v.shape[2:]
     outs, states = [], []
@@ -317,6 +325,7 @@ def agent_attention(
     key_mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
+    """Agents read the keys, queries read the agents."""
     collected, _ = attention(agents, k, v, scale=scale, bias=agent_bias, key_mask=key_mask)
     return attention(q, agents, collected, scale=scale, bias=query_bias)[0]
 
@@ -324,6 +333,7 @@ def agent_attention(
 def landmark_attention(
     q: Tensor, k: Tensor, v: Tensor, block: int, *, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
+    """(out, lse): own block and landmarks share one softmax, each landmark's weight is split within its block."""
     B, H, N, _ = q.shape
     outs, lses = [], []
     for b, h, i in _places(B, H, N):
@@ -358,6 +368,7 @@ def visual_attention_redistribution(
     key_mask: Tensor | None = None,
     causal: str | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """(out, which queries changed): queries that look at the image give 1 − p of their sinks' weight to its tokens."""
     B, H, N, _ = q.shape
     M = k.shape[2]
     outs, chosen = [], []
@@ -399,6 +410,7 @@ def scatterbrain(
     *,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """(out, lse): exact scores where listed, those of random features elsewhere."""
     B, H, N, D = q.shape
     factor = D**-0.5 if scale is None else scale
 
@@ -426,6 +438,7 @@ def scatterbrain(
 
 
 def inline_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None) -> Tensor:
+    """Scores plus 1 minus their mean, over their number, as weights of the values."""
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     rows = []
     for b, h, i in _places(*q.shape[:3]):
@@ -444,6 +457,7 @@ def rank_augmented_attention(
     scale: float | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
+    """Linear attention of turned ELU features; keys weigh N times the softmax of their products with the mean query."""
     B, H, N, D = q.shape
     factor = D**-0.5 if scale is None else scale
 

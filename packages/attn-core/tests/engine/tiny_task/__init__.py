@@ -75,7 +75,7 @@ def _export(source: TrainedRun | str) -> ExportTarget:
     return ExportTarget(net, (torch.randn(2, 4),), "tiny")
 
 
-def _predict(run: TrainedRun, inputs, out, *, loud: Annotated[bool, typer.Option(help="In capitals.")] = False):
+def _predict(run: TrainedRun, inputs, out, *, loud: Annotated[bool, typer.Option(help="In capitals.")] = False):  # noqa: ARG001  the command passes it by name
     for path in inputs:
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty")
@@ -118,7 +118,7 @@ def _fail(kind: Annotated[str, typer.Argument(help="Name of an exception.")]):
     }[kind]("first line\nsecond line")
 
 
-def draw_predictions(model: nn.Module, loader, path: Path) -> None:
+def draw_predictions(_model: nn.Module, _loader, path: Path) -> None:
     """Any file."""
     path.write_bytes(b"picture")
 
@@ -130,7 +130,7 @@ CLI = TaskPackage(
     info=_info,
     export=_export,
     predict=_predict,
-    benchmark=lambda request: [{"model": "net", "ms": 1.0}],
+    benchmark=lambda _: [{"model": "net", "ms": 1.0}],
     draw_predictions=draw_predictions,
     train_settings=_train_settings,
     commands={"greet": _greet, "fail": _fail},

@@ -41,7 +41,7 @@ def check(
     for name, split in splits.items():
         yield f"{name or 'pictures'}: {split.json}"
         try:
-            found = inspect_coco(split.json, split.folder, turned=turned, headers=EVERYTHING)  # pyright: ignore
+            found = inspect_coco(split.json, split.folder, turned=turned, headers=EVERYTHING)
         except ValueError as error:
             wrong += 1
             yield f"  refused: {error}"

@@ -20,6 +20,7 @@ class RawOutputs(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, Y, X) → class logits (B, N, K) and boxes (B, N, 4) of the last decoder layer."""
         last = self.net.outputs(images)["layers"][-1]
         return last["pred_logits"], last["pred_boxes"]
 

@@ -9,7 +9,7 @@ and 2: 0.260, 0.292, 0.194 (twin 0.205, 0.225, 0.230). ``lifting=dfa3d_gt`` read
 
 from torch.optim import AdamW
 
-from attn_core.engine import CosineAnnealingLR, LinearLR
+from attn_core.engine import warmup_cosine
 from detection.data.ring3d import Ring3D, collate_scenes
 from detection.metrics.bev_map import BEVAveragePrecision
 from detection.models.bevformer.detector import BEVFormerDFA3D
@@ -44,17 +44,6 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=35.0),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
-param_scheduler = [
-    dict(type=LinearLR, start_factor=0.1, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
-    dict(
-        type=CosineAnnealingLR,
-        by_epoch=True,
-        begin=warmup,
-        end=epochs,
-        T_max=epochs - warmup,
-        eta_min=1e-6,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = warmup_cosine(epochs, warmup, start_factor=0.1, eta_min=1e-6)
 train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=epochs)
 default_hooks = dict(checkpoint=dict(every_epochs=epochs, keep=1))

@@ -7,15 +7,11 @@ Measured on 20 pictures of 128 × 128 with 93 digits of ten classes, ``write_coc
 ``--set tested=train`` has it, and 23 % on the 3 test pictures; 183 s of processor time.
 """
 
-# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+# ruff: noqa: C408, F403  recipes are written with dict(), and read their bases with *
+# pyright: reportUnboundVariable=false
 
-from torch.optim import AdamW
-
-from attn_core.engine import CosineAnnealingLR, EMAHook, LinearLR
+from attn_core.engine import read_base, warmup_cosine
 from detection.data import CocoDetection, collate_detection
-from detection.metrics.coco_map import CocoMap
-from detection.models.plain_detr.detector import PlainDETR
-from detection.tasks.detection import DetectionTask
 
 data_root = "data"
 num_classes = 1  # -d DATA counts them
@@ -28,36 +24,12 @@ warmup = 60
 batch = 4
 flip = 0.5  # 0 for digits, letters, left and right hands
 tested = "test"  # "train": has it learned its own pictures?
-model = dict(
-    type=DetectionTask,
-    net=dict(
-        type=PlainDETR,
-        backbone="resnet10t",
-        backbone_options=dict(
-            stride=8,
-            frozen_norm=False,
-            options=dict(channels=(32, 64, 128, 128), stem_width=16, output_stride=8),
-        ),
-        num_classes=num_classes,
-        dim=128,
-        num_heads=4,
-        ffn_dim=256,
-        num_layers=2,
-        upsample_stride=8,
-        queries=30,
-        queries_many=60,
-        repeats=6,
-        rpb_hidden_dim=32,
-        position_bias="log",
-        reparam=True,
-        proposal_strides=(8,),
-        proposal_size=32.0,
-        query_content="features",
-        proposal_classes=True,
-        match_anchors=True,
-        class_weight=10.0,
-    ),
-)
+_num_classes = num_classes
+_proposal_size = 32.0
+
+with read_base():
+    from ._plain_detr_small import *
+
 source = dict(type=CocoDetection, root=data_root, divide=True, labels=labels, num_classes=num_classes, turned=turned)
 seen = dict(short_sides=(side,), max_size=largest)
 train_dataloader = dict(
@@ -78,16 +50,5 @@ test_dataloader = dict(
     batch_size=batch,
     collate_fn=collate_detection,
 )
-val_evaluator = dict(type=CocoMap)
-test_evaluator = dict(type=CocoMap, per_class=True)
-optim_wrapper = dict(
-    optimizer=dict(type=AdamW, lr=2e-3, weight_decay=0.05, fused=True),
-    clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={"net.body": dict(lr_mult=2.0)}),
-)
-param_scheduler = [
-    dict(type=LinearLR, start_factor=0.05, by_epoch=False, begin=0, end=warmup),
-    dict(type=CosineAnnealingLR, by_epoch=False, begin=warmup, end=steps, T_max=steps - warmup, eta_min=1e-5),
-]
+param_scheduler = warmup_cosine(steps, warmup, start_factor=0.05, in_steps=True)
 train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=300)
-custom_hooks = [dict(type=EMAHook, momentum=0.005)]

@@ -235,7 +235,7 @@ def categories_of(path: Path) -> dict[int, str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _categories(path: Path, stamp: int) -> tuple[tuple[int, str], ...]:
+def _categories(path: Path, _stamp: int) -> tuple[tuple[int, str], ...]:
     content = load_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("categories"), list):
         raise ValueError(f"{path}: not a COCO file, it has no list 'categories'")

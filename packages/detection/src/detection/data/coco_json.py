@@ -245,7 +245,7 @@ def _read_images(entries: Sequence[Any], folder: Path, findings: Findings) -> di
         textual += not _is_integer(entry["id"])
         width, height = _number(entry.get("width")), _number(entry.get("height"))
         known = width is not None and height is not None and 1 <= width < math.inf and 1 <= height < math.inf
-        image = _Image(key, position, name, (width, height) if known else None)  # pyright: ignore
+        image = _Image(key, position, name, (width, height) if known else None)  # pyright: ignore[reportArgumentType]
         if key in images:
             if images[key].name != name:
                 findings.refused.append(f"image id={key!r} appears twice: {_short(images[key].name)}, {_short(name)}")

@@ -68,7 +68,7 @@ class DetectionTransform:
         height, width = image.shape[-2:]
         sample: Any = {
             "image": tv_tensors.Image(image),
-            "boxes": tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=(height, width)),  # pyright: ignore
+            "boxes": tv_tensors.BoundingBoxes(boxes.float(), format="XYXY", canvas_size=(height, width)),  # pyright: ignore[reportCallIssue]
             "labels": labels,
         }
         if self.first is not None:

@@ -83,7 +83,7 @@ class BoxRPBAttention(nn.Module):
         table = _EdgeTable.apply(
             edges.flatten(0, 1), cells, first.weight, first.bias, last.weight, self.position_bias == "log"
         )
-        return table.view(batch, count, length, -1).permute(0, 3, 1, 2)  # pyright: ignore
+        return table.view(batch, count, length, -1).permute(0, 3, 1, 2)
 
     def forward(
         self,

@@ -33,6 +33,7 @@ class ModulatedDeformConv(nn.Conv2d):
         nn.init.zeros_(self.conv_offset.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, input: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B K y x"]:
+        """Reads at k² learned offsets of each place, each weighed by a sigmoid."""
         reads = self.kernel_size[0] ** 2
         offsets, mask = self.conv_offset(input).split([2 * reads, reads], 1)
         layout: Any = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}

@@ -279,6 +279,7 @@ class DeformableConv(nn.Module):
         nn.init.zeros_(self.conv_offset.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
+        """3×3 convolution that reads at learned offsets; the size stays."""
         return deform_conv2d(x, self.conv_offset(x), self.weight, padding=(1, 1))
 
 
@@ -293,6 +294,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(dim)
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
+        """Two 3×3 convolutions beside the identity."""
         return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
 
 
@@ -306,6 +308,7 @@ class AtrousBranch(nn.Module):
         self.bn = nn.BatchNorm2d(dim)
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
+        """One dilated convolution, batch norm, ReLU."""
         return F.relu(self.bn(self.atrous_conv(x)))
 
 
@@ -322,6 +325,7 @@ class AtrousPyramid(nn.Module):
         self.bn1 = nn.BatchNorm2d(dim)
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B C Y X"]:
+        """Four dilations and the mean of the map, joined by a 1×1 convolution."""
         mean = self.global_avg_pool(x).expand(-1, -1, *x.shape[2:])
         maps = [self.aspp1(x), self.aspp2(x), self.aspp3(x), self.aspp4(x), mean]
         return F.relu(self.bn1(self.conv1(torch.cat(maps, 1))))

@@ -42,7 +42,8 @@ class PyramidExtension(ExtraFPNBlock):
             layers: list[nn.Module] = [nn.Conv2d(first, channels, 3, stride=2, padding=1, bias=not norm)]
             self.convs.append(nn.Sequential(*layers, *([group_norm(channels)] if norm else [])))
 
-    def forward(self, results: Maps, x: Maps, names: list[str]) -> tuple[Maps, list[str]]:  # pyright: ignore
+    def forward(self, results: Maps, x: Maps, names: list[str]) -> tuple[Maps, list[str]]:
+        """The maps and names with ``levels`` coarser ones behind them, as torchvision calls an extra block."""
         last = x[-1] if self.source == "input" else results[-1]
         for level in range(self.levels):
             last = self.convs[level](last) if len(self.convs) else F.max_pool2d(last, 1, stride=2)
@@ -118,6 +119,7 @@ class PyramidBackbone(nn.Module):
         return self
 
     def forward(self, x: Float[Tensor, "B 3 Y X"]) -> OrderedDict[str, Tensor]:
+        """One map (B, C, y, x) for each level, finest first, under the names "0", "1", …."""
         return self.fpn(OrderedDict((str(i), level) for i, level in enumerate(self.body(x))))
 
 
@@ -126,7 +128,7 @@ class ExactAnchors(AnchorGenerator):
 
     def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], *, offset: float = 0.0) -> None:
         self.offset = offset
-        super().__init__(tuple(tuple(s) for s in sizes), (tuple(ratios),) * len(sizes))  # pyright: ignore
+        super().__init__(tuple(tuple(s) for s in sizes), (tuple(ratios),) * len(sizes))
 
     def generate_anchors(
         self, scales: Any, aspect_ratios: Any, dtype: torch.dtype = torch.float32, device: Any = "cpu"
@@ -138,6 +140,7 @@ class ExactAnchors(AnchorGenerator):
         return torch.stack([-w, -h, w, h], 1) / 2
 
     def grid_anchors(self, grid_sizes: list[list[int]], strides: list[list[Tensor]]) -> list[Tensor]:
+        """Anchors (cells, 4) of each level in pixels, moved by ``offset`` strides."""
         anchors = super().grid_anchors(grid_sizes, strides)
         if not self.offset:
             return anchors

@@ -37,7 +37,7 @@ class BEVAveragePrecision(Metric):
         super().__init__()
         self.classes = classes
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:  # noqa: ARG002  mmengine's signature
         """Keep the boxes of each sample as arrays."""
         for sample in data_samples:
             names = ("boxes", "scores", "labels", "gt_boxes", "gt_labels")

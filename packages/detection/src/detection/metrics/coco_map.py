@@ -41,7 +41,7 @@ class CocoMap(Metric):
         self.library = chosen
         self.per_class = per_class
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:  # noqa: ARG002  mmengine's signature
         """Keep boxes and records as plain lists."""
         for sample in data_samples:
             boxes = np.asarray(sample["boxes"], dtype=np.float64).reshape(-1, 4)

@@ -27,7 +27,11 @@ class PlainDETRGroups(ParameterGroups):
     """
 
     def add_params(
-        self, params: list[dict[str, Any]], module: nn.Module, prefix: str = "", is_dcn_module: Any = None
+        self,
+        params: list[dict[str, Any]],
+        module: nn.Module,
+        prefix: str = "",  # noqa: ARG002  mmengine's signature
+        is_dcn_module: Any = None,  # noqa: ARG002  mmengine's signature
     ) -> None:
         """Collect the groups of the whole model."""
         rate = self.paramwise_cfg.get("decay_rate")
@@ -35,7 +39,7 @@ class PlainDETRGroups(ParameterGroups):
         swin = next((part for part in module.modules() if isinstance(part, SwinV2)), None)
         if rate is not None and swin is None:
             raise ConfigError(f"PlainDETRGroups: decay_rate={rate} needs a Swin V2 backbone; use custom_keys")
-        depths = [len(stage.blocks) for stage in swin.layers] if swin is not None else []  # pyright: ignore
+        depths = [len(stage.blocks) for stage in swin.layers] if swin is not None else []  # pyright: ignore[reportArgumentType]
         groups: dict[tuple[float, float], dict[str, Any]] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:

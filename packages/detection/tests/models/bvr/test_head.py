@@ -228,7 +228,7 @@ def test_each_set_of_keys_reads_the_geometry_table_that_it_has(geometry: Any, ta
     own = [*head.cls_transformer.geometries(), *head.reg_transformer.geometries()]
     assert len({id(part) for part in own}) == tables
     for part in own:
-        torch.nn.init.normal_(part.embedding_transform[0].conv.weight, std=0.3)  # pyright: ignore
+        torch.nn.init.normal_(part.embedding_transform[0].conv.weight, std=0.3)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     query, cells = torch.randn(2, 6, 32), torch.rand(6, 2) * 64
     keys = [Keys(torch.randn(2, 5, 32), torch.rand(2, 5, 2) * 64, torch.rand(2, 5)) for _ in range(2)]
     alone = query.clone()
@@ -237,7 +237,7 @@ def test_each_set_of_keys_reads_the_geometry_table_that_it_has(geometry: Any, ta
         alone = alone + layer(query, key.features, part(offsets))
     torch.testing.assert_close(head.reg_transformer.attend(query, cells, keys, 8.0), alone.relu())
     with pytest.raises(ValueError, match="geometry must be 'shared', 'towers' or 'sets', got geometry='own'"):
-        BVRHead(Towers(), 3, 32, (8, 16), num_heads=4, geometry="own")  # pyright: ignore
+        BVRHead(Towers(), 3, 32, (8, 16), num_heads=4, geometry="own")  # pyright: ignore[reportArgumentType]
 
 
 def test_mistakes_are_named() -> None:

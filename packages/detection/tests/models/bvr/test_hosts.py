@@ -103,7 +103,7 @@ def test_a_dilated_backbone_gives_its_deepest_map_of_each_stride() -> None:
     assert [tuple(level.shape[-2:]) for level in body(torch.rand(1, 3, 64, 32)).values()] == [(8, 4), (4, 2)]
     model = build_detector("retinanet", 3, bvr=False, backbone="resnet10t", backbone_options=small, channels=8,
                            strides=(8, 16))  # fmt: skip
-    assert model.backbone.body.feature_info.channels() == [40]  # pyright: ignore
+    assert model.backbone.body.feature_info.channels() == [40]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 
 
 def test_anchors_are_those_of_the_official_configuration() -> None:

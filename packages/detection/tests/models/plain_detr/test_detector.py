@@ -100,7 +100,7 @@ def test_timm_backbones_give_one_map(backbone: str) -> None:
     model = PlainDETR(backbone, 3, dim=32, num_heads=2, ffn_dim=32, num_layers=1, queries=5, queries_many=0,
                       backbone_options={"stride": 16}).eval() if backbone == "resnet10t" else None  # fmt: skip
     if model is not None:
-        assert model([torch.rand(3, 70, 90)])[0]["boxes"].shape == (15, 4)  # pyright: ignore
+        assert model([torch.rand(3, 70, 90)])[0]["boxes"].shape == (15, 4)
         dilated = PlainDETR(backbone, 3, backbone_options={"stride": 8, "options": {"output_stride": 8}}).body
         assert (dilated.channels, dilated.stride) == (512, 8)  # the last of the three maps of this stride
     else:
@@ -118,7 +118,7 @@ def test_a_vit_is_taken_whole_for_pictures_of_any_size() -> None:
 
     dynamic = {"dynamic_img_size": True, "dynamic_img_pad": True}
     body = TimmBackbone("test_vit", options=dynamic)
-    assert len(body.body.model.blocks) == len(timm.create_model("test_vit").blocks)  # pyright: ignore
+    assert len(body.body.model.blocks) == len(timm.create_model("test_vit").blocks)  # pyright: ignore[reportArgumentType]
     assert body(torch.rand(1, 3, 70, 90)).shape == (1, body.channels, 5, 6)
 
 

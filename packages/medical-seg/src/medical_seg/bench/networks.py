@@ -64,7 +64,7 @@ def _pair(name: str, side: int, batch: int, device: torch.device) -> tuple[Pair,
     if name == "msa":
         network = create_model("msa")
         peer = with_plain_attention(network)
-        network.to(memory_format=torch.channels_last)  # pyright: ignore  # as SegmentationTask trains it
+        network.to(memory_format=torch.channels_last)  # as SegmentationTask trains it
         x = torch.randn(batch, 1, side, side)
         return _placed(network, peer, device), x.to(device), "N×N maps"
     network = create_model(name, filters=FILTERS)

@@ -19,6 +19,7 @@ class PlainPositionAttention(nn.Module):
         self.gamma = ours.gamma
 
     def forward(self, x: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B C *grid"]:
+        """x plus γ times the attention of all places to all places; holds the (cells, cells) scores."""
         q, k, v = (conv(x).flatten(2) for conv in (self.query_conv, self.key_conv, self.value_conv))
         weights = torch.bmm(q.transpose(1, 2), k).softmax(-1)
         return self.gamma * torch.bmm(v, weights.transpose(1, 2)).view_as(x) + x
@@ -32,6 +33,7 @@ class PlainChannelAttention(nn.Module):
         self.gamma = ours.gamma
 
     def forward(self, x: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B C *grid"]:
+        """x plus γ times the attention among channels, which prefers those least alike."""
         flat = x.flatten(2)
         energy = torch.bmm(flat, flat.transpose(1, 2))
         weights = (energy.amax(-1, keepdim=True) - energy).softmax(-1)

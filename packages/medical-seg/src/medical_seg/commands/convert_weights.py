@@ -27,7 +27,7 @@ def convert_weights(
     else:
         from medical_seg.models.keras_weights import build_from_keras
 
-        network: Any = build_from_keras(source, arch, seed=seed)  # pyright: ignore
+        network: Any = build_from_keras(source, arch, seed=seed)
         options = {
             "filters": network.filters,
             "deep_supervision": network.deep_supervision,

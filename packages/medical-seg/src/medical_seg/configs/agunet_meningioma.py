@@ -8,15 +8,13 @@ epochs and strength of augmentation are ours. Not run to the end here.
 # pyright: reportPrivateImportUsage=false
 # (monai.transforms lists no public names)
 
-# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+# ruff: noqa: C408, F403  recipes are written with dict(), so that a setting looks as on the command line
 
 from monai.losses.dice import DiceLoss
 from monai.transforms import RandAffined, RandFlipd
 from torch.optim import Adam
 
-from medical_seg.data.patches import FolderCases
-from medical_seg.metrics.dice import Dice
-from medical_seg.tasks.segmentation import SegmentationTask
+from attn_core.engine import read_base
 
 data = ""
 fold = 0
@@ -52,52 +50,12 @@ transforms = [
     ),
     dict(type=RandFlipd, keys=both, prob=0.5, spatial_axis=2),
 ]
-model = dict(
-    type=SegmentationTask,
-    network=network,
-    window=window,
-    in_channels=in_channels,
-    out_channels=out_channels,
-    options=options,
-    criterion=dict(type=DiceLoss, include_background=False, to_onehot_y=True, softmax=True, batch=True),
-    regions=regions,
-    order=order,
-    ignore=ignore,
-)
-train_dataloader = dict(
-    dataset=dict(
-        type=FolderCases,
-        folder=data,
-        split="train",
-        fold=fold,
-        window=window,
-        spacing=spacing,
-        scaling=scaling,
-        windows_per_case=windows_per_case,
-        foreground=foreground,
-        geometry_tolerance=geometry_tolerance,
-        transforms=transforms,
-    ),
-    batch_size=batch_size,
-    drop_last=True,
-)
-val_dataloader = dict(
-    dataset=dict(
-        type=FolderCases,
-        folder=data,
-        split="val",
-        fold=fold,
-        window=window,
-        spacing=spacing,
-        scaling=scaling,
-        geometry_tolerance=geometry_tolerance,
-    ),
-    batch_size=1,
-)
-val_evaluator = dict(type=Dice, classes=classes)
+_criterion = dict(type=DiceLoss, include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+with read_base():
+    from ._folder import *
+
 optim_wrapper = dict(
     optimizer=dict(type=Adam, lr=learning_rate),
     accumulative_counts=16,
 )
-train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=5)
-default_hooks = dict(checkpoint=dict(every_epochs=5, keep=2, best="dice"))

@@ -12,7 +12,7 @@ There is no test split: the cases of the fold (-f) are the validation split, whi
 # pyright: reportPrivateImportUsage=false
 # (monai.transforms lists no public names)
 
-# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+# ruff: noqa: C408, F403  recipes are written with dict(), so that a setting looks as on the command line
 
 from monai.losses.dice import DiceCELoss
 from monai.transforms import (
@@ -26,10 +26,7 @@ from monai.transforms import (
 )
 from torch.optim import SGD
 
-from attn_core.engine import PolyLR
-from medical_seg.data.patches import FolderCases
-from medical_seg.metrics.dice import Dice
-from medical_seg.tasks.segmentation import SegmentationTask
+from attn_core.engine import PolyLR, read_base
 
 data = ""
 fold = 0
@@ -71,49 +68,11 @@ transforms = [
     dict(type=RandShiftIntensityd, keys=["image"], prob=0.15, offsets=0.25, channel_wise=True),
     dict(type=RandAdjustContrastd, keys=["image"], prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
 ]
-model = dict(
-    type=SegmentationTask,
-    network=network,
-    window=window,
-    in_channels=in_channels,
-    out_channels=out_channels,
-    options=options,
-    criterion=dict(type=DiceCELoss, include_background=False, to_onehot_y=True, softmax=True, batch=True),
-    regions=regions,
-    order=order,
-    ignore=ignore,
-)
-train_dataloader = dict(
-    dataset=dict(
-        type=FolderCases,
-        folder=data,
-        split="train",
-        fold=fold,
-        window=window,
-        spacing=spacing,
-        scaling=scaling,
-        windows_per_case=windows_per_case,
-        foreground=foreground,
-        geometry_tolerance=geometry_tolerance,
-        transforms=transforms,
-    ),
-    batch_size=batch_size,
-    drop_last=True,
-)
-val_dataloader = dict(
-    dataset=dict(
-        type=FolderCases,
-        folder=data,
-        split="val",
-        fold=fold,
-        window=window,
-        spacing=spacing,
-        scaling=scaling,
-        geometry_tolerance=geometry_tolerance,
-    ),
-    batch_size=1,
-)
-val_evaluator = dict(type=Dice, classes=classes)
+_criterion = dict(type=DiceCELoss, include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+with read_base():
+    from ._folder import *
+
 optim_wrapper = dict(
     optimizer=dict(type=SGD, lr=learning_rate, momentum=0.99, weight_decay=3e-5, nesterov=True),
     clip_grad=dict(max_norm=12.0),
@@ -121,5 +80,3 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type=PolyLR, power=0.9, by_epoch=True, begin=0, end=epochs, eta_min=0.0, convert_to_iter_based=True)
 ]
-train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=5)
-default_hooks = dict(checkpoint=dict(every_epochs=5, keep=2, best="dice"))

@@ -6,19 +6,16 @@ mirror each other): 320 steps, 73 s of one CPU core, Dice of CSF, grey and white
 For many cases or a GPU use ``volumes``.
 """
 
-# pyright: reportPrivateImportUsage=false
+# pyright: reportPrivateImportUsage=false, reportUnboundVariable=false
 # (monai.transforms lists no public names)
 
-# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+# ruff: noqa: C408, F403, F405  recipes are written with dict(), so that a setting looks as on the command line
 
 from monai.transforms import RandFlipd, RandGaussianNoised, RandScaleIntensityd, RandShiftIntensityd
 from torch.optim import AdamW
 
-from attn_core.engine import LinearLR
-from medical_seg.data.patches import FolderCases
+from attn_core.engine import LinearLR, read_base
 from medical_seg.losses.dice_ce import DiceCE
-from medical_seg.metrics.dice import Dice
-from medical_seg.tasks.segmentation import SegmentationTask
 
 data = ""
 fold = 0
@@ -49,49 +46,15 @@ transforms = [
     dict(type=RandScaleIntensityd, keys=["image"], prob=0.3, factors=0.1, channel_wise=True),
     dict(type=RandShiftIntensityd, keys=["image"], prob=0.3, offsets=0.1, channel_wise=True),
 ]
-model = dict(
-    type=SegmentationTask,
-    network=network,
-    window=small_window,
-    in_channels=in_channels,
-    out_channels=out_channels,
-    options=options,
-    criterion=dict(type=DiceCE),
-    regions=regions,
-    order=order,
-    ignore=ignore,
-)
-train_dataloader = dict(
-    dataset=dict(
-        type=FolderCases,
-        folder=data,
-        split="train",
-        fold=fold,
-        window=small_window,
-        spacing=spacing,
-        scaling=scaling,
-        windows_per_case=windows_per_case,
-        foreground=foreground,
-        geometry_tolerance=geometry_tolerance,
-        transforms=transforms,
-    ),
-    batch_size=batch_size,
-    drop_last=True,
-)
-test_dataloader = dict(
-    dataset=dict(
-        type=FolderCases,
-        folder=data,
-        split="val",
-        fold=fold,
-        window=small_window,
-        spacing=spacing,
-        scaling=scaling,
-        geometry_tolerance=geometry_tolerance,
-    ),
-    batch_size=1,
-)
-test_evaluator = dict(type=Dice, classes=classes)
+_criterion = dict(type=DiceCE)
+
+with read_base():
+    from ._folder import *
+
+model["window"] = train_dataloader["dataset"]["window"] = small_window
+test_dataloader = dict(dataset=dict(val_dataloader["dataset"], window=small_window), batch_size=1)
+test_evaluator = val_evaluator
+del val_dataloader, val_evaluator  # the fold that is held out is tested once
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=learning_rate, weight_decay=0.01, fused=True), clip_grad=dict(max_norm=5.0)
 )

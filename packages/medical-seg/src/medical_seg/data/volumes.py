@@ -55,7 +55,7 @@ class Volume:
     @property
     def grid(self) -> Grid:
         """Z, Y, X."""
-        return self.data.shape[1:]  # pyright: ignore
+        return self.data.shape[1:]
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -392,7 +392,7 @@ def measure_scaling(channel: np.ndarray, rule: Literal["zscore", "none"] | Seque
 def target_grid(volume: Volume, spacing: Sequence[float] | None, window: Sequence[int]) -> Grid:
     """Voxels along Z, Y, X that cover the volume at a spacing in mm; None fits the whole volume into one window."""
     if spacing is None:
-        return tuple(window)  # pyright: ignore
+        return tuple(window)  # pyright: ignore[reportReturnType]
     grid = [max(1, round(n * have / want)) for n, have, want in zip(volume.grid, volume.spacing, spacing, strict=True)]
     if int(np.prod(grid, dtype=object)) > MOST_VOXELS:
         have, want = (" × ".join(f"{mm:.3g}" for mm in sizes) for sizes in (volume.spacing, spacing))

@@ -9,7 +9,7 @@ def largest_parts(mask: np.ndarray) -> np.ndarray:
 
     kept = np.zeros_like(mask)
     for k in range(1, int(mask.max()) + 1):
-        parts, count = ndimage.label(mask == k)  # pyright: ignore
+        parts, count = ndimage.label(mask == k)  # pyright: ignore[reportGeneralTypeIssues]
         if count:
             sizes = np.bincount(parts.ravel())
             sizes[0] = 0

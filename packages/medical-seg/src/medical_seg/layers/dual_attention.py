@@ -46,6 +46,7 @@ class PositionAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B C *grid"]:
+        """x plus γ times the attention of all places to all places."""
         q, k, v = (_tokens(projection(x)) for projection in (self.query_conv, self.key_conv, self.value_conv))
         out, _ = attention(q, k, v, scale=1.0)
         return torch.addcmul(x, self.gamma.to(x.dtype), _as_map(out, x))
@@ -69,6 +70,7 @@ class ChannelAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B C *grid"]:
+        """x plus γ times the attention among channels."""
         tokens = _tokens(x)
         danet = self.rule == "danet"
         out = channel_attention(tokens, tokens, tokens, negate_max=danet, transpose=not danet)

@@ -44,6 +44,7 @@ class DiceCE(nn.Module):
         self.squared = squared or self.official
 
     def forward(self, logits: Float[Tensor, "B K *grid"], target: Int[Tensor, "B *grid"]) -> Float[Tensor, ""]:
+        """The loss of a batch, computed in float32 under autocast too."""
         logits = logits.float()
         classes = logits.shape[1]
         log_probability = F.log_softmax(logits, 1)

@@ -23,7 +23,7 @@ class Dice(Metric):
         super().__init__()
         self.classes = list(classes)
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:  # noqa: ARG002  mmengine's signature
         """Keep the counts."""
         self.results += [{key: sample[key] for key in ("hits", "predicted", "true")} for sample in data_samples]
 

@@ -84,6 +84,7 @@ def patient_table(patients: Sequence[dict[str, float]], overlap: float = 0.0) ->
 
 
 def patient(found: np.ndarray, true: np.ndarray, voxel_ml: float) -> dict[str, float]:
+    """Dice (NaN where both masks are empty) and both volumes in ml, of two Boolean masks of one shape."""
     sizes = int(found.sum()), int(true.sum())
     dice = 2 * int((found & true).sum()) / sum(sizes) if sum(sizes) else float("nan")
     return {"Dice": dice, "ml_pred": sizes[0] * voxel_ml, "ml_ref": sizes[1] * voxel_ml}

@@ -77,6 +77,7 @@ class TransposedConv(nn.Module):
         self.conv = _TRANSPOSED[spatial_dims](channels, width, 3, stride=stride, output_padding=max(0, stride - 3))
 
     def forward(self, x: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B W *finer"]:
+        """Each side grows by the stride; Keras' ``padding="same"`` crops behind."""
         full = self.conv(x)
         return full[(..., *(slice(size * self.stride) for size in x.shape[2:]))]
 
@@ -90,6 +91,7 @@ class EncoderLevel(nn.Module):
         self.block = ConvBlock(spatial_dims, channels + (width if pyramid_channels else 0), width, dropout)
 
     def forward(self, x: Float[Tensor, "B C *grid"], miniature: Tensor | None) -> Float[Tensor, "B W *grid"]:
+        """The block's output; ``miniature`` is the scaled-down input that a level with a pyramid takes in."""
         if self.pyramid is not None:
             x = torch.cat([F.relu(self.pyramid(miniature)), x], 1)
         return self.block(x)
@@ -112,6 +114,7 @@ class StemHead(nn.Module):
         self.head = convolution(2 * STEM_WIDTH, out_channels, 1)
 
     def forward(self, x: Float[Tensor, "B F *coarse"], image: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B K *grid"]:
+        """Logits at the image's own resolution, from features ``stem`` times coarser and the image."""
         fine = _depth_to_space(self.spread(x), self.stem, self.spatial_dims)
         return self.head(F.relu(self.join(torch.cat([fine, image], 1))))
 
@@ -250,6 +253,7 @@ class AttentionGate(nn.Module):
         return torch.sigmoid(self.psi(F.relu(joined)))
 
     def forward(self, g: Float[Tensor, "B C *grid"], e: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B C *grid"]:
+        """The skip connection e weighed by what the gating signal g lets pass."""
         return self.weights(g, e) * e
 
 
@@ -264,6 +268,7 @@ class GatedStage(nn.Module):
         self.block = ConvBlock(spatial_dims, 2 * width, width, dropout)
 
     def forward(self, x: Float[Tensor, "B C *coarse"], skip: Float[Tensor, "B W *grid"]) -> Float[Tensor, "B W *grid"]:
+        """x brought up to the skip connection's grid, joined with what the gate lets pass of it."""
         signal = F.relu(self.norm(self.up(x)))
         passed = skip if self.gate is None else self.gate(signal, skip)
         return self.block(torch.cat([signal, passed], 1))

@@ -57,6 +57,7 @@ class DualAttention(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B C *grid"]:
+        """Position and channel attention, summed, projected and normed."""
         return self.norm(self.project(self.dropout(self.position(x) + self.channel(x))))
 
 
@@ -70,6 +71,7 @@ class InterpolatedGuide(nn.Module):
         self.mode = _LINEAR[spatial_dims]
 
     def forward(self, x: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B W *finer"]:
+        """A 1×1 convolution of the deepest features, interpolated to this stage's grid."""
         return F.interpolate(self.conv(x), scale_factor=float(self.stride), mode=self.mode)
 
 
@@ -89,6 +91,7 @@ class JoinedStage(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C *coarse"], skip: Float[Tensor, "B W *grid"], bottom: Float[Tensor, "B F *coarsest"]
     ) -> Float[Tensor, "B W *grid"]:
+        """x brought up to the skip connection's grid, joined with it and with the guide from the deepest features."""
         guide = [] if self.guide is None else [self.guide(bottom)]
         return self.block(F.relu(self.norm(torch.cat([*guide, skip, self.up(x)], 1))))
 

@@ -176,7 +176,7 @@ def _modules(model: AttentionUNet) -> dict[str, list[nn.Module]]:
 
 def _tensors(module: Any) -> list[Tensor]:
     if isinstance(module, nn.BatchNorm3d):
-        return [module.weight, module.bias, module.running_mean, module.running_var]  # pyright: ignore
+        return [module.weight, module.bias, module.running_mean, module.running_var]  # pyright: ignore[reportReturnType]
     if isinstance(module, PositionAttention | ChannelAttention):
         return [module.gamma]
     return [module.weight, module.bias]

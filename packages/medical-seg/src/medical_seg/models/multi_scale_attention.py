@@ -77,6 +77,7 @@ class MultiConv(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B W Y X"]:
+        """W features of each place, at the map's own resolution."""
         return self.fuse_attn(x)
 
 
@@ -96,6 +97,7 @@ class AttentionLayer(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B W Y X"]:
+        """Half as many channels at the same resolution: 2·W = C."""
         return self.attn(x)
 
 
@@ -312,12 +314,12 @@ def load_official(
 
 # Officially the last index of conv_sem and conv8 counts scales from coarse to fine, all others from fine to coarse.
 _PATTERNS: list[tuple[str, Callable[[re.Match[str]], str]]] = [
-    (r"resnext\.layer0\.0\.", lambda m: "backbone.conv1."),
-    (r"resnext\.layer0\.1\.", lambda m: "backbone.bn1."),
-    (r"resnext\.layer1\.1\.", lambda m: "backbone.layer1."),
+    (r"resnext\.layer0\.0\.", lambda _: "backbone.conv1."),
+    (r"resnext\.layer0\.1\.", lambda _: "backbone.bn1."),
+    (r"resnext\.layer1\.1\.", lambda _: "backbone.layer1."),
     (r"resnext\.layer([234])\.", lambda m: f"backbone.layer{m[1]}."),
     (r"down(\d)\.", lambda m: f"down.{int(m[1]) - 1}."),
-    (r"fuse1\.", lambda m: "fuse."),
+    (r"fuse1\.", lambda _: "fuse."),
     (r"semanticModule_(\d)_1\.", lambda m: f"stages.{int(m[1]) - 1}.semantic."),
     (r"pam_attention_(\d)_(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.position.{int(m[2]) - 1}."),
     (r"cam_attention_(\d)_(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.channel.{int(m[2]) - 1}."),
@@ -361,7 +363,7 @@ def _unused_modules(width: int) -> nn.ModuleDict:
         for level in (6, 7):
             modules[f"conv{level}_{scale}"] = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(width, width, 1))
         modules[f"attention{scale}"] = MultiConv(2 * width, width)
-        modules[f"attention{scale}"].fuse_attn[8] = nn.Softmax2d()  # pyright: ignore
+        modules[f"attention{scale}"].fuse_attn[8] = nn.Softmax2d()  # pyright: ignore[reportArgumentType, reportIndexIssue]
         modules[f"refine{scale}"] = MultiConv(2 * width, width)
     return nn.ModuleDict(modules)
 

@@ -19,7 +19,7 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     info = data_set.metainfo
     chosen = next((k for k in range(min(len(data_set), 5)) if data_set[k]["label"].any()), 0)  # no healthy control
     image, label = (data_set[chosen][key] for key in ("image", "label"))
-    segment: Callable[[Tensor], Tensor] = model.segment  # pyright: ignore
+    segment: Callable[[Tensor], Tensor] = model.segment  # pyright: ignore[reportAssignmentType]
     found = segment(image.to(next(model.parameters()).device))
     spacing = tuple(info["spacing"] or (1.0,) * 3)
     volume = Volume(image[:1].numpy(), spacing, np.eye(4), None, None, path)  # pyright: ignore[reportArgumentType]

@@ -71,7 +71,7 @@ class SegmentationTask(TaskModel):
             given["spatial_dims"] = 2 if self.planar else 3
         self.net = create_model(network, **given)
         if channels_last:
-            self.net.to(memory_format=torch.channels_last if self.planar else torch.channels_last_3d)  # pyright: ignore
+            self.net.to(memory_format=torch.channels_last if self.planar else torch.channels_last_3d)
         built = build(criterion) if criterion else DiceCE()
         self.criterion: Any = built
         self.with_channel = type(built).__module__.startswith("monai.")  # MONAI wants targets (B, 1, *grid)

@@ -31,6 +31,6 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     from seq_models.pointing.task import PointingTask
 
     if isinstance(model, PointingTask):
-        draw_answers(model, loader, path, loader.dataset.metainfo["task"])  # pyright: ignore
+        draw_answers(model, loader, path, loader.dataset.metainfo["task"])  # pyright: ignore[reportAttributeAccessIssue]
     elif isinstance(model, LanguageTask):
         draw_accuracy(model, loader, path)

@@ -5,53 +5,19 @@ seed 0 (paper: 0.807, 0.930), in 21 minutes on one core; a schedule of 16,000 st
 0.445 and 0.795.
 """
 
-# ruff: noqa: C408  recipes are written with dict(), so that a setting looks as on the command line
+# ruff: noqa: C408, F403, F405  recipes are written with dict(), and read their bases with *
+# pyright: reportUnboundVariable=false
 
-from torch.optim import Adam
-
-from attn_core.engine import LinearLR
-from seq_models.data import PointBatches, only_item
-from seq_models.models.pointer_network import PointerNetwork
+from attn_core.engine import read_base
 from seq_models.pointing.metrics import DelaunayScore
-from seq_models.pointing.task import PointingTask
 
+_task = "delaunay"
+_score = DelaunayScore
 steps = 36000
-warmup = 50
 n = 5
-hidden = 64
-lr = 3e-3
-model = dict(
-    type=PointingTask,
-    net=dict(
-        type=PointerNetwork,
-        hidden=hidden,
-        encoder="transformer",
-        encoder_layers=2,
-        encoder_heads=4,
-        encoder_positions=True,
-        init_range=None,
-    ),
-)
-train_dataloader = dict(
-    dataset=dict(type=PointBatches, task="delaunay", n=n, length=1000, batch=128),
-    batch_size=1,
-    collate_fn=dict(type=only_item),
-)
-val_dataloader = dict(
-    dataset=dict(type=PointBatches, task="delaunay", n=n, split="val", length=2, batch=500),
-    batch_size=1,
-    collate_fn=dict(type=only_item),
-)
-test_dataloader = dict(
-    dataset=dict(type=PointBatches, task="delaunay", n=n, split="test", length=20, batch=500),
-    batch_size=1,
-    collate_fn=dict(type=only_item),
-)
-val_evaluator = dict(type=DelaunayScore)
-optim_wrapper = dict(optimizer=dict(type=Adam, lr=lr, fused=True), clip_grad=dict(max_norm=2.0))
-param_scheduler = [
-    dict(type=LinearLR, start_factor=1 / warmup, by_epoch=False, begin=0, end=warmup),
-    dict(type=LinearLR, start_factor=1.0, end_factor=1e-3, by_epoch=False, begin=warmup, end=steps),
-]
+
+with read_base():
+    from ._transformer_points import *
+
+model["net"]["encoder_positions"] = True
 train_cfg = dict(by_epoch=False, max_iters=steps, val_interval=2000)
-default_hooks = dict(checkpoint=dict(keep=1))

@@ -206,6 +206,7 @@ class AssociativeRecall(GeneratedTask):
         self.chance = weight / weight.sum()
 
     def item(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of key and value, then the keys again at places drawn by a power law; the values there count."""
         half, count = self.vocab_size // 2, self.pairs
         keys = rng.permutation(half - 1)[:count] + 1
         values = rng.integers(half, self.vocab_size, count)
@@ -245,6 +246,7 @@ class SelectiveCopy(GeneratedTask):
         self.tokens, self.vocab_size = tokens, vocab_size
 
     def item(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens scattered over blanks, a mark, then the tokens in order; these count."""
         ids, counted = np.zeros(self.length, np.int64), np.zeros(self.length, bool)
         body = self.length - self.tokens - 1
         content = rng.integers(2, self.vocab_size, self.tokens)
@@ -311,6 +313,7 @@ class Passkey(GeneratedTask):
         return (FILLER * (2 + length // len(FILLER)))[begin : begin + length]
 
     def item(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Filler with the key somewhere inside, and the question for it at the end; the answer counts."""
         key = self.secret(rng)
         line, question, reminder = self._line(key), self._ends(key), f"Remember {key}. "
         free = self.length - len(line) - len(question)
@@ -344,9 +347,11 @@ class Needle(Passkey):
         return question
 
     def secret(self, rng: np.random.Generator) -> str:
+        """A word of ``digits`` letters."""
         return "".join(string.ascii_lowercase[i] for i in rng.integers(0, 26, self.digits))
 
     def filler(self, rng: np.random.Generator, length: int) -> str:
+        """``length`` characters of lines that look like the needle, with other names and words."""
         names = ("Bob", "Cid", "Dan", "Eve", "Fay", "Gus")
         lines = ""
         while len(lines) < length:

@@ -140,7 +140,7 @@ class SequenceState(Cache):
                 chosen.append(Group(position, group.length, _rows(group.state, source)))
         return SequenceState(chosen)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002  transformers' signature
         """Tokens of the longest row."""
         return max((group.length for group in self.groups), default=0)
 
@@ -459,7 +459,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         self.model._init_weights(module)
 
-    def _assisted_decoding(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def _assisted_decoding(self, *_args: Any, **_kwargs: Any) -> NoReturn:
         raise ValueError(
             f"{type(self).__name__}.generate: assisted decoding (assistant_model, prompt_lookup_num_tokens) takes "
             "tokens back, which a recurrent state cannot; leave it out, or use num_beams"

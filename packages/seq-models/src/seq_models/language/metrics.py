@@ -18,12 +18,14 @@ class TokenScore(Metric):
     rows without a mistake.
     """
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:  # noqa: ARG002  mmengine's signature
+        """Keep the sums of each sample: nats, counted tokens, hits, all of them hit."""
         self.results += [
             (row["nats"], row["tokens"], row["hits"], row["hits"] == row["tokens"]) for row in data_samples
         ]
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Bits per counted token, share of hits among them, share of samples without a miss."""
         nats, tokens, hits, solved = torch.tensor(results, dtype=torch.float64).sum(0).tolist()
         tokens = max(tokens, 1.0)
         return {
@@ -46,10 +48,12 @@ class ByteScore(TokenScore):
         self.windows: list[np.ndarray] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """As ``TokenScore``, and keep the windows themselves for the counting model."""
         super().process(data_batch, data_samples)
         self.windows += [np.asarray(ids).astype(np.uint8) for ids in data_batch["input_ids"]]
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """``TokenScore``'s metrics, and the bits per byte of a model that counts the training text."""
         windows, self.windows = np.stack(self.windows), []
         trained = ByteText("train", length=windows.shape[1], text=self.text).windows.ravel()
         return {**super().compute_metrics(results), "counted_bits": counted_bits(self.order, trained, windows)}

@@ -60,7 +60,7 @@ class RetrievalHook(Hook):
         """Begin, or resume, in the right part."""
         self._prepare(runner, runner.iter)
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:  # noqa: ARG002  mmengine's hook
         """Prepare the next step."""
         self._prepare(runner, runner.iter + 1)
 

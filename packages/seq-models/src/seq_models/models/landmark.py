@@ -130,6 +130,7 @@ class LandmarkAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N C"], start: int, state: Memory | None, keep: bool
     ) -> tuple[Float[Tensor, "B N C"], Memory | None]:
+        """Tokens from position ``start`` on, after those of ``state``; the state grows only if ``keep``."""
         config = self.config
         length, theta = config.block, config.rope_theta
         q, k, v = (
@@ -282,6 +283,7 @@ class LandmarkMLP(nn.Module):
         self.c_proj = Linear(4 * size, size, bias=False)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """Widened four times, GELU, narrowed."""
         return self.c_proj(F.gelu(self.c_fc(x)))
 
 
@@ -298,6 +300,7 @@ class LandmarkLayer(GradientCheckpointingLayer):
     def forward(
         self, x: Float[Tensor, "B N C"], start: int, state: Memory | None, keep: bool
     ) -> tuple[Float[Tensor, "B N C"], Memory | None, None]:
+        """The tokens after attention and MLP, the state (None unless ``keep``), and no auxiliary loss."""
         mixed, state = self.attn(self.ln_1(x), start, state, keep)
         x = x + mixed
         return x + self.mlp(self.ln_2(x)), state, None

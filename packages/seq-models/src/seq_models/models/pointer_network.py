@@ -81,6 +81,7 @@ class PointAttention(nn.Module):
         visible: Bool[Tensor, "B M"] | None,
         values: Float[Tensor, "B M H"] | None = None,
     ) -> Float[Tensor, "B T _"]:
+        """Scores (B, T, M) of the keys, −inf where not ``visible``; with ``values`` their weighted mean (B, T, H)."""
         return additive_attention(self.query(query), keys, self.score, values, key_mask=visible)[0]
 
 
@@ -101,6 +102,7 @@ class TransformerEncoder(nn.Module):
         self.narrow = nn.ModuleList([Linear(4 * width, width) for _ in range(layers)])
 
     def forward(self, points: Float[Tensor, "B N C"], visible: Bool[Tensor, "B N"] | None) -> Float[Tensor, "B N H"]:
+        """One code for each point; points that are not ``visible`` are read by none."""
         x = self.embed(points)
         if self.positions:
             x = x + _sinusoids(points.shape[1], x.shape[2]).to(x)

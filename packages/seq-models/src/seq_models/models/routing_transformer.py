@@ -349,6 +349,7 @@ class RoutingAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N C"], start: int = 0, state: Any = None, keep: bool = False
     ) -> tuple[Float[Tensor, "B N C"], Any, Float[Tensor, ""] | None]:
+        """Local and routed heads, joined; the last result is the routing loss (None outside training)."""
         config = self.config
         if config.selection != "causal" and (keep or state is not None):
             raise ValueError(
@@ -432,6 +433,7 @@ class GatedFeedForward(nn.Module):
         self.w2 = Linear(inner, size, bias=not gated)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """GELU, or the gated form if the layer has a gate."""
         inner = self.w1(x)
         return self.w2(F.gelu(inner) if self.gate is None else F.gelu(inner, approximate="tanh") * self.gate(x))
 
@@ -449,6 +451,7 @@ class RoutingLayer(GradientCheckpointingLayer):
     def forward(
         self, x: Float[Tensor, "B N C"], start: int, state: Any, keep: bool
     ) -> tuple[Float[Tensor, "B N C"], Any, Float[Tensor, ""] | None]:
+        """The tokens after attention and feed-forward, the state, and the routing loss."""
         mixed, state, loss = self.attention(self.attention_norm(x), start, state, keep)
         x = x + mixed
         return x + self.feedforward(self.feedforward_norm(x)), state, loss

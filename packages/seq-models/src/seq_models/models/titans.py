@@ -92,9 +92,11 @@ class CausalConvolution(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
+        """Draw the kernels anew, uniform in ±1/√size."""
         init.uniform_(self.weight, -1 / math.sqrt(self.size), 1 / math.sqrt(self.size))
 
     def forward(self, x: Float[Tensor, "B N C"], last: Tensor | None) -> tuple[Float[Tensor, "B N C"], Tensor]:
+        """SiLU of the convolution over the past; ``last``: the size − 1 inputs before x, returned for the next call."""
         if last is None:
             last = x.new_zeros(x.shape[0], self.size - 1, x.shape[2])
         seen = torch.cat([last, x], dim=1)
@@ -133,6 +135,7 @@ class NeuralMemory(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
+        """Draw the memory's start anew, and set the gates' biases, which decide how fast it begins to learn."""
         for weight in self.start:
             init.normal_(weight, std=weight.shape[1] ** -0.5)
         init.copy_(self.gates.bias, torch.tensor([-2.2, -4.0, 2.2]).repeat_interleave(self.num_heads))
@@ -196,6 +199,7 @@ class WindowAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N C"], prefix: Float[Tensor, "B P C"], state: tuple[Tensor, Tensor] | None
     ) -> tuple[Float[Tensor, "B N C"], tuple[Tensor, Tensor]]:
+        """Each token reads the window before it and the fixed ``prefix``; the state holds the last window's k and v."""
         batch, tokens = x.shape[:2]
         q, k, v = self._project(x)
         _, fixed_k, fixed_v = self._project(prefix)
@@ -253,6 +257,7 @@ class SegmentAttention(nn.Module):
     def forward(
         self, x: Tensor, retrieved: Tensor, prefix: Tensor, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Float[Tensor, "B N C"], tuple[Tensor, Tensor]]:
+        """Each token reads the segment so far, what memory ``retrieved`` for it, and the fixed ``prefix``."""
         tokens = x.shape[1]
         q, k, v = self._project(x)
         _, memory_k, memory_v = self._project(retrieved)
@@ -303,6 +308,7 @@ class TitansLayer(GradientCheckpointingLayer):
     def forward(
         self, x: Float[Tensor, "B N C"], start: int, state: Any, keep: bool
     ) -> tuple[Float[Tensor, "B N C"], Any, None]:
+        """The tokens after mixer and gated MLP, the state (None unless ``keep``), and no auxiliary loss."""
         mixed, state = self._mix(self.mixer_norm(x), start, state)
         x = x + self.out(mixed)
         gate, value = self.up(self.mlp_norm(x)).chunk(2, dim=-1)

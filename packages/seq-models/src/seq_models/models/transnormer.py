@@ -149,6 +149,7 @@ class SimpleRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
+        """Each vector divided by its root mean square; no weight."""
         return simple_rms_norm(x, self.eps)
 
 
@@ -170,6 +171,7 @@ class LinearizedRelativePosition(nn.Module):
         init.copy_(self.theta, (10000.0**exponent).view_as(self.theta))
 
     def forward(self, x: Float[Tensor, "B H N D"], start: int) -> Float[Tensor, "B H N 2*D"]:
+        """Tokens from position ``start`` on, turned by their position: cosines first, then sines."""
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         position = torch.arange(start, start + x.shape[2], device=x.device, dtype=exact)
         angle = self.theta.to(exact) * position[:, None]
@@ -195,6 +197,7 @@ class LightningMixer(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N C"], start: int = 0, state: Tensor | None = None
     ) -> tuple[Float[Tensor, "B N C"], Tensor]:
+        """Gated linear attention with decay; the state (B, H, D, D) sums what came before ``start``."""
         query, key, value, gate = self.qkvu_proj(x).chunk(4, dim=-1)
         q, k, v = (_heads(t, self.num_heads) for t in (F.silu(query), F.silu(key), value))
         if self.lrpe is not None:
@@ -225,8 +228,12 @@ class ExampleMixer(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "B N C"], start: int = 0, state: Tensor | None = None
+        self,
+        x: Float[Tensor, "B N C"],
+        start: int = 0,  # noqa: ARG002  as LightningMixer
+        state: Tensor | None = None,
     ) -> tuple[Float[Tensor, "B N C"], Tensor]:
+        """As :class:`LightningMixer`, with the norm and gate of the authors' example code."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (_heads(F.silu(projection(x)), self.num_heads) for projection in projections)
         out, state = lightning_attention(q, k, v, self.share, state)
@@ -262,6 +269,7 @@ class SimpleGatedUnit(nn.Module):
         self.l3 = Linear(inner, size, bias=config.use_bias)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """The product of two projections, projected back; no activation."""
         return self.l3(self.l1(x) * self.l2(x))
 
 
@@ -277,6 +285,7 @@ class TransNormerLayer(GradientCheckpointingLayer):
     def forward(
         self, x: Float[Tensor, "B N C"], start: int, state: Tensor | None, keep: bool
     ) -> tuple[Float[Tensor, "B N C"], Tensor | None, None]:
+        """The tokens after both mixers, the state (None unless ``keep``), and no auxiliary loss."""
         mixed, state = self.token_mixer(simple_rms_norm(x, self.eps), start, state)
         x = x + mixed
         x = x + self.channel_mixer(simple_rms_norm(x, self.eps))
@@ -298,6 +307,7 @@ class TransNormerModel(CausalModel):
         self.post_init()
 
     def enter(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """Embeddings times √C if the config says ``scale_embedding``."""
         return x * self.embed_scale
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -22,7 +22,7 @@ class _BatchMetric(Metric):
     def score(self, sample: dict[str, Any]) -> Any:
         """What is kept of a sample."""
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:  # noqa: ARG002  mmengine's signature
         self.results.append([self.score(sample) for sample in data_samples])
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
@@ -43,6 +43,7 @@ class HullScore(_BatchMetric):
     """
 
     def score(self, sample: dict[str, Any]) -> Any:
+        """Whether the hull is exact, and its share of the true area (None: not a simple polygon)."""
         points = sample["points"]
         area = None
         if same_cycle(sample["pointers"], sample["truth"]):
@@ -53,6 +54,7 @@ class HullScore(_BatchMetric):
         return (same_cycle(sample["pointers"], sample["truth"]), area)
 
     def summary(self, rows: list[Any]) -> dict[str, float]:
+        """``exact``, ``area`` and ``invalid``, all in [0, 1]; ``area`` is NaN where too many are invalid."""
         areas = [area for _, area in rows if area is not None]
         invalid = 1 - len(areas) / len(rows)
         mean = sum(areas) / len(areas) if invalid <= TOO_MANY_INVALID else float("nan")
@@ -67,11 +69,13 @@ class DelaunayScore(_BatchMetric):
     """
 
     def score(self, sample: dict[str, Any]) -> Any:
+        """Whether all triangles are right, how many are, and how many there should be."""
         found, truth = triangles(sample["pointers"]), triangles(sample["truth"])
         whole = len(sample["pointers"]) % 3 == 0
         return (whole and found == truth, len(found & truth), len(truth))
 
     def summary(self, rows: list[Any]) -> dict[str, float]:
+        """``exact`` and ``triangles``, both in [0, 1]."""
         hits, found, total = (sum(column) for column in zip(*rows, strict=True))
         return {"exact": hits / len(rows), "triangles": found / total}
 
@@ -82,6 +86,7 @@ class TourScore(_BatchMetric):
     """
 
     def score(self, sample: dict[str, Any]) -> Any:
+        """Whether the tour visits each city once, its length and the teacher's (0 where it does not)."""
         count = len(sample["points"])
         valid = sorted(sample["pointers"]) == list(range(1, count + 1))
         lengths = (0.0, 0.0)
@@ -91,6 +96,7 @@ class TourScore(_BatchMetric):
         return (valid, *lengths)
 
     def summary(self, rows: list[Any]) -> dict[str, float]:
+        """Mean lengths over valid tours and their ``ratio`` (NaN without one), and the share ``invalid``."""
         valid, own, teacher = (sum(column) for column in zip(*rows, strict=True))
         if not valid:
             return dict.fromkeys(("ratio", "length", "teacher_length"), float("nan")) | {"invalid": 1.0}

@@ -29,7 +29,7 @@ def draw_answers(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path,
     device = next(model.parameters()).device
     total = 0
     for batch in loader:
-        for sample in model.predict(**{k: v.to(device) for k, v in batch.items()}):  # pyright: ignore
+        for sample in model.predict(**{k: v.to(device) for k, v in batch.items()}):  # pyright: ignore[reportCallIssue]
             (right if is_right(task, sample) else wrong).append(sample)
             total += 1
         if len(wrong) >= COLUMNS * ROWS // 2 and len(right) >= COLUMNS * ROWS // 2:

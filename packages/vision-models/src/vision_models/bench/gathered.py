@@ -45,6 +45,7 @@ class GatheredBiFormer(BiFormer):
     """The image stays in the memory order it came in, as in the official code."""
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, 3, Y, X) → the normed map (B, C, Y/32, X/32)."""
         return self.norm(self.stages(self.stem(x)))
 
 
@@ -52,6 +53,7 @@ class PlainStage(Stage):
     """Permuted views instead of a copy in channels-last order."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Y, X) → (B, dim, Y', X')."""
         return self.blocks(self.downsample(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -59,6 +61,7 @@ class GatheredRouting(RoutedAttention):
     """Equations 2–8, read literally: one copy of the routed keys and values for every region."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, Y, X, C) → the same, through gathered copies of the k and v of every region's best regions."""
         batch, height, width, dim = x.shape
         side, heads = self.n_win, self.num_heads
         x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
@@ -93,7 +96,7 @@ class GatheredRouting(RoutedAttention):
         out = out.transpose(2, 3).reshape(batch, side, side, h, w, dim).transpose(2, 3).reshape(x.shape)
         if self.lepe is not None:
             image = v.reshape(batch, side, side, h, w, dim).permute(0, 5, 1, 3, 2, 4).reshape(batch, dim, *x.shape[1:3])
-            conv = F.conv2d(image, self.lepe.weight, self.lepe.bias, padding=self.lepe.padding, groups=dim)  # pyright: ignore
+            conv = F.conv2d(image, self.lepe.weight, self.lepe.bias, padding=self.lepe.padding, groups=dim)  # pyright: ignore[reportArgumentType, reportCallIssue]
             out = out + conv.permute(0, 2, 3, 1)
         return self.output_linear(out)[:, :height, :width]
 
@@ -102,6 +105,7 @@ class PlainFullAttention(FullAttention):
     """Softmax over all tokens with the N×N scores in memory."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, Y, X, C) → the same; holds the scores of all pairs of tokens."""
         qkv = self.qkv(x).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = (qkv[:, :, i].transpose(1, 2) for i in range(3))
         scores = (q @ k.transpose(2, 3)) * (self.dim // self.num_heads) ** -0.5
@@ -122,10 +126,11 @@ class PlainMlp(Mlp):
     """GELU as an operation of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, Y, X, C) → the same."""
         x = self.fc1(x)
         if self.dwconv is not None:
             x = torch.permute(
-                F.conv2d(x.permute(0, 3, 1, 2), self.dwconv.weight, self.dwconv.bias, padding=1, groups=x.shape[-1]),  # pyright: ignore
+                F.conv2d(x.permute(0, 3, 1, 2), self.dwconv.weight, self.dwconv.bias, padding=1, groups=x.shape[-1]),  # pyright: ignore[reportArgumentType, reportCallIssue]
                 (0, 2, 3, 1),
             )
         return self.fc2(F.gelu(x))

@@ -80,6 +80,7 @@ class Layers(nn.Module):
         self.inputs.append(x.detach().clone(memory_format=torch.preserve_format).requires_grad_())
 
     def forward(self, _: Tensor) -> Tensor:
+        """The mean of each layer's output, (layers,); the argument is there for the callers' sake only."""
         results = [layer(x).mean() for layer, x in zip(self.layers, self.inputs, strict=True)]
         return torch.stack(results)
 
@@ -105,11 +106,13 @@ def layer_rows(name: str, what: str, label: str, sides: dict[str, Layers], x: Te
 
 
 def forward(model: nn.Module, x: Tensor) -> None:
+    """One forward pass without gradients."""
     with torch.no_grad():
         model(x)
 
 
 def step(model: nn.Module, x: Tensor) -> None:
+    """One training step without the optimizer: forward, backward, gradients dropped."""
     model(x).square().mean().backward()
     model.zero_grad(set_to_none=True)
 

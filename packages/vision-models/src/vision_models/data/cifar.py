@@ -144,7 +144,7 @@ def _open(root: Path, layout: Layout, classes: int) -> tuple[Callable[[str], byt
                 with tarfile.open(archive) as tar:
                     members = {Path(m.name).name: m for m in tar.getmembers() if m.isfile()}
                     # Read at once: seeking in a compressed archive starts from its beginning each time.
-                    content = {name: tar.extractfile(member).read() for name, member in members.items()}  # type: ignore
+                    content = {name: tar.extractfile(member).read() for name, member in members.items()}  # pyright: ignore[reportOptionalMemberAccess]
                 return _missing_named(content.__getitem__, archive), folder
     raise ValueError(
         f"Cifar: {root} holds neither {layout.python}/ nor {layout.binary}/ nor cifar-{classes}-python.tar.gz; "

@@ -82,6 +82,7 @@ class Preprocess:
         return image, self.to_tensor(image)
 
     def crop(self, image: Image.Image) -> Image.Image:
+        """The image at the size that the network takes: scaled and center-cropped, pixels not yet normalized."""
         height, width = self.size
         if self.through is not None:
             image = image.resize((self.through[1], self.through[0]), Image.Resampling.BOX)
@@ -95,6 +96,7 @@ class Preprocess:
         return image.crop((left, top, left + width, top + height))
 
     def to_tensor(self, image: Image.Image) -> Tensor:
+        """A cropped image, 8 bits a channel → (C, Y, X) float32 with ``mean`` and ``std`` taken out."""
         array: Any = np.array(image, dtype=np.float32)
         pixels = torch.from_numpy(array.reshape(*self.size, -1)).permute(2, 0, 1) / 255
         return (pixels - self.mean) / self.std

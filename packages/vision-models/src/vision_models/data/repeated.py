@@ -27,6 +27,7 @@ class RepeatedAugmentation(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """The next iteration draws the order that belongs to ``epoch``; the loop calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -112,10 +112,11 @@ class AgentMixing(nn.Module):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        source: Tensor,
+        source: Tensor,  # noqa: ARG002  for mixing that reads it
         grid: tuple[int, int],
         kv_grid: tuple[int, int] | None = None,
     ) -> Tensor:
+        """q (B, N, C), k, v (B, M, C) → (B, N, C); tokens before the ``grid`` skip the convolution."""
         batch, tokens, dim = q.shape
         height, width = grid
         before = tokens - height * width

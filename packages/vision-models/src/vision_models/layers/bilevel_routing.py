@@ -175,6 +175,7 @@ class RoutedAttention(nn.Module):
         self.kv_pool = _key_pooling(kv_downsample_mode, kv_per_win, kv_downsample_ratio)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, Y, X, C) → (B, Y, X, C), any Y and X."""
         out, v = self._attend(x)
         if self.lepe is not None:
             out = out + self.lepe(v)[:, : x.shape[1], : x.shape[2]]

@@ -131,6 +131,7 @@ class HaloAttention(nn.Module):
         self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if pooled else nn.Identity()
 
     def reset_parameters(self) -> None:
+        """Draw projections and position tables anew, as the paper's code does."""
         for projection in (self.q, self.kv):
             trunc_normal_(projection.weight, std=projection.in_features**-0.5)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
         for table in (self.height_rel, self.width_rel):
@@ -144,6 +145,7 @@ class HaloAttention(nn.Module):
         return self.q(strided).unflatten(-1, (self.num_heads, self.head_dim)), kv.unflatten(-1, (self.num_heads, -1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Y, X) → (B, C', Y', X'), smaller by the query stride and the pooling."""
         q, kv = self.project(x)
         out = halo_attention(
             q, kv, self.height_rel, self.width_rel, self.block, self.halo, self.query_stride, self.masked
@@ -171,11 +173,13 @@ class BottleneckAttention(nn.Module):
         self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
 
     def reset_parameters(self) -> None:
+        """Draw projection and position tables anew."""
         trunc_normal_(self.qkv.weight, std=self.qkv.in_features**-0.5)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
         for table in (self.height_rel, self.width_rel):
             trunc_normal_(table, std=self.head_dim**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Y, X) of the table's size → (B, C', Y', X')."""
         q, k, v = self.qkv(x.permute(0, 2, 3, 1)).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(3)
         out = bottleneck_attention(q, k, v, self.height_rel, self.width_rel)
         return self.pool(out.permute(0, 3, 1, 2))

@@ -46,6 +46,7 @@ class InLineMixing(nn.Module):
         self.get_v = DepthwiseConv(dim, 3, **dd) if lepe else None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, source: Tensor, grid: tuple[int, int]) -> Tensor:
+        """q, k, v (B, N, C) of a ``grid`` of N tokens, ``source`` the block's input → (B, N, C)."""
         batch, tokens, dim = q.shape
         height, width = grid
         heads = (batch, tokens, self.num_heads, dim // self.num_heads)

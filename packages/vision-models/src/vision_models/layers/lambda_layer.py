@@ -40,10 +40,12 @@ class LambdaLayer(nn.Module):
         self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
 
     def reset_parameters(self) -> None:
+        """Draw projection and position kernels anew."""
         trunc_normal_(self.qkv.weight, std=self.qkv.in_features**-0.5)  # pyright: ignore[reportArgumentType, reportOperatorIssue]
         trunc_normal_(self.conv_lambda.weight, std=self.head_dim**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, Y, X) → (B, H·D_v, Y', X'), smaller only if the layer pools."""
         batch, _, height, width = x.shape
         qkv = self.qkv(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         q, k, v = qkv.split([self.num_heads * self.head_dim, self.head_dim, self.value_dim], dim=1)

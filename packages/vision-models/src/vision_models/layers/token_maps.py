@@ -63,6 +63,7 @@ class DepthwiseConv(nn.Conv2d):
         super().__init__(dim, dim, kernel, padding=kernel // 2, groups=dim, **dd)
 
     def forward(self, input: Tensor) -> Tensor:
+        """(B, Y, X, C) → (B, Y', X', C)."""
         x, bias = input.permute(0, 3, 1, 2), self.bias
         if self.training and bias is not None:
             # oneDNN's gradient of the bias doubles the time of the backward pass; that of an addition is free.
@@ -79,6 +80,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, C)."""
         return self.fc2(through_gelu(self.fc1, x))
 
 

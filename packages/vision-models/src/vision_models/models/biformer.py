@@ -364,6 +364,7 @@ class BiFormerDense(Dense, BiFormer):  # pyright: ignore[reportIncompatibleMetho
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "BiFormerDense":
+        """As ``nn.Module.train``, except that with ``norm_eval`` batch norms keep their stored statistics."""
         super().train(mode)
         if mode and self.norm_eval:
             for module in self.modules():

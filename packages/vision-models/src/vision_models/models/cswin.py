@@ -66,7 +66,7 @@ class StripeAttention(nn.Module):
         self.columns = columns
         self.get_v = DepthwiseConv(dim, 3, **dd)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, source: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, source: Tensor, grid: tuple[int, int]) -> Tensor:  # noqa: ARG002  for mixing that reads it
         batch, _, dim = q.shape
         height, width = grid
         rows = height if self.rows == 0 else self.rows
@@ -216,6 +216,7 @@ class CSwin(StagedBackbone):
         return WINDOWS if stripes else ""
 
     def fit_table(self, name: str, value: Tensor) -> Tensor:
+        """A checkpoint's value of a parameter; agent tables of another grid stretched to ours."""
         return fit_table(self, name, value)
 
 

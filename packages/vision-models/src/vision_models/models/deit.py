@@ -84,7 +84,7 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.proj = Linear(dim, dim, **dd)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:  # noqa: ARG002  for mixing on the grid
         return self.proj(token_attention(self.qkv(x), self.num_heads))
 
 
@@ -223,6 +223,7 @@ class DeiT(StagedBackbone):
         return with_position(x, self.pos_embed, self.grid, grid), grid
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, 1 + N, C) → logits (B, num_classes), or the pooled features (B, C)."""
         if self.global_pool == "token":
             x = x[:, 0]
         elif self.global_pool == "avg":
@@ -230,12 +231,14 @@ class DeiT(StagedBackbone):
         return x if pre_logits else self.head(self.head_drop(x))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only each block's input for the backward pass: less memory, one more forward pass."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
+        """The layer that makes logits; the identity where ``num_classes`` is 0."""
         return self.head
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:  # noqa: ARG002  timm's signature
         """A new classifier on the model's device; 0 classes gives pooled features, with ``global_pool=""`` tokens."""
         if global_pool is not None:
             _check_pool(global_pool)
@@ -286,15 +289,18 @@ class DeiT(StagedBackbone):
         return take
 
     def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are not decayed, as timm asks."""
         return {"pos_embed", "cls_token"}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002  timm's signature
+        """Patterns of the layer groups for layer-wise decay, as timm asks; ``coarse`` changes nothing."""
         return {
             "stem": r"^cls_token|^pos_embed|^patch_embed",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
     def fit_table(self, name: str, value: Tensor) -> Tensor:
+        """A checkpoint's value of a parameter; position and agent tables of another grid stretched to ours."""
         return fit_table(self, name, value)
 
 

@@ -252,6 +252,7 @@ class HaloNet(StagedBackbone):
         return value[..., 0] if name.endswith(".conv_lambda.weight") and value.ndim == 5 else value
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of the layer groups for decay of the learning rate with depth, as timm asks; coarse: stages."""
         fine = [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.3\.final_conv", (99999,))]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else fine}
 

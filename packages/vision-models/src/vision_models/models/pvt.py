@@ -241,6 +241,7 @@ class PVT(StagedBackbone):
         self.apply(init_linear)
 
     def fit_table(self, name: str, value: Tensor) -> Tensor:
+        """A checkpoint's value of a parameter; position and agent tables of another grid stretched to ours."""
         return fit_table(self, name, value)
 
 

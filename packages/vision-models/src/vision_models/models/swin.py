@@ -266,6 +266,7 @@ class Swin(StagedBackbone):
         return WINDOWS if windows else ""
 
     def fit_table(self, name: str, value: Tensor) -> Tensor:
+        """A checkpoint's value of a parameter; agent tables of another grid stretched to ours."""
         return fit_table(self, name, value)
 
 

@@ -26,10 +26,10 @@ class _Answer(nn.Module):
         """(B, 1, 36, 36) → (B, 10, 2)."""
         model: nn.Module = self.net.model  # pyright: ignore[reportAssignmentType]
         features = model.vision_tower(image).last_hidden_state[:, 1:]  # pyright: ignore[reportCallIssue]
-        seen = model.multi_modal_projector(features).repeat_interleave(len(self.prompts), 0)  # pyright: ignore
-        words = model.get_input_embeddings()(self.prompts).repeat(image.shape[0], 1, 1)  # pyright: ignore
+        seen = model.multi_modal_projector(features).repeat_interleave(len(self.prompts), 0)  # pyright: ignore[reportCallIssue]
+        words = model.get_input_embeddings()(self.prompts).repeat(image.shape[0], 1, 1)  # pyright: ignore[reportCallIssue]
         embeds = torch.cat([words[:, :1], seen, words[:, 1 + self.image_tokens :]], dim=1)
-        hidden = model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state  # pyright: ignore
+        hidden = model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state  # pyright: ignore[reportCallIssue]
         logits = self.net.lm_head(hidden[:, -1])[:, self.answers]  # pyright: ignore[reportCallIssue]
         return logits.reshape(image.shape[0], len(self.prompts), 2)
 

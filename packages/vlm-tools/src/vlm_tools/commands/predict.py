@@ -68,4 +68,4 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     from vlm_tools.digits.demo import draw_scenes
     from vlm_tools.models.session import Session
 
-    draw_scenes(Session(model.net, None), loader.dataset, path)  # pyright: ignore
+    draw_scenes(Session(model.net, None), loader.dataset, path)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]

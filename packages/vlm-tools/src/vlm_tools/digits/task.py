@@ -85,7 +85,7 @@ class DigitsLlavaTask(TaskModel):
 class Hallucination(Metric):
     """POPE accuracies on three kinds of questions, CHAIR and recall of captions; shares in [0, 1]."""
 
-    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:  # noqa: ARG002  mmengine's signature
         """Keep what `DigitsLlavaTask.predict` gives."""
         self.results.extend(data_samples)
 

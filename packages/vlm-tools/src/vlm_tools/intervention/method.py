@@ -110,7 +110,7 @@ class Method(ABC):
         """Attention of a chosen layer."""
         return call.plain()
 
-    def logits_processor(self, run: "Run", inputs: Mapping[str, Any]) -> LogitsProcessor | None:
+    def logits_processor(self, run: "Run", inputs: Mapping[str, Any]) -> LogitsProcessor | None:  # noqa: ARG002  for methods that need them
         """What generation adds to the scores; None if the method changes attention only."""
         return None
 

@@ -73,6 +73,7 @@ def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Ten
 
 
 def triton_obstacle(*, q: Tensor, value: Tensor | None, **_: Any) -> str | None:
+    """Why the Triton kernel cannot take this call (too many value columns), or None."""
     width = 0 if value is None else value.shape[-1]
     limit = MAX_TRITON_WIDTH_FLOAT32 if q.dtype == torch.float32 else MAX_TRITON_WIDTH
     if width > limit:

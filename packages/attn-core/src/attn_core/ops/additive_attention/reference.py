@@ -34,6 +34,7 @@ def reference(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Uninitialized result (B, N, M), or (B, N, E) with values, and lse (B, N)."""
     q, k, _, value, _ = a
     batch, queries, _ = q.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -26,6 +26,7 @@ SMALL = 2**14
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """At once if small; else by groups of images or tiles of queries, one tile's (n, M, D) in memory at a time."""
     q, value = a.q, a.value
     if q.numel() * a.k.shape[1] <= SMALL and q.numel() and a.k.numel():
         return _at_once(a)
@@ -61,7 +62,7 @@ def _at_once(a: Arguments) -> tuple[Tensor, Tensor]:
     return out if out.dtype == a.q.dtype else out.to(a.q.dtype), lse
 
 
-def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:  # noqa: ARG001  the backends' signature
     """ds_ij = p_ij (do_i·v_j − do_i·o_i + dlse_i), or dscore_ij + p_ij dlse_i; dz = 4 ds_ij w r(1 − r)."""
     (grad_out, grad_lse), (out, lse), (q, k, w, value, _) = grads, kept, a
     assert grad_out is not None

@@ -43,6 +43,7 @@ TILES_FLOAT32: dict[Pass, dict[int, Tile]] = {
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """One program for each image and tile of queries, online softmax over the entries."""
     from .triton_kernels import forward_kernel
 
     q, k = a.q, a.k
@@ -57,6 +58,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    """One pass by queries, one by keys; scores are computed again."""
     from .triton_kernels import key_kernel, query_kernel
 
     (grad_out, grad_lse), (out, lse), (q, k, w, value, _) = grads, kept, a

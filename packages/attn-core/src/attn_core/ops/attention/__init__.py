@@ -90,6 +90,7 @@ def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Ten
 
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
+    """Why the Triton kernel cannot take this call (too many head columns), or None."""
     width = max(q.shape[-1], v.shape[-1])
     limit = MAX_TRITON_WIDTH_FLOAT32 if q.dtype == torch.float32 else MAX_TRITON_WIDTH
     if width > limit:

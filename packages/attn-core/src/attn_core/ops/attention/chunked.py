@@ -238,4 +238,5 @@ def _group(x: Tensor, key_heads: int) -> Tensor:
 
 
 def slice_rows(x: Tensor, rows: slice) -> Tensor:
+    """The queries ``rows`` of x (B, H, N, …); x itself where one row stands for all."""
     return x if x.shape[2] == 1 else x[:, :, rows]

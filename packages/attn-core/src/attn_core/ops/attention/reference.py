@@ -24,6 +24,7 @@ class Arguments(NamedTuple):
 
     @property
     def accumulator(self) -> torch.dtype:
+        """The dtype of sums and of lse: float64 for float64 operands, else float32."""
         return torch.float64 if self.q.dtype == torch.float64 else torch.float32
 
     @property
@@ -51,6 +52,7 @@ def reference(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Uninitialized out (B, H, N, D_v) and lse (B, H, N)."""
     batch, heads, queries, _ = a.q.shape
     out = token_major(a.q, batch, heads, queries, a.v.shape[-1])
     return out, a.q.new_empty(batch, heads, queries, dtype=a.accumulator)

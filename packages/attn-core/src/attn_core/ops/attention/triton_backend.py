@@ -31,6 +31,7 @@ LOG2E = math.log2(math.e)
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """One program for each head and tile of queries, online softmax over the keys."""
     from .triton_forward import forward_kernel
 
     out, lse = fake(a)
@@ -53,6 +54,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    """One pass by queries, one by keys, one for a bias of several images; scores are computed again."""
     from .triton_backward import bias_kernel, key_kernel, query_kernel
 
     (grad_out, grad_lse), (out, lse) = grads, kept

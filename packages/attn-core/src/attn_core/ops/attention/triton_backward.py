@@ -160,7 +160,7 @@ def query_kernel(
 
 
 @triton.jit
-def key_tile(index, W, ROWS, AXES: tl.constexpr, BN: tl.constexpr, BX: tl.constexpr):
+def key_tile(index, W, AXES: tl.constexpr, BN: tl.constexpr, BX: tl.constexpr):
     """First token, first grid row and first cell of a key tile; column tiles of one band of rows are neighbours."""
     if AXES == 0:
         j0 = index * BN
@@ -176,7 +176,7 @@ def key_tile(index, W, ROWS, AXES: tl.constexpr, BN: tl.constexpr, BX: tl.conste
 
 @triton.jit
 def axis_tile(
-    TX, TA, TB, ii, inside_i, x, row, inside_j, tx_n, ta_n, tb_n, W, ROWS, NB, AXES: tl.constexpr
+    TX, TA, TB, ii, inside_i, x, row, inside_j, tx_n, ta_n, tb_n, ROWS, NB, AXES: tl.constexpr
 ):  # fmt: skip
     """Axis bias of a tile from memory; ``ii``, ``x`` and ``row`` orient it. None without axes."""
     if AXES == 0:
@@ -192,7 +192,7 @@ def axis_tile(
 def take_queries(
     k, v, dk, dv, Q, DO, LSE, DELTA, BIAS, MASK, TX, TA, TB,
     i0, ii, j0, jj, inside_j, x, row,
-    q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, W, ROWS, NB, scale2, causal_offset,
+    q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, ROWS, NB, scale2, causal_offset,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     AXES: tl.constexpr, CAUSAL: tl.constexpr, WANT_K: tl.constexpr, WANT_V: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
@@ -206,7 +206,7 @@ def take_queries(
         TX + first * tx_n if TX is not None else None,
         TA + first * ta_n if TA is not None else None,
         TB + first * tb_n if TB is not None else None,
-        ii[None, :], inside_i[None, :], x[:, None], row, inside_j[:, None], tx_n, ta_n, tb_n, W, ROWS, NB, AXES,
+        ii[None, :], inside_i[None, :], x[:, None], row, inside_j[:, None], tx_n, ta_n, tb_n, ROWS, NB, AXES,
     )  # fmt: skip
     # Keys outside need no mask here: each has its own row of dK and dV, and these rows are not stored.
     s = tile_logits(
@@ -240,7 +240,7 @@ def key_kernel(
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: dK, dV or both of one key tile of one key head, over the queries of every head of its group."""
-    j0, r0, x0 = key_tile(tl.program_id(0) % tiles, W, ROWS, AXES, BN, BX)
+    j0, r0, x0 = key_tile(tl.program_id(0) % tiles, W, AXES, BN, BX)
     heads = H // GROUP
     bh = tl.program_id(0) // tiles
     b = (bh // heads).to(tl.int64)
@@ -283,7 +283,7 @@ def key_kernel(
             dk, dv = take_queries(
                 k, v, dk, dv, Qh, DOh, LSE + rows, DELTA + rows, BIASh, MASK, TXh, TAh, TBh,
                 i0, ii, j0, jj, inside_j, x, row,
-                q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, W, ROWS, NB, scale2, causal_offset,
+                q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, ROWS, NB, scale2, causal_offset,
                 D, DV, BLOCK_D, BLOCK_DV, AXES, CAUSAL, WANT_K, WANT_V, UPCAST, PRECISION,
             )  # fmt: skip
     if WANT_K:
@@ -320,7 +320,7 @@ def bias_kernel(
     c = tl.arange(0, BN)
     total = tl.zeros([BM, BN], tl.float32)
     for e in range(sum_b * sum_h * sum_i * sum_j):
-        j0, r0, x0 = key_tile(jt + e % sum_j, W, ROWS, AXES, BN, BX)
+        j0, r0, x0 = key_tile(jt + e % sum_j, W, AXES, BN, BX)
         i0 = (it + e // sum_j % sum_i) * BM
         h = (ho + e // (sum_j * sum_i) % sum_h).to(tl.int64)
         b = (bo + e // (sum_j * sum_i * sum_h)).to(tl.int64)
@@ -342,7 +342,7 @@ def bias_kernel(
             TX + (b * tx_b + h * tx_h + first * tx_n) if AXES > 0 else None,
             TA + (b * ta_b + h * ta_h + first * ta_n) if AXES > 1 else None,
             TB + (b * tb_b + h * tb_h + first * tb_n) if AXES > 2 else None,
-            ii[:, None], inside_i[:, None], x[None, :], row, inside_j[None, :], tx_n, ta_n, tb_n, W, ROWS, NB, AXES,
+            ii[:, None], inside_i[:, None], x[None, :], row, inside_j[None, :], tx_n, ta_n, tb_n, ROWS, NB, AXES,
         )  # fmt: skip
         ds, _ = score_gradient(
             load_rows(Q + (b * q_b + h * q_h + first * q_n), ii, q_n, inside_i, D, BLOCK_D, True),
@@ -357,7 +357,7 @@ def bias_kernel(
         total += ds
     DBIAS += (bo * own_h + ho).to(tl.int64) * (1 if SUM_N else N) * (1 if SUM_M else M)
     i = it * BM + ii
-    j0, r0, x0 = key_tile(jt, W, ROWS, AXES, BN, BX)
+    j0, r0, x0 = key_tile(jt, W, AXES, BN, BX)
     if AXES == 0:
         j = j0 + c
         inside_j = j < M

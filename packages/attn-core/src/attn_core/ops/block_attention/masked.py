@@ -28,6 +28,7 @@ KEPT_MASK = 2**17
 
 
 def is_dense(plan: Plan, a: Arguments) -> bool:
+    """Whether one masked call over all keys is cheaper than gathering the listed ones."""
     if plan.per_head or a.per_row or a.causal or a.kv_weight is not None or a.axis_bias or a.self_logit is not None:
         return False
     I, listed = plan.q_index.shape[2], plan.table.shape[2] * plan.kv_index.shape[2]
@@ -87,6 +88,7 @@ def _new_masks(plan: Plan, N: int, M: int, dtype: torch.dtype, device: torch.dev
 
 
 def dense_forward(plan: Plan, a: Arguments) -> tuple[Tensor, Tensor]:
+    """Attention over all keys with a mask of what is listed, once for each group of images of one table."""
     results = [_forward(_of_images(a, mask), mask.is_seen) for mask in _masks(plan, a)]
     if len(results) == 1:
         return results[0]
@@ -106,6 +108,7 @@ def _forward(a: DenseArguments, is_seen: bool) -> tuple[Tensor, Tensor]:
 def dense_backward(
     plan: Plan, grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]
 ) -> list[Tensor | None]:
+    """Gradients of q, k and v by the same masked calls; what dense plans exclude has none."""
     parts = []
     for mask in _masks(plan, a):
         incoming = tuple(None if x is None else x[mask.images] for x in grads)

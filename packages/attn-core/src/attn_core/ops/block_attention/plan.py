@@ -214,7 +214,7 @@ def gather(
 def weight_rows(target: Tensor, plan: Plan, chunk: Chunk, like: Tensor, add: Tensor | None = None) -> Tensor:
     """The chunk's rows and slots (c, K) of a (b, h, R, K) tensor; ``add`` is accumulated into them."""
     batch, heads, R, _ = like.shape
-    index = _table_base(plan, chunk, batch, heads, like) * R
+    index = _table_base(plan, chunk, batch, heads) * R
     blocks = torch.arange(chunk.blocks.start, chunk.blocks.stop, device=like.device)
     index = index + blocks.repeat(len(chunk.groups) // len(blocks))
     rows = target.flatten(0, 2)[:, chunk.slots]
@@ -223,7 +223,7 @@ def weight_rows(target: Tensor, plan: Plan, chunk: Chunk, like: Tensor, add: Ten
     return rows[index]
 
 
-def _table_base(plan: Plan, chunk: Chunk, batch: int, heads: int, like: Tensor) -> Tensor:
+def _table_base(plan: Plan, chunk: Chunk, batch: int, heads: int) -> Tensor:
     """Number b·heads + h of each chunk block within the leading dimensions of a broadcastable tensor."""
     if not plan.per_head:
         return chunk.groups * heads if batch > 1 else torch.zeros_like(chunk.groups)

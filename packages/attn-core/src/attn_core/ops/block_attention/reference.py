@@ -34,6 +34,7 @@ class Arguments(NamedTuple):
 
     @property
     def accumulator(self) -> torch.dtype:
+        """The dtype of sums and of lse: float64 for float64 operands, else float32."""
         return torch.float64 if self.q.dtype == torch.float64 else torch.float32
 
     @property
@@ -106,6 +107,7 @@ def reduce_rows(out: Tensor, lse: Tensor, q_index: Tensor, tokens: int, *, mean:
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Uninitialized out (B, H, results, D_v) and lse (B, H, results)."""
     batch, heads = a.q.shape[:2]
     out = token_major(a.q, batch, heads, a.results, a.v.shape[-1])
     return out, a.q.new_empty(batch, heads, a.results, dtype=a.accumulator)

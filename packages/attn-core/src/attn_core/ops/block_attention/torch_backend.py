@@ -38,6 +38,7 @@ EXACT = 2**24  # integers below are float32 numbers
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Chunks of blocks, each gathered and attended as one batch; one masked call where nearly all is read anyway."""
     q, k, v = a.q, a.k, a.v
     B, H = q.shape[:2]
     if q.numel() == 0 or v.numel() == 0:
@@ -74,6 +75,7 @@ def _result_rows(plan: Plan, chunk: Chunk, a: Arguments) -> Tensor:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The chunks of the forward pass again; gradients of shared keys are summed in the accumulation dtype."""
     (grad_out, grad_lse), (out, lse) = grads, kept
     assert grad_out is not None
     q, k, v, kv_weight, scale = a.q, a.k, a.v, a.kv_weight, a.scale

@@ -34,6 +34,7 @@ MAX_AXES = 3
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """One program for each head, block and tile of its queries."""
     from .triton_forward import forward_kernel
 
     out, lse = fake(a)
@@ -56,6 +57,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    """One pass by blocks of queries, one by blocks of keys over the reversed table."""
     (grad_out, grad_lse), (out, lse) = grads, kept
     assert grad_out is not None
     problem = _Problem(a)

@@ -26,6 +26,7 @@ def add_to_table(
 
 @triton.jit
 def store_table(DT, row, size, inside, value, BLOCK: tl.constexpr):
+    """Write the gradient of one axis' bias, rows ``inside``."""
     n = tl.arange(0, BLOCK)
     pointers = DT + (tl.where(inside, row, 0).to(tl.int64)[:, None] * size + n[None, :])
     tl.store(pointers, value, mask=inside[:, None] & (n < size)[None, :])
@@ -166,11 +167,11 @@ def query_kernel(
 
 @triton.jit
 def key_kernel(
-    Q, K, V, QI, KI, TABLE, WEIGHT, QPOS, KPOS, T0, T1, T2,
+    Q, K, V, QI, KI, TABLE, WEIGHT, QPOS, KPOS, T0, T1, T2,  # noqa: ARG001  as the others' arguments
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
-    qi_b, qi_h, ki_b, ki_h, table_b, table_h, weight_b, weight_h, qpos_b, kpos_b,
+    qi_b, qi_h, ki_b, ki_h, table_b, table_h, weight_b, weight_h, qpos_b, kpos_b,  # noqa: ARG001  as the others' arguments
     t0_b, t0_h, t0_n, t1_b, t1_h, t1_n, t2_b, t2_h, t2_n,
-    H, GROUP, R, I, J, KS, C1, C2, ROWS, scale2, self2,
+    H, GROUP, R, I, J, KS, C1, C2, ROWS, scale2, self2,  # noqa: ARG001  as the others' arguments
     DO, LSE, DELTA, do_b, do_h, do_n, scale,
     ORDER, START, order_b, order_h, start_b, start_h, S,
     DK, DVAL, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,

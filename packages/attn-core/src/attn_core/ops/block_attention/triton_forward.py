@@ -30,6 +30,7 @@ def load_tokens(base, token, stride, inside, WIDTH: tl.constexpr, BLOCK: tl.cons
 
 @triton.jit
 def store_tokens(base, token, stride, inside, value, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Write a tile's rows ``inside`` to the tokens that they belong to."""
     column = tl.arange(0, BLOCK)
     pointers = base + (tl.where(inside, token, 0).to(tl.int64)[:, None] * stride + column[None, :])
     tl.store(pointers, value, mask=inside[:, None] & (column < WIDTH)[None, :])

@@ -78,6 +78,7 @@ def _implementation(backend: Backend) -> Callable[[Arguments], Tensor]:
 
 
 def triton_obstacle(*, a: Tensor, **_: Any) -> str | None:
+    """Why the Triton kernel cannot take this call (too many channels of a head), or None."""
     limit = MAX_TRITON_WIDTH_FLOAT32 if a.dtype == torch.float32 else MAX_TRITON_WIDTH
     if not 1 <= a.shape[3] <= limit:
         return f"the kernel holds 1 to {limit} channels in {str(a.dtype).removeprefix('torch.')}, got {a.shape[3]}"

@@ -17,6 +17,7 @@ SMALL_IMAGE = 2**17
 
 
 def forward(problem: Arguments) -> tuple[Tensor, Tensor]:
+    """y and the weights A (B, H, C, C), some images at a time."""
     a, b, x, scale, negate_max, transpose = problem
     y, A = fake(problem)
     for images in _spans(a):

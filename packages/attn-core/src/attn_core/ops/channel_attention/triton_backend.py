@@ -40,6 +40,7 @@ TILES_FLOAT32: dict[Literal["gram", "mix"], dict[int, Tile]] = {
 
 
 def forward(problem: Arguments) -> tuple[Tensor, Tensor]:
+    """The weights by one kernel over tokens, then their product with x by another."""
     a, b, x, scale, negate_max, transpose = problem
     y, weights = fake(problem)
     # The maximum that negate_max adds to a row cancels in its softmax.

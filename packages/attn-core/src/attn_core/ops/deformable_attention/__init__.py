@@ -92,6 +92,7 @@ def _implementation(backend: Backend) -> Callable[[Arguments], Tensor]:
 
 
 def triton_obstacle(*, value: Tensor, **_: Any) -> str | None:
+    """Why the Triton kernel cannot take this call (too many head columns), or None."""
     if value.shape[-1] > MAX_TRITON_WIDTH:
         return f"the kernel holds head widths up to {MAX_TRITON_WIDTH}, got {value.shape[-1]}"
     return None

@@ -70,6 +70,7 @@ def _at(maps: Tensor, cell: Tensor) -> Tensor:
 
 
 def fake(a: Arguments) -> Tensor:
+    """Uninitialized result (B, N, H·D)."""
     value = a.value
     return value.new_empty(value.shape[0], a.locations.shape[1], value.shape[2] * value.shape[3])
 

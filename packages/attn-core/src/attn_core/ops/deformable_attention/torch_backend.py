@@ -24,6 +24,7 @@ SMALL = 2**14
 
 
 def forward(a: Arguments) -> Tensor:
+    """Rows gathered and weighed for some queries at a time."""
     batch, _, heads, width = a.value.shape
     if a.depth is None and 0 < a.weights.numel() * width <= SMALL and len(a.weights) == len(a.locations) == batch:
         return _sampled(a)
@@ -68,7 +69,8 @@ def _minus_one(dtype: torch.dtype) -> Tensor:
     return torch.tensor(-1.0, dtype=dtype, device="cpu")
 
 
-def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:  # noqa: ARG001  the backends' signature
+    """Rows gathered again; d_value is scattered to the four cells that each point reads."""
     (grad_out,), (value, locations, weights, depth, _) = grads, a
     assert grad_out is not None
     dtype = locations.dtype

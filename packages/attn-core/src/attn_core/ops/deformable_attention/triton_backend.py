@@ -21,6 +21,7 @@ from .reference import DEFORMABLE_ATTENTION, Arguments, fake
 
 
 def forward(a: Arguments) -> Tensor:
+    """One program for each tile of pairs of query and head."""
     from .triton_kernels import forward_kernel
 
     out = fake(a)
@@ -31,6 +32,7 @@ def forward(a: Arguments) -> Tensor:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    """Programs as in the forward pass; d_value by atomic sums, or by torch where results must repeat."""
     from .triton_kernels import backward_kernel
 
     (grad_out,), (value, locations, weights, depth, _) = grads, a

@@ -74,6 +74,7 @@ def _implementation(backend: Backend) -> Callable[[Arguments], Tensor]:
 
 
 def triton_obstacle(*, weights: Sequence[Tensor], **_: Any) -> str | None:
+    """Why the Triton kernel cannot take this call (there is no level), or None."""
     return None if weights else "the kernel needs at least one level, got no weights"
 
 

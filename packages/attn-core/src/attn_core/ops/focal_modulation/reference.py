@@ -45,6 +45,7 @@ def _gelu(u: Tensor) -> Tensor:
 
 
 def fake(a: Arguments) -> Tensor:
+    """Uninitialized modulator (B, Y, X, C)."""
     return torch.empty_like(a.ctx, memory_format=torch.contiguous_format)
 
 

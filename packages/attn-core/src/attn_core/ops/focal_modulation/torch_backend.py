@@ -49,6 +49,7 @@ def _plain(a: Arguments) -> Tensor:
 
 
 def forward(a: Arguments) -> Tensor:
+    """Some images at a time, level after level, added up in the result's own memory."""
     ctx, gates, weights, normalize = a
     if _is_small(ctx, weights):
         return _by_matrices(a)
@@ -120,7 +121,7 @@ def _tap_table(rows: int, columns: int, sizes: tuple[int, ...]) -> tuple[Tensor,
     return torch.cat(tables), torch.zeros(1, 1, dtype=torch.float64, device="cpu")
 
 
-def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:  # noqa: ARG001  the backends' signature
     """du_l = (dz_l + dy g_l) gelu'(u_l); dz_{l−1} = W_lᵀ ∗ du_l; dg_l = Σ_c dy z_l; dW_l = Σ du_l z_{l−1}, shifted."""
     (grad_y,), (ctx, gates, weights, normalize) = grads, a
     assert grad_y is not None

@@ -22,6 +22,7 @@ from .torch_backend import correlate
 
 
 def forward(a: Arguments) -> Tensor:
+    """One kernel for each level, each adds its gated map."""
     ctx, gates, weights, normalize = a
     y = fake(a)
     if y.numel() == 0:
@@ -34,7 +35,8 @@ def forward(a: Arguments) -> Tensor:
     return y.div_(len(weights) + 1) if normalize else y
 
 
-def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:  # noqa: ARG001  the backends' signature
+    """The levels' maps again, then one kernel for each level from the last to the first."""
     (grad_y,), (ctx, gates, weights, normalize) = grads, a
     assert grad_y is not None
     needs_ctx, needs_gates, *needs_weights = needs

@@ -27,6 +27,7 @@ class Arguments(NamedTuple):
 
     @property
     def accumulator(self) -> torch.dtype:
+        """The dtype of sums and of lse: float64 for float64 operands, else float32."""
         return torch.float64 if self.q.dtype == torch.float64 else torch.float32
 
     @property
@@ -69,6 +70,7 @@ def reference(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Uninitialized out (B, H, N, D_v) and lse of each group (B, H, N, G)."""
     batch, heads, queries, _ = a.q.shape
     out = token_major(a.q, batch, heads, queries, a.v.shape[-1])
     return out, a.q.new_empty(batch, heads, queries, a.num_groups, dtype=a.accumulator)

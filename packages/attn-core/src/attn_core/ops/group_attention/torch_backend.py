@@ -115,6 +115,7 @@ def _chunks(q: Tensor, part: _Part) -> Iterator[slice]:
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """out and lse of each group; small calls at once, others in chunks of queries, whose memory grows with the keys."""
     found = _unsorted(a) if a.mode == "mass" and a.bias is None and a.causal == "none" else None
     return _by_sorting(a) if found is None else found
 

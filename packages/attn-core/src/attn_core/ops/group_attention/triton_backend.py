@@ -118,6 +118,7 @@ class _Problem:
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """One program for each head and tile of queries, one running sum for each group."""
     from .triton_forward import forward_kernel
 
     out, group_lse = fake(a)
@@ -140,6 +141,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    """One pass by queries, one by keys; scores are computed again."""
     from .triton_backward import key_kernel, query_kernel
 
     (grad_out, grad_lse), (out, group_lse) = grads, kept

@@ -54,4 +54,5 @@ def _road(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
 
 
 def triton_obstacle(**_: Any) -> str | None:
+    """Why no Triton kernel takes any call."""
     return "linear has no Triton kernel, torch's own GPU libraries are faster"

@@ -85,6 +85,7 @@ def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Ten
 
 
 def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
+    """Why the Triton kernel cannot take this call (too many head columns), or None."""
     width = max(q.shape[-1], v.shape[-1])
     if width > MAX_TRITON_WIDTH:
         return f"the kernel takes head widths up to {MAX_TRITON_WIDTH}, got {width}"

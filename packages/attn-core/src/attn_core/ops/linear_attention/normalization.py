@@ -6,6 +6,7 @@ from torch import Tensor
 
 
 def with_ones(v: Tensor) -> Tensor:
+    """v (…, D) with a column of ones: its weighted sum is the denominator."""
     return F.pad(v, (0, 1), value=1.0)
 
 

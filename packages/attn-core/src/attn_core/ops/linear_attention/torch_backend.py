@@ -30,6 +30,7 @@ PIECE = 2**20
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """out, final state and denominator; within a chunk products of tokens, between chunks the state."""
     q, k, v, log_decay, initial_state, causal, scale, normalize, eps, chunk = a
     out, state, denominator = fake(a)
     chunk = chunk or CHUNK
@@ -50,6 +51,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The chunks again, from the end for k and v."""
     (grad_out, grad_state), (out, state, denominator) = grads, kept
     q, k, v, log_decay, initial_state, causal, scale, normalize, _, chunk = a
     assert grad_out is not None
@@ -243,13 +245,16 @@ class Weights:
         self.inside = inside.triu(int(strict)) if reverse else inside.tril(-int(strict))
 
     def arriving(self, length: int) -> Tensor:
+        """Decay of the state that comes into a chunk, for each of its tokens."""
         return self.powers[..., :length].flip(-1) if self.reverse else self.powers[..., 1 : length + 1]
 
     def leaving(self, length: int) -> Tensor:
+        """Decay of each token's share in the state that leaves the chunk."""
         return self.powers[..., 1 : length + 1] if self.reverse else self.powers[..., :length].flip(-1)
 
     @staticmethod
     def scaled(x: Tensor, weight: Tensor, batch: int) -> Tensor:
+        """Rows of x (B·H, n, D) times one weight for each head and token."""
         if x.shape[1] == 0:
             return x
         return (x.view(batch, weight.shape[-2], *x.shape[1:]) * weight.unsqueeze(-1)).view(x.shape)

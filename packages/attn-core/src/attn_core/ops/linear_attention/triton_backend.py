@@ -21,6 +21,7 @@ from .reference import LINEAR_ATTENTION, Arguments, fake
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """Chunks side by side, then a scan over the states between them."""
     q, k, v, log_decay, initial_state, causal, scale, normalize, eps, chunk_size = a
     if q.numel() == 0 or v.numel() == 0:
         return torch_backend.forward(a)
@@ -29,7 +30,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     if normalize:
         values = with_ones(v)
         raw, final = (x.new_empty(*x.shape[:-1], x.shape[-1] + 1, dtype=torch.float32) for x in (out, state))
-    run = _Run(q, k, values, log_decay, chunk_size)
+    run = _Run(q, k, log_decay, chunk_size)
     states = run.states(k, values, initial_state, final, 1.0, reverse=False)
     others = None if causal else run.states(k, values, None, torch.empty_like(final), 1.0, reverse=True)
     run.output(q, k, values, states, others, raw, scale, scale)
@@ -41,6 +42,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The chunks again from their states; the states' gradients by a scan from the end."""
     (grad_out, grad_state), (out, _, denominator) = grads, kept
     q, k, v, log_decay, initial_state, causal, scale, normalize, _, chunk_size = a
     assert grad_out is not None
@@ -59,7 +61,7 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
         values = with_ones(v)
         d_values = torch.empty_like(values)
         grad_state = None if grad_state is None else torch.nn.functional.pad(grad_state, (0, 1))
-    run = _Run(q, k, values, log_decay, chunk_size)
+    run = _Run(q, k, log_decay, chunk_size)
     # Behind the last of fewer keys than queries the walk is inside a chunk: what the state asks for joins afterwards.
     late = None
     if grad_state is not None and k.shape[2] < q.shape[2]:
@@ -106,7 +108,7 @@ def _state_like(b: Tensor, c: Tensor) -> Tensor:
 class _Run:
     """Launches of the two kernels for one problem."""
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, chunk_size: int) -> None:
+    def __init__(self, q: Tensor, k: Tensor, log_decay: Tensor | None, chunk_size: int) -> None:
         self.log, self.dtype, self.device = log_decay, q.dtype, q.device
         self.batch, self.heads, queries, _ = q.shape
         self.tokens = max(queries, k.shape[2])

@@ -14,6 +14,7 @@ from attn_core.kernels.tiles import LOG2E
 
 @triton.jit
 def load_tile(base, row, row_stride, inside, column, width):
+    """Rows ``inside`` and the first ``width`` columns of a matrix; zeros elsewhere."""
     mask = inside[:, None] & (column < width)[None, :]
     return tl.load(base + (row[:, None] * row_stride + column[None, :]), mask=mask, other=0.0)
 

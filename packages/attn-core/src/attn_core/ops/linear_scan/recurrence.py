@@ -95,6 +95,7 @@ def _beside_diagonal(steps: int, reverse: bool, dtype: torch.dtype) -> Tensor:
 
 
 def step_by_step(a: Tensor, b: Tensor, out: Tensor, start: Tensor | None, reverse: bool) -> None:
+    """Write every state to ``out``, one step after another; fastest for few steps."""
     gates, terms, states = a.unbind(1), b.unbind(1), out.unbind(1)
     order = range(len(terms))[::-1] if reverse else range(len(terms))
     for t in order:

@@ -29,10 +29,12 @@ def reference(x: Arguments) -> Tensor:
 
 
 def fake(x: Arguments) -> Tensor:
+    """Uninitialized states, of the terms' shape."""
     return x.b.new_empty(x.b.shape)
 
 
 def accumulation(x: Tensor) -> torch.dtype:
+    """The dtype in which states are summed: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

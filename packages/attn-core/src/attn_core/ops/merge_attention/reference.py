@@ -28,6 +28,7 @@ def reference(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Uninitialized out (B, H, N, D) and lse (B, H, N)."""
     first = a.tensors[0]
     batch, heads, tokens, width = first.shape
     return token_major(first, batch, heads, tokens, width), a.tensors[a.parts].new_empty(batch, heads, tokens)

@@ -16,6 +16,7 @@ from .reference import MERGE_ATTENTION, Arguments, reference
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """out and lse; weights by one softmax over the parts, their outputs added one after another."""
     outs, lses = a.tensors[: a.parts], a.tensors[a.parts :]
     batch = len(outs[0])
     if any(len(part) != batch for part in lses):  # under vmap a part may have one image for all

@@ -20,6 +20,7 @@ GROUP = 8
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """A few parts in each launch; the sum is carried from one to the next."""
     from .triton_kernels import merge_kernel
 
     tensors, parts = a

@@ -68,6 +68,7 @@ def _visible(i: Tensor, length: int, kernel: int, dilation: int, stride: int, ca
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Uninitialized out (B, H, cells, D_v) and lse (B, H, cells)."""
     q = a.q
     batch, heads, cells, _ = q.shape
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -27,6 +27,7 @@ SMALL_BIAS = 2**17
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """Tiles of cells that share their keys, each one masked call of attention."""
     q, k, v = a.q, a.k, a.v
     if q.numel() == 0 or v.numel() == 0:
         return empty_result(q, v)
@@ -56,6 +57,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The tiles again; gradients of shared keys are summed in the accumulation dtype."""
     (grad_out, grad_lse), (out, lse) = grads, kept
     assert grad_out is not None
     q, k, v, rpb = a[:4]

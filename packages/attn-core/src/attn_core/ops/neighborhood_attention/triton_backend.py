@@ -32,6 +32,7 @@ LOG2E = math.log2(math.e)
 
 
 def forward(a: Arguments) -> tuple[Tensor, Tensor]:
+    """One program for each head and tile of cells."""
     from .triton_forward import forward_kernel
 
     out, lse = fake(a)
@@ -42,6 +43,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+    """One pass by queries, one by keys over the windows that reach them."""
     from .triton_backward import key_kernel, query_kernel
 
     (grad_out, grad_lse), (out, lse), (q, k, v, rpb, *_) = grads, kept, a

@@ -72,6 +72,7 @@ def cells(c, w1, w2):
 
 @triton.jit
 def token(p0, p1, p2, r0, r1, r2, D0, D1, D2, L1, L2):
+    """Place in memory of the cell p of residue r, for dilations D on a grid L."""
     return ((r0 + p0 * D0) * L1 + r1 + p1 * D1).to(tl.int64) * L2 + r2 + p2 * D2
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 
 def per_axis(value: Any, axes: int) -> tuple[Any, ...]:
+    """One value for each axis: a number stands for all."""
     return tuple(value) if isinstance(value, Sequence) else (value,) * axes
 
 
@@ -30,6 +31,7 @@ class Axis:
     shifted: bool
 
     def cells(self, residue: int) -> int:
+        """Number of cells of the grid that have this remainder modulo the dilation."""
         return -(-(self.length - residue) // self.dilation)
 
     def window(self, p: int, cells: int) -> tuple[int, int]:

@@ -81,6 +81,7 @@ def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Ten
 
 
 def triton_obstacle(*, A: Tensor, **_: Any) -> str | None:
+    """Why the Triton kernel cannot take this call (too many state columns), or None."""
     if A.shape[1] > MAX_TRITON_WIDTH:
         return f"the kernel holds states of width up to {MAX_TRITON_WIDTH}, got {A.shape[1]}"
     return None

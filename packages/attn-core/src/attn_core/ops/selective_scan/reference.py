@@ -51,6 +51,7 @@ def reference(x: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def accumulation(u: Tensor) -> torch.dtype:
+    """The dtype in which states are summed: float64 for float64, else float32."""
     return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 

@@ -64,7 +64,7 @@ def _short_forward(x: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     return y.to(x.u.dtype, memory_format=torch.contiguous_format), last, starts.unsqueeze(1)
 
 
-def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:  # noqa: ARG001  the backends' signature
     """Chunk by chunk against the walk: recompute the states h, then scan their gradient g.
 
     g_t = C_t dy_t + a_{t+1} g_{t+1} with a = exp(ΔA). w_t = a_t g_t h_{t−1} is the gradient of log a_t = Δ_t A; so
@@ -130,6 +130,7 @@ def spans(batch: int, channels: int, width: int) -> list[slice]:
 
 
 def start_of(given: Tensor | None, images: slice, like: Tensor) -> Tensor:
+    """The given initial state of these images, or zeros like ``like``."""
     return torch.zeros_like(like[images]) if given is None else given[images].to(like.dtype)
 
 
@@ -145,6 +146,7 @@ class Span:
         self.D, self.bias = (None if t is None else self.parameter(t) for t in (x.D, x.delta_bias))
 
     def parameter(self, x: Tensor) -> Tensor:
+        """The part of x that belongs to these images, in the accumulation dtype."""
         return (x if x.shape[0] == 1 else x[self.images]).to(self.dtype)
 
     def walk(self) -> list[tuple[int, slice]]:

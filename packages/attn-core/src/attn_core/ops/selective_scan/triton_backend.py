@@ -43,7 +43,8 @@ def forward(x: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     return out, state, starts
 
 
-def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:  # noqa: ARG001  the backends' signature
+    """One program for each tile of channels, over chunks from the end, each computed again from its start."""
     from .triton_kernels import backward_kernel
 
     (grad_out, grad_state), (starts,) = grads, kept

@@ -20,6 +20,7 @@ def join(a, x, b, y):
 
 @triton.jit
 def token(i, T, REVERSE: tl.constexpr):
+    """Position of step i: counted from the end if REVERSE."""
     if REVERSE:
         t = T - 1 - i
     else:
@@ -36,6 +37,7 @@ def load_steps(base, t, inside, column, stride, columns):
 
 @triton.jit
 def load_delta(base, t, inside, c, stride, channels, bias, SOFTPLUS: tl.constexpr):
+    """Step sizes of a tile, with bias and softplus where asked for; zeros outside."""
     delta = load_steps(base, t, inside, c, stride, channels) + bias[None, :]
     if SOFTPLUS:
         # log(1 + e^x) = max(x, 0) + log1p(e^−|x|). With u the rounded 1 + y, log1p(y) = log(u)·y/(u − 1) to the last

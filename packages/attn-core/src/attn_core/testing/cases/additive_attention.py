@@ -43,6 +43,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """Widths, lengths, masks with dead entries, values or bare scores; and nothing at all."""
     case = _case
     return [
         case("scores", varied=True),

@@ -51,6 +51,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """Widths, lengths, causality, every form of bias, grouped keys, dead images; and nothing at all."""
     case = _case
     return [
         case("plain", varied=True),

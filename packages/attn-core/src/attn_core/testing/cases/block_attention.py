@@ -73,6 +73,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """Windows, halos, routing tables with holes, weights, causality, clusters; and nothing at all."""
     case = _case
     return [
         case("windows"),

@@ -40,6 +40,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """Sizes, memory layouts, both rules of the scores; and nothing at all."""
     case = _case
     return [
         case("plain", varied=True),

@@ -41,6 +41,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """One to four maps, points outside of them, depth, layouts; and nothing at all."""
     case = _case
     return [
         case("plain", ((5, 4), (3, 2)), varied=True),

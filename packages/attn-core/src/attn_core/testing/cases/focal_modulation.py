@@ -38,6 +38,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """None to three levels, kernels larger than the map, layouts; and nothing at all."""
     case = _case
     return [
         case("plain", varied=True),

@@ -64,6 +64,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """Groupings, weights, gates, causality, biases, dead images; and nothing at all."""
     case = _case
     return [
         case("plain"),

@@ -9,6 +9,8 @@ from attn_core.testing.harness import Case, tensor
 
 
 def cases() -> list[Case]:
+    """With and without bias and GELU, one vector to many rows; and nothing at all."""
+
     def case(name: str, *shape: int, out: int = 6, bias: bool = True, varied: bool = False, **options: Any) -> Case:
         def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
             args = [tensor(dtype, device, *shape), tensor(dtype, device, out, shape[-1])]

@@ -50,6 +50,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """Decay, state, both directions, normalization, chunks that end anywhere; and nothing at all."""
     case = _case
     return [
         case("plain"),

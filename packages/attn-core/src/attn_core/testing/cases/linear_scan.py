@@ -40,6 +40,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """Gates of each feature to one for all, both directions, states, chunks and a rest; and nothing at all."""
     case = _case
     return [
         case("plain", varied=True),

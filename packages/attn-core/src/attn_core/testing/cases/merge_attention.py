@@ -42,6 +42,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """One to eight parts, stacked or listed, with dead queries; and nothing at all."""
     case = _case
     return [
         case("plain", varied=True),

@@ -41,6 +41,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """One to three axes, dilation, stride, causality, relative bias, truncated windows; and nothing at all."""
     case = _case
     return [
         case("plain", (6, 5), 3, varied=True),

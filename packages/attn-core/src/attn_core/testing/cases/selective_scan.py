@@ -62,6 +62,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """Each option alone and all together, both directions, groups, chunks and a rest; and nothing at all."""
     case = _case
     everything = {"skip": True, "gate": True, "bias": True, "state": True, "delta_softplus": True}
     return [

@@ -114,6 +114,7 @@ class LiftingLayer(nn.Module):
         shape: tuple[int, int],
         *where: Tensor | None,
     ) -> Tensor:
+        """The grid (B, N, C) after attention to itself, to the image features ``value``, and a feed-forward network."""
         reference, visible, depth = where
         grid = self.norms[0](self.attentions[0](grid, pos, size))
         grid = self.norms[1](self.attentions[1](grid, value, [shape], reference, visible, depth))
@@ -174,7 +175,7 @@ class BEVFormerDFA3D(nn.Module):
             )
         level = reductions.index(stride)
         self.img_backbone = timm.create_model(backbone, features_only=True, out_indices=(level,))
-        channels = self.img_backbone.feature_info.channels()[0]  # pyright: ignore
+        channels = self.img_backbone.feature_info.channels()[0]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
         self.img_neck = nn.Sequential(nn.Conv2d(channels, dim, 1), nn.GroupNorm(8, dim))
         self.pts_dpt_head = None
         if lifting == "dfa3d":

@@ -61,6 +61,7 @@ class RegionKeypoints(nn.Module):
     def forward(
         self, maps: Float[Tensor, "n C y x"]
     ) -> tuple[Float[Tensor, "n 3 cells"], Float[Tensor, "n 3 2 cells"]]:
+        """Logits of each point type in each cell, and its offset within the cell as (x, y)."""
         x = self.layers(maps)
         return self.heat(x).flatten(2), self.offset(x).flatten(2).unflatten(1, (len(POINT_TYPES), 2))
 
@@ -241,6 +242,7 @@ class LabelsFromZero(FasterRCNN):
     """Torchvision's Faster R-CNN with labels 0 … num_classes − 1, as the other hosts have; inside, 0 is background."""
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """As torchvision's detector, which counts the background as label 0; here labels begin at 0 without it."""
         if targets is not None:
             targets = [{**target, "labels": target["labels"] + 1} for target in targets]
         found: Any = super().forward(images, targets)

@@ -77,6 +77,7 @@ class ConvModule(nn.Module):
             nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Float[Tensor, "B C y x"]) -> Float[Tensor, "B C y x"]:
+        """Convolution, then group norm and ReLU where the layer has them."""
         x = self.conv(x)
         x = x if self.gn is None else self.gn(x)
         return F.relu(x) if self.relu else x
@@ -150,6 +151,7 @@ class KeyAttention(nn.Module):
     def forward(
         self, query: Float[Tensor, "B N C"], key: Float[Tensor, "B K C"], bias: Float[Tensor, "B H N K"]
     ) -> Float[Tensor, "B N C"]:
+        """Queries read the keys; ``bias`` (their geometry) is added to the scores."""
         dim = query.shape[-1]
         q = F.linear(query, self.in_proj_weight[:dim], self.in_proj_bias[:dim])
         k, v = F.linear(key, self.in_proj_weight[dim:], self.in_proj_bias[dim:]).chunk(2, -1)

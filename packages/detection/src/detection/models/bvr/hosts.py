@@ -113,7 +113,7 @@ def add_bvr(
         raise ValueError("add_bvr: the model has BVR already")
     if isinstance(model, FasterRCNN):
         dim: Any = model.backbone.out_channels
-        model.roi_heads = BVRRoIHeads(head, dim, num_heads=num_heads, base_size=base_size)  # pyright: ignore
+        model.roi_heads = BVRRoIHeads(head, dim, num_heads=num_heads, base_size=base_size)
         return model.train(model.training)
     host = head if isinstance(head, TorchvisionHost) else TorchvisionHost(head) if _known(head) else None
     if host is None:

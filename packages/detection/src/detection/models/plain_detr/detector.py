@@ -51,6 +51,7 @@ class LayerNorm2d(nn.Module):
         self.ln = nn.LayerNorm(channels)
 
     def forward(self, x: Float[Tensor, "B C y x"]) -> Float[Tensor, "B C y x"]:
+        """Norm over the channels of each cell."""
         return self.ln(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -98,6 +99,7 @@ class TimmBackbone(nn.Module):
         self.stride: int = body.feature_info.reduction()[-1]
 
     def forward(self, x: Float[Tensor, "B 3 Y X"]) -> Float[Tensor, "B C y x"]:
+        """The last map of the network, channels first whatever the layout of its own."""
         x = self.body(x)[-1]
         return x if x.shape[1] == self.channels else x.permute(0, 3, 1, 2)
 
@@ -149,6 +151,7 @@ class DecoderLayer(nn.Module):
         visible: Bool[Tensor, "B M"] | None,
         soft_mask: bool,
     ) -> Float[Tensor, "B N C"]:
+        """Queries after attention within ``groups``, to the map of ``size`` (biased by ``boxes``), and the MLP."""
         x = x + self.self_attn(self.norm2(x), position, groups)
         query = self.norm1(x) + position
         x = x + self.cross_attn(query, boxes, key, value, size, visible=visible, soft_mask=soft_mask)
@@ -161,10 +164,11 @@ class BoxHead(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, 4)])
-        nn.init.zeros_(self.layers[-1].weight)  # pyright: ignore
-        nn.init.zeros_(self.layers[-1].bias)  # pyright: ignore
+        nn.init.zeros_(self.layers[-1].weight)  # pyright: ignore[reportArgumentType]
+        nn.init.zeros_(self.layers[-1].bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N 4"]:
+        """Box deltas (before the sigmoid or the decoding)."""
         return self.layers[2](F.relu(self.layers[1](F.relu(self.layers[0](x)))))
 
 
@@ -328,14 +332,14 @@ class PlainDETR(nn.Module):
             for parameter in module.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
-        nn.init.zeros_(self.input_proj[0].bias)  # pyright: ignore
+        nn.init.zeros_(self.input_proj[0].bias)  # pyright: ignore[reportArgumentType]
         for module in self.layers.modules():
             if isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         for head in self.class_embed:
-            nn.init.constant_(head.bias, -math.log(99))  # pyright: ignore
+            nn.init.constant_(head.bias, -math.log(99))  # pyright: ignore[reportArgumentType]
 
     def forward(
         self,
@@ -637,7 +641,7 @@ def test_plain_detr(**options: Any) -> PlainDETR:
     return PlainDETR(**{"backbone": body, "num_classes": 10, "rpb_hidden_dim": 16, "top_k": 10, **small, **options})
 
 
-test_plain_detr.__test__ = False  # pyright: ignore  # pytest would take the name for a test's
+test_plain_detr.__test__ = False  # pyright: ignore[reportFunctionMemberAccess]  # pytest would take the name for a test's
 VIT = {"options": {"dynamic_img_size": True, "dynamic_img_pad": True}, "drop_path": 0.1}
 SIMMIM = partial(PlainDETR, backbone_options={"pretrained_window": 12})
 CARD = Card(

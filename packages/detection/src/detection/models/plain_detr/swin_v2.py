@@ -76,6 +76,7 @@ class CosineAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N C"], size: tuple[int, int], mask: Float[Tensor, "W N N"] | None = None
     ) -> Float[Tensor, "B N C"]:
+        """Windows as images of the batch; ``mask`` holds −inf between parts that the shift brought together."""
         count, tokens, dim = x.shape
         shift = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         q, k, v = F.linear(x, self.qkv.weight, shift).view(count, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -96,6 +97,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(int(dim * ratio), dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, C) → (…, C)."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 
@@ -125,6 +127,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, mlp_ratio)
 
     def forward(self, x: Float[Tensor, "B y x C"]) -> Float[Tensor, "B y x C"]:
+        """The map after attention and MLP, each normed before it is added."""
         mixed = self._windows(x) if self.window else self.attn(x.flatten(1, 2), (x.shape[1], x.shape[2])).view_as(x)
         x = x + self.drop_path(self.norm1(mixed))
         return x + self.drop_path(self.norm2(self.mlp(x)))
@@ -167,6 +170,7 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(2 * dim, eps=EPS)
 
     def forward(self, x: Float[Tensor, "B y x C"]) -> Tensor:
+        """(B, y, x, C) → (B, ⌈y/2⌉, ⌈x/2⌉, 2·C)."""
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.norm(self.reduction(torch.cat(parts, -1)))
@@ -186,6 +190,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=EPS)
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B y x D"]:
+        """Images of any size, padded on the right and below to multiples of 4."""
         x = F.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
@@ -254,15 +259,16 @@ class SwinV2(nn.Module):
                 nn.init.zeros_(module.norm2.weight)
 
     def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B D y x"]:
+        """Images → the last stage's normed map."""
         x = self.patch_embed(x)
         for stage in self.layers:
-            for block in stage.blocks:  # pyright: ignore
+            for block in stage.blocks:  # pyright: ignore[reportGeneralTypeIssues]
                 if self.grad_checkpointing and self.training:
                     x = checkpoint(block, x, use_reentrant=False)
                 else:
                     x = block(x)
             if stage.downsample is not None:
-                x = stage.downsample(x)  # pyright: ignore
+                x = stage.downsample(x)  # pyright: ignore[reportCallIssue]
         return self.norm3(x).permute(0, 3, 1, 2)
 
 

@@ -31,6 +31,7 @@ class Routing:
 
     @property
     def columns(self) -> int:
+        """Number of regions side by side; the last may be cut by the border of the map."""
         return -(-self.map_size[1] // self.region[1])
 
     def region_at(self, point: tuple[float, float]) -> int:
@@ -49,7 +50,7 @@ def routings(model: BiFormer, image: Tensor) -> list[Routing]:
     """The routing of the last block of each stage that routes, for one image (C, Y, X)."""
     last: dict[Any, int] = {}
     for number, stage in enumerate(model.stages, start=1):
-        attn: Any = stage.blocks[-1].attn  # pyright: ignore
+        attn: Any = stage.blocks[-1].attn  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
         if isinstance(attn, RoutedAttention):
             last[attn] = number
     found = []

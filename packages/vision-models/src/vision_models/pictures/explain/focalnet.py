@@ -36,7 +36,7 @@ def _column(modulation: FocalModulation, x: Tensor, point: tuple[float, float], 
     row, column = token_at(point, (x.shape[1], x.shape[2]))
     shares = strength[:, row, column] / strength[:, row, column].sum().clamp(min=1e-12)
     token = [(row, column, 1, 1)]
-    kernels = [layer[0].weight.shape[2] for layer in modulation.focal_layers]  # pyright: ignore
+    kernels = [layer[0].weight.shape[2] for layer in modulation.focal_layers]  # pyright: ignore[reportIndexIssue]
     fields = [1 + sum(kernel - 1 for kernel in kernels[: level + 1]) for level in range(len(kernels))]
     names = [f"gate {field}×{field}" for field in fields] + ["gate, whole map"]
     column_panels = [

@@ -14,7 +14,7 @@ def panels(net: RAVLT, image: Tensor, point: tuple[float, float]) -> list[list[P
     """Per stage: the weight κ of each key and the rank that it gives the product of keys and values, or attention."""
     chosen: dict[Any, int] = {}
     for number, stage in enumerate(net.stages, start=1):
-        chosen[stage.blocks[-1].attn] = number  # pyright: ignore
+        chosen[stage.blocks[-1].attn] = number  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
     return [_column(m, x, point, chosen[m]) for m, x in inputs_of(net, list(chosen), image).items()]  # pyright: ignore[reportArgumentType]
 
 

@@ -30,7 +30,7 @@ class Adapter(ABC):
         pixels = inputs.get("pixel_values")
         return None if pixels is None else int(pixels.shape[0])
 
-    def pixel_rows(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
+    def pixel_rows(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:  # noqa: ARG002  for families that need them
         """Rows of ``pixel_values`` that belong to the image of each prompt: one, where the first axis counts images.
 
         Args:
@@ -39,7 +39,7 @@ class Adapter(ABC):
         """
         return [1] * len(inputs["pixel_values"])
 
-    def has_class_token(self, model: Any) -> bool:
+    def has_class_token(self, model: Any) -> bool:  # noqa: ARG002  for families that need them
         """Whether the vision tower has a class token and its other tokens are the image tokens one by one."""
         return False
 

@@ -14,7 +14,7 @@ class Gemma(Adapter):
 
     model_types = ("paligemma", "gemma3")
 
-    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:
+    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:  # noqa: ARG002  the adapter's signature
         """The whole picture; Gemma 3's pan and scan makes several images and is not supported."""
         side = square(int(visual.sum()), "gemma")
         return grid_boxes(side, side)

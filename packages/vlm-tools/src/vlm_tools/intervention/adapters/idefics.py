@@ -15,11 +15,11 @@ class Idefics(Adapter):
 
     model_types = ("idefics3", "smolvlm")
 
-    def image_count(self, inputs: Mapping[str, Any]) -> int | None:
+    def image_count(self, inputs: Mapping[str, Any]) -> int | None:  # noqa: ARG002  the adapter's signature
         """Unknown: tiles of all images stand in one row."""
         return None
 
-    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:
+    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:  # noqa: ARG002  the adapter's signature
         """Tiles in rows and columns that fit the picture, and the whole last; alone if it was not split."""
         vision = config.vision_config
         side = int(vision.image_size // vision.patch_size / config.scale_factor)

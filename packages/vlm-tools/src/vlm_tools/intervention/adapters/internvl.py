@@ -15,7 +15,7 @@ class InternVL(Adapter):
 
     model_types = ("internvl",)
 
-    def image_count(self, inputs: Mapping[str, Any]) -> int | None:
+    def image_count(self, inputs: Mapping[str, Any]) -> int | None:  # noqa: ARG002  the adapter's signature
         """Unknown: tiles of all images stand in one row."""
         return None
 
@@ -24,7 +24,7 @@ class InternVL(Adapter):
         tokens = (inputs["input_ids"] == self.image_token_id(config)).sum(1)
         return (tokens // _side(config) ** 2).tolist()
 
-    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:
+    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:  # noqa: ARG002  the adapter's signature
         """Tiles in rows and columns that fit the picture, and the whole last; alone if it was not split."""
         side = _side(config)
         views = int(visual.sum()) // side**2

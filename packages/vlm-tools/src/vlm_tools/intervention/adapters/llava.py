@@ -21,7 +21,7 @@ class Llava(Adapter):
             config.vision_feature_select_strategy == "default"
         )
 
-    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:
+    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:  # noqa: ARG002  the adapter's signature
         """The square in the middle of the picture."""
         side = square(int(visual.sum()), "llava")
         height, width = size

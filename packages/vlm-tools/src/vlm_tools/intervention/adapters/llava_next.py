@@ -22,7 +22,7 @@ class LlavaNext(Adapter):
         sizes = inputs.get("image_sizes")
         return None if sizes is None else len(sizes)
 
-    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:
+    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:  # noqa: ARG002  the adapter's signature
         """Base grid over the squashed picture, then the tiles' grid with a column of line ends."""
         vision = config.vision_config
         side = vision.image_size // vision.patch_size
@@ -36,7 +36,7 @@ class LlavaNext(Adapter):
         check_count(int(visual.sum()), len(boxes), self.model_types[0])
         return boxes
 
-    def shrunk(self, rows: int, columns: int, side: int, config: Any) -> tuple[int, int]:
+    def shrunk(self, rows: int, columns: int, side: int, config: Any) -> tuple[int, int]:  # noqa: ARG002  the adapter's signature
         """Rows and columns that are left of a large grid: all of them."""
         return rows, columns
 

@@ -19,11 +19,11 @@ class QwenVL(Adapter):
         grid = inputs.get("image_grid_thw")
         return None if grid is None else len(grid)
 
-    def pixel_rows(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:
+    def pixel_rows(self, config: Any, inputs: Mapping[str, Any]) -> list[int]:  # noqa: ARG002  the adapter's signature
         """Patches of all images stand in one list."""
         return inputs["image_grid_thw"].prod(-1).tolist()
 
-    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:
+    def boxes(self, config: Any, inputs: Mapping[str, Any], visual: Bool[Tensor, " T"], size: tuple[int, int]) -> Boxes:  # noqa: ARG002  the adapter's signature
         """The picture is resized as a whole."""
         merge = config.vision_config.spatial_merge_size
         _, rows, columns = inputs["image_grid_thw"][0].tolist()
