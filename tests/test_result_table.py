@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The tool, at work in a workspace of one package with two published numbers and no results."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    import result_table
+    import result_table  # pyright: ignore[reportMissingImports]
 
     monkeypatch.setattr(result_table, "ROOT", tmp_path)
     monkeypatch.setattr(result_table, "size_of", size_of)

@@ -169,10 +169,10 @@ ONES = torch.zeros(1, 1, 6, 4)
             r"scatterbrain: kv_index must hold −1 \(a hole\) or 0…5, the tokens of k, got kv_index=9",
         ),
         (lambda: scatterbrain(ONES, ONES, ONES, torch.zeros(8, 4), INDEX, INDEX, scale=-1.0), "scale must be positive"),
-        (lambda: attention(ONES, ONES, ONES, axis_bias=ONES), r"axis_bias must be a list .*; put it into a tuple"),
-        (lambda: group_attention(ONES, ONES, ONES, INDEX.view(1, 6), 2.0), "num_groups must be an integer, got"),
-        (lambda: window_index(4, 4, (2, 2.0)), "window_index: window must be an integer, got window=2.0"),
-        (lambda: halo_index(4, 4, 2, (1, 1)), r"halo_index: block must be a pair \(rows, columns\), got block=2"),
+        (lambda: attention(ONES, ONES, ONES, axis_bias=ONES), r"axis_bias must be a list .*; put it into a tuple"),  # pyright: ignore[reportArgumentType]
+        (lambda: group_attention(ONES, ONES, ONES, INDEX.view(1, 6), 2.0), "num_groups must be an integer, got"),  # pyright: ignore[reportArgumentType]
+        (lambda: window_index(4, 4, (2, 2.0)), "window_index: window must be an integer, got window=2.0"),  # pyright: ignore[reportArgumentType]
+        (lambda: halo_index(4, 4, 2, (1, 1)), r"halo_index: block must be a pair \(rows, columns\), got block=2"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_numbers_that_point_nowhere_are_named(call_: Callable[[], Any], message: str) -> None:

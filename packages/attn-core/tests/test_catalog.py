@@ -1,6 +1,7 @@
 """The catalogue: entries found in a folder, unknown names and options answered with the nearest."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ ENTRIES = [
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A package with a model file and one in a folder of its own."""
     name = f"toys_{tmp_path.name.replace('-', '_')}"
     for place, model in (("", "toy"), ("big/", "giant")):

@@ -51,6 +51,7 @@ def write_folder(path: Path, cases: int = 5) -> Path:
 TRAIN = ("train", "volumes", "-d", "data", "-m", "test_agunet", "--window", "8,16,16", "--seed", "0")
 
 
+# Whole: one run of all verbs; each step needs what the one before it wrote.
 def test_a_folder_goes_through_plan_train_predict_evaluate(run: Run, tmp_path: Path) -> None:
     write_folder(tmp_path / "data")
     code, printed, error = run("plan", "data", "-m", "test_agunet")
@@ -63,8 +64,8 @@ def test_a_folder_goes_through_plan_train_predict_evaluate(run: Run, tmp_path: P
     code, printed, error = run("predict", "data/imagesTs", "--run", "a", "--out", "out", "--max-mem", "8G")
     assert code == 0, error
     for index in (5, 6):
-        image = nibabel.load(tmp_path / f"data/imagesTs/case_{index:02d}_0000.nii.gz")
-        mask = nibabel.load(tmp_path / f"out/case_{index:02d}.nii.gz")
+        image: Any = nibabel.load(tmp_path / f"data/imagesTs/case_{index:02d}_0000.nii.gz")
+        mask: Any = nibabel.load(tmp_path / f"out/case_{index:02d}.nii.gz")
         assert mask.shape == image.shape
         assert mask.get_data_dtype() == np.uint8
         assert np.abs(mask.affine - image.affine).max() < 1e-6
@@ -227,7 +228,8 @@ def test_a_mistake_is_one_line(arguments: tuple[str, ...], words: str, run: Run,
 
 
 def _spoil(path: Path, change: Callable[[np.ndarray], np.ndarray], affine: np.ndarray = OBLIQUE) -> None:
-    array = np.asanyarray(nibabel.load(path).dataobj)
+    image: Any = nibabel.load(path)
+    array = np.asanyarray(image.dataobj)
     nibabel.save(nibabel.Nifti1Image(change(array), affine), path)
 
 

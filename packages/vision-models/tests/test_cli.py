@@ -192,7 +192,7 @@ def test_recipes_are_complete() -> None:
 
 
 def test_routing_picture_follows_the_tables_of_the_model() -> None:
-    model = create_model("test_biformer").eval()
+    model: Any = create_model("test_biformer").eval()
     found = routings(model, torch.randn(3, 112, 112))
     assert [r.stage for r in found] == [1, 2, 3]
     assert [tuple(r.table.shape) for r in found] == [(49, 1), (49, 4), (49, 9)]

@@ -1,6 +1,7 @@
 """scatterbrain against the N×M matrix of exact and estimated exponentials."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -59,8 +60,9 @@ def blocks(case: str) -> tuple[Tensor, Tensor, Tensor | None]:
 @pytest.mark.parametrize("case", ["own block", "band and stride", "heads differ", "holes"])
 def test_output_and_gradients_equal_the_matrix(case: str) -> None:
     q_index, kv_index, table = blocks(case)
-    inputs = [random(2, 3, 24, 8, seed=s).requires_grad_() for s in range(2)]
-    inputs += [random(2, 3, 24, 5, seed=3).requires_grad_(), random(6, 8, seed=4).requires_grad_()]
+    q, k = (random(2, 3, 24, 8, seed=s).requires_grad_() for s in range(2))
+    v, projection = random(2, 3, 24, 5, seed=3).requires_grad_(), random(6, 8, seed=4).requires_grad_()
+    inputs = (q, k, v, projection)
     seen = seen_keys(24, 24, q_index, kv_index, table, 3)
     expected = definition(*inputs, seen, 0.4)
     actual = scatterbrain(*inputs, q_index, kv_index, table, scale=0.4)
@@ -129,8 +131,8 @@ def test_autocast_runs_in_its_dtype() -> None:
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
-def test_bad_arguments_are_named(changes: dict[str, Tensor], message: str) -> None:
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
     index = window_index(1, 8, (1, 4))
-    given = {name: torch.zeros(1, 2, 8, 4) for name in "qkv"}
+    given: dict[str, Any] = {name: torch.zeros(1, 2, 8, 4) for name in "qkv"}
     with pytest.raises(ValueError, match=message):
         scatterbrain(**{**given, "projection": torch.zeros(3, 4), **changes}, q_index=index, kv_index=index)

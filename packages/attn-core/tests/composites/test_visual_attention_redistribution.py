@@ -1,5 +1,7 @@
 """visual_attention_redistribution against the attention map, changed head by head and query by query."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,7 +73,7 @@ def definition(
 @pytest.mark.parametrize(
     "options", [{}, {"rho": 0.2}, {"summ": 0.6}, {"p": 0.0}, {"p": 1.0}], ids=lambda options: str(options)
 )
-def test_output_choice_and_gradients_equal_the_changed_map(options: dict[str, float]) -> None:
+def test_output_choice_and_gradients_equal_the_changed_map(options: dict[str, Any]) -> None:
     q, k, v, visual, sink = inputs()
     expected, expected_chosen = definition(q, k, v, visual, sink, **options)
     actual, chosen = visual_attention_redistribution(q, k, v, visual, sink, **options, causal="upper_left")

@@ -1,5 +1,7 @@
 """Export: names, free axes, and the proof that the file computes the same."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -78,4 +80,4 @@ def test_a_graph_of_one_batch_size_is_written_and_said(kind, tmp_path):
 def test_axes_must_be_named_for_each_input():
     target = ExportTarget(_Pair(), (torch.randn(2, 3), torch.randn(2, 3)), "pair", axes=({0: "batch"},))
     with pytest.raises(EngineError, match="pair has 2 inputs and names axes of 1"):
-        export(target, "torch-export", None)
+        export(target, "torch-export", Path("unwritten.pt2"))

@@ -157,7 +157,10 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
     _train(*same, "train_dataloader.batch_size=24", "optim_wrapper.accumulative_counts=2", out=tmp_path / "two")
     _train(*same, "train_dataloader.batch_size=48", out=tmp_path / "one")
     _train(*same, "train_dataloader.batch_size=24", out=tmp_path / "plain")
-    found = {run: open_run(PACKAGE, tmp_path / run).model.net.last.weight.detach() for run in ("one", "two", "plain")}
+    found = {
+        run: open_run(PACKAGE, tmp_path / run).model.get_parameter("net.last.weight").detach()
+        for run in ("one", "two", "plain")
+    }
     assert float((found["one"] - found["two"]).abs().max()) < 1e-5
     assert float((found["one"] - found["plain"]).abs().max()) > 1e-4
 

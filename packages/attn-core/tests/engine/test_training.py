@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -147,7 +148,7 @@ def test_a_finished_run_can_be_trained_longer(tmp_path):
 
 def test_an_item_does_not_depend_on_the_global_generator_or_the_order():
     config = {"dataset": Points("train", size=8), "batch_size": 4, "shuffle": True}
-    loader = build_dataloader(config, seed=3, world_size=1)
+    loader: Any = build_dataloader(config, seed=3, world_size=1)
     first = torch.cat([batch["image"] for batch in loader])
     torch.manual_seed(99)
     assert torch.equal(first, torch.cat([batch["image"] for batch in loader]))

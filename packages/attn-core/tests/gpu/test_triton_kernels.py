@@ -1,5 +1,7 @@
 """The Triton kernels on a GPU: every dtype at real sizes, compiled graphs, equal bits, memory."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -70,7 +72,8 @@ def test_two_runs_give_equal_bits(case: Case) -> None:
 def test_compiles_to_one_graph_with_the_same_results(case: Case) -> None:
     args, kwargs = case.inputs(torch.float32, "cuda")
     eager = run(case, args, kwargs, "triton")
-    compiled = torch.compile(lambda *a, **k: case.operator(*a, **k, backend="triton"), fullgraph=True)(*args, **kwargs)
+    function: Any = torch.compile(lambda *a, **k: case.operator(*a, **k, backend="triton"), fullgraph=True)
+    compiled = function(*args, **kwargs)
     for expected, actual in zip(eager, compiled, strict=True):
         torch.testing.assert_close(actual, expected, atol=TOLERANCE[torch.float32], rtol=0, equal_nan=True)
     for expected, actual in zip(
@@ -84,7 +87,8 @@ def test_memory_of_a_routed_step_is_flat_in_top_k() -> None:
     for topk in (2, 4, 16):
         tokens = window_index(56, 56, (8, 8), device="cuda")
         q, k, v = (heads(2, 56 * 56) for _ in range(3))
-        table, _ = topk_route(*torch.randn(2, 2, 49, 128, device="cuda"), topk)
+        q_regions, k_regions = torch.randn(2, 2, 49, 128, device="cuda")
+        table, _ = topk_route(q_regions, k_regions, topk)
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

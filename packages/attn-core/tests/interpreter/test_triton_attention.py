@@ -136,7 +136,7 @@ def test_log_sum_exp_alone_is_differentiable() -> None:
 
 def test_offsets_beyond_int32_reach_their_rows() -> None:
     # Virtual memory alone: 5.4 GB of addresses, of which a few pages are touched.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     try:
         memory = torch.empty(40 * 2**26 + 64, dtype=torch.float16)
     except RuntimeError:

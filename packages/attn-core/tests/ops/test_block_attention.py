@@ -161,8 +161,8 @@ def test_masked_and_gathered_forms_agree(topk: int, monkeypatch: pytest.MonkeyPa
     results = []
     for dense in (True, False):
         monkeypatch.setattr(torch_backend, "is_dense", lambda *_, dense=dense: dense)
-        inputs = [x.requires_grad_() for x in qkv(36, batch=2)]
-        out, lse = block_attention(*inputs, index, index, table)
+        q, k, v = inputs = [x.requires_grad_() for x in qkv(36, batch=2)]
+        out, lse = block_attention(q, k, v, index, index, table)
         results.append([out, lse, *torch.autograd.grad(out.sin().sum() + lse.sum(), inputs)])
     for a, b in zip(*results, strict=True):
         assert relative_error(a, b) <= 1e-10

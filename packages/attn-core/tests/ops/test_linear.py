@@ -60,12 +60,15 @@ def test_every_road_gives_value_gradient_and_second_derivative(activation: Liter
     def results(wide: bool) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
         x, weight, bias = (torch.randn(*size, generator=generator) for size in ((9, 7), (5, 7), (5,)))
-        leaves = [t.double().requires_grad_() if wide else t.requires_grad_() for t in (x, weight, bias)]
-        y = linear(*leaves, activation, backend="reference" if wide else None)
+        x, weight, bias = leaves = [
+            t.double().requires_grad_() if wide else t.requires_grad_() for t in (x, weight, bias)
+        ]
+        backend = "reference" if wide else None
+        y = linear(x, weight, bias, activation, backend=backend)
         first = torch.autograd.grad(y.sin().sum(), leaves, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), leaves)
         with torch.no_grad():
-            return [linear(*leaves, activation, backend="reference" if wide else None), y, *first, *second]
+            return [linear(x, weight, bias, activation, backend=backend), y, *first, *second]
 
     for actual, expected in zip(results(wide=False), results(wide=True), strict=True):
         assert relative_error(actual, expected) <= 4e-5

@@ -1,5 +1,7 @@
 """local_stride_table: the rule block by block, its use, and every message."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -90,6 +92,6 @@ def test_no_block_gives_an_empty_table_on_the_device_asked_for() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_numbers_are_named(changes: dict[str, int], message: str) -> None:
+def test_bad_numbers_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         local_stride_table(**{"blocks": 4, "local": 1, "stride": 2, "num_heads": 4, **changes})

@@ -90,11 +90,12 @@ def test_one_json_and_its_pictures_elsewhere_are_checked(tmp_path: Path) -> None
 
 
 def test_misuse_is_named(tmp_path: Path) -> None:
-    for data, options, message in (
+    wrong: list[tuple[Path, dict[str, Any], str]] = [
         (tmp_path / "none", {}, "none does not exist"),
         (tmp_path, {}, "holds no COCO data set"),
         (tmp_path, {"labels": "ids"}, "--labels must be contiguous or category_id, got ids"),
         (tmp_path, {"turned": "left"}, "--turned must be auto, upright or stored, got left"),
-    ):
+    ]
+    for data, options, message in wrong:
         with pytest.raises(ValueError, match=message):
             list(check(data, **options))

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
 
 def run(lifting: Any = "dfa3d") -> Any:
     model = BEVDetectionTask(BEVFormerDFA3D(lifting=lifting, **SMALL)).eval()
-    torch.nn.init.constant_(model.net.heatmap.bias, 0.0)  # scores near ½: something to draw
+    torch.nn.init.constant_(model.get_parameter("net.heatmap.bias"), 0.0)  # scores near ½: something to draw
     return SimpleNamespace(model=model, device=torch.device("cpu"), data_info={"classes": list(CLASSES)})
 
 

@@ -97,7 +97,8 @@ def test_heavier_class_losses_leave_boxes_and_their_matching_alone() -> None:
     heavy, default = HybridCriterion(class_weight=20.0)(outputs, wanted), HybridCriterion()(outputs, wanted)
     for name, value in default.items():
         torch.testing.assert_close(heavy[name], value * (10 if "class" in name else 1))
-    assert create_model("test_plain_detr", class_weight=20.0).criterion.class_weight == 20.0
+    model: Any = create_model("test_plain_detr", class_weight=20.0)
+    assert model.criterion.class_weight == 20.0
 
 
 def test_proposals_matched_by_anchors_learn_at_the_nearest_cell() -> None:
@@ -112,7 +113,8 @@ def test_proposals_matched_by_anchors_learn_at_the_nearest_cell() -> None:
     fixed = HybridCriterion(box_weight=1.0, match_anchors=True)(outputs, target)
     assert free["loss_giou_proposals"] < 1e-6 < 1 < fixed["loss_giou_proposals"]
     assert fixed["loss_giou_0"] < 1e-6  # decoder layers are matched as before
-    assert create_model("test_plain_detr", reparam=True, match_anchors=True).criterion.match_anchors
+    model: Any = create_model("test_plain_detr", reparam=True, match_anchors=True)
+    assert model.criterion.match_anchors
 
 
 def test_pictures_without_objects_train_towards_nothing() -> None:
@@ -136,10 +138,11 @@ def test_a_detector_learns_one_picture_by_heart() -> None:
     image[:, 8:40, 8:40] = 1
     batch: dict[str, Any] = {"image": [image], "boxes": [boxes], "labels": [torch.tensor([3])]}
     optimizer = torch.optim.Adam(task.parameters(), lr=3e-3)
+    losses = {}
     for _ in range(60):
         losses = task(mode="loss", **batch)
         optimizer.zero_grad()
-        sum(losses.values()).backward()
+        torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
     assert all(name.startswith("loss_") for name in losses)
     task.eval()

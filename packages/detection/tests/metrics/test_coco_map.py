@@ -46,7 +46,7 @@ def evaluated(metric: CocoMap, given: list[dict[str, Any]]) -> dict[str, float]:
 def test_all_numbers_equal_pycocotools(library: Any) -> None:
     torch.manual_seed(0)
     given = samples()
-    truth = COCO()
+    truth: Any = COCO()
     truth.dataset = {
         "images": [{"id": s["image_id"]} for s in given],
         "categories": [{"id": c} for c in range(3)],

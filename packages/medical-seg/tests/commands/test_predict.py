@@ -17,6 +17,10 @@ Run = Callable[..., tuple[int, str, str]]
 AFFINE = np.array([[0.0, -1.0, 0.0, 5.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0, 0, 0, 1]])
 
 
+def read(file: Path) -> Any:
+    return nibabel.load(file)
+
+
 def write_shells(path: Path, labels: dict[str, Any], **about: Any) -> Path:
     """Five images of a bright core in a grey shell; label 3 in one corner."""
     for folder in ("imagesTr", "labelsTr"):
@@ -52,7 +56,7 @@ def test_regions_are_learned_written_in_order_and_scored(run: Run, tmp_path: Pat
     )
     assert code == 0, error
     assert "whole" in printed
-    image, mask = (nibabel.load(tmp_path / name) for name in ("data/imagesTr/c0_0000.nii.gz", "out/c0.nii.gz"))
+    image, mask = (read(tmp_path / name) for name in ("data/imagesTr/c0_0000.nii.gz", "out/c0.nii.gz"))
     chances = np.load(tmp_path / "out/c0_probabilities.npy")
     assert chances.shape == (2, *image.shape)
     assert chances.dtype == np.float16
@@ -88,7 +92,7 @@ def test_other_ways_of_training_reach_masks(arguments: tuple[str, ...], run: Run
     assert code == 0, error
     code, _, error = run("predict", "data/imagesTr/c1_0000.nii.gz", "--run", "r", "--out", "out", "--no-overlay")
     assert code == 0, error
-    assert nibabel.load(tmp_path / "out/c1.nii.gz").shape == (14, 10, 12)
+    assert read(tmp_path / "out/c1.nii.gz").shape == (14, 10, 12)
 
 
 def test_smp_trains_on_slices_with_a_timm_encoder(run: Run, tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_smp_trains_on_slices_with_a_timm_encoder(run: Run, tmp_path: Path) -> N
     assert code == 0, error
     code, _, error = run("predict", "data/imagesTr/c1_0000.nii.gz", "--run", "r", "--out", "out", "--no-overlay")
     assert code == 0, error
-    assert nibabel.load(tmp_path / "out/c1.nii.gz").shape == (14, 10, 12)
+    assert read(tmp_path / "out/c1.nii.gz").shape == (14, 10, 12)
     code, _, error = run("train", "volumes", "-d", "data", "-m", "smp:Unet", "--encoder", "resnet35", "--epochs", "1")
     assert code == 1
     assert "knows no encoder 'resnet35'; did you mean 'resnet5" in error

@@ -28,12 +28,12 @@ def test_order_and_direction_of_axes_change_nothing_and_masks_return_to_them(
     array = np.random.default_rng(0).integers(0, 99, (4, 5, 6)).astype(np.int16)
     reference = nibabel.Nifti1Image(array, AFFINE)
     orientation = np.array(list(zip(axes, signs, strict=True)), dtype=float)
-    turned = reference.as_reoriented(orientation)
+    turned = reference.as_reoriented(orientation)  # pyright: ignore[reportArgumentType]
     nibabel.save(turned, tmp_path / "t.nii.gz")
     volume = read_volume([tmp_path / "t.nii.gz"])
     assert np.array_equal(volume.data[0], array.transpose(2, 1, 0))
     assert volume.spacing == (3.0, 2.0, 1.0)
-    found = nibabel.load(volume.write_mask(volume.data[0].astype(np.uint8), tmp_path / "m"))
+    found: Any = nibabel.load(volume.write_mask(volume.data[0].astype(np.uint8), tmp_path / "m"))
     assert np.array_equal(np.asanyarray(found.dataobj), np.asanyarray(turned.dataobj))
     assert np.array_equal(found.affine, turned.affine)
 
@@ -108,7 +108,7 @@ def test_a_folder_of_dicom_slices_is_one_case(tmp_path: Path) -> None:
     # DICOM's axes run to the left and to the back, ours to the right and to the front.
     assert np.array_equal(volume.data[0], voxels[:, ::-1, ::-1])
     assert volume.spacing == pytest.approx((4.0, 0.9, 0.7))
-    mask = nibabel.load(volume.write_mask((volume.data[0] > 250).astype(np.uint8), tmp_path / "mask"))
+    mask: Any = nibabel.load(volume.write_mask((volume.data[0] > 250).astype(np.uint8), tmp_path / "mask"))
     corner = mask.affine @ np.array([0, 0, 0, 1])
     assert corner[:3] == pytest.approx([-10, -20, 0])
     assert np.array_equal(np.asanyarray(mask.dataobj), (voxels > 250).transpose(2, 1, 0))

@@ -91,9 +91,7 @@ class Keras:
             x = self.block(x)
             skips.insert(0, x)
             x, small = cells(x).amax(-1), cells(small).mean(-1)
-        x = self.block(x)
-        if dual:
-            x = bottom = self.dual(x)
+        bottom = x = self.dual(self.block(x)) if dual else self.block(x)
         stages = []
         for level, skip in enumerate(skips):
             if dual:
@@ -369,9 +367,9 @@ def test_linear_guiding_reaches_every_voxel_and_the_official_one_does_not(guide:
         (lambda: AGUNet(3, 0), r"in_channels and out_channels must be at least 1, got 0 and 2"),
         (lambda: DAUNet(3, 1, 2, (4,)), r"DAUNet: filters must name at least two levels, got filters=\(4,\)"),
         (lambda: AGUNet(stem=0), r"AGUNet: stem must be at least 1, got stem=0"),
-        (lambda: DAUNet(guide="nearest"), r"guide must be 'linear' or 'holes', got guide='nearest'"),
+        (lambda: DAUNet(guide="nearest"), r"guide must be 'linear' or 'holes', got guide='nearest'"),  # pyright: ignore[reportArgumentType]
         (lambda: DAUNet(3, 1, 2, (4, 6)), r"channels/reduction=6/8 channels are empty"),
-        (lambda: ChannelAttention("x"), r"ChannelAttention: rule must be 'danet' or 'daunet', got rule='x'"),
+        (lambda: ChannelAttention("x"), r"ChannelAttention: rule must be 'danet' or 'daunet', got rule='x'"),  # pyright: ignore[reportArgumentType]
         (lambda: AGUNet(3, 1, 2, FILTERS)(torch.zeros(1, 1, 8, 8)), r"AGUNet: expected \(B C X Y Z\), got shape"),
         (lambda: AGUNet(2, 1, 2, FILTERS)(torch.zeros(1, 3, 8, 8)), r"the network reads 1 channels, got 3"),
         (

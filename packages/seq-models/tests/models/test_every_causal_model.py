@@ -24,7 +24,8 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 @torch.no_grad()
 def in_pieces(model: Any, ids: Tensor, cuts: list[int]) -> tuple[Tensor, SequenceState]:
-    state, logits = None, []
+    state: Any = None
+    logits = []
     for first, last in zip([0, *cuts], [*cuts, ids.shape[1]], strict=True):
         out = model(ids[:, first:last], past_key_values=state, use_cache=True)
         state = out.past_key_values

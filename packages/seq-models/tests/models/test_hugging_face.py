@@ -214,7 +214,8 @@ def test_compiled_models_give_the_same_logits_and_gradients(name: str) -> None:
 
 def test_a_fresh_process_finds_the_classes_once_the_package_is_imported(tmp_path: Path) -> None:
     for name in FAMILIES:
-        create_model(name).save_pretrained(tmp_path / name)
+        model: Any = create_model(name)
+        model.save_pretrained(tmp_path / name)
     program = f"""
 from pathlib import Path
 from transformers import AutoModelForCausalLM

@@ -29,7 +29,7 @@ def test_parameters_are_those_of_the_paper_s_sizes() -> None:
     assert sum(p.numel() for p in PointerNetwork(128).parameters()) == 168_196
 
 
-def cell(lstm: torch.nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def cell(lstm: Any, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One step of an LSTM: gates i, f, g, o."""
     h, c = state
     gates = lstm.weight_ih_l0 @ x + lstm.bias_ih_l0 + lstm.weight_hh_l0 @ h + lstm.bias_hh_l0
@@ -82,6 +82,7 @@ def by_formula(net: PointerNetwork, points: Tensor, pointers: list[int]) -> Tens
     for pointer in pointers:
         query, state = cell(net.decoder, inputs, state)
         for glimpse in net.glimpses:
+            glimpse: Any
             u = torch.stack(
                 [glimpse.score @ torch.tanh(glimpse.key.weight @ x + glimpse.query.weight @ query) for x in e]
             )
@@ -216,7 +217,7 @@ def test_unusable_input_is_named() -> None:
         (lambda: net(points, torch.tensor([[5], [1]])), "pointers must be in 0…4, got 1…5"),
         (lambda: net(points, torch.tensor([1, 2])), r"pointers must be \(2, T\)"),
         (lambda: net.decode(points, beam=0), "beam must be at least 1, got beam=0"),
-        (lambda: net.decode(points, constraint="path"), "constraint must be 'none', 'distinct' or 'tour'"),
+        (lambda: net.decode(points, constraint="path"), "constraint must be 'none', 'distinct' or 'tour'"),  # pyright: ignore[reportArgumentType]
     ]:
         with pytest.raises(ValueError, match=words):
             call()

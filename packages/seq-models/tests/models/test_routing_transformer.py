@@ -225,7 +225,7 @@ def test_centroids_move_once_a_step_under_gradient_checkpointing() -> None:
         out = model(ids, labels=ids)
         out.loss.backward()
         assert out.auxiliary_loss > 0
-        means.append(model.model.layers[0].attention.centroids.means.clone())
+        means.append(model.get_buffer("model.layers.0.attention.centroids.means").clone())
     torch.testing.assert_close(means[0], means[1])
     fresh = torch.nn.functional.layer_norm(means[0], means[0].shape[-1:])
     assert not torch.allclose(means[0], fresh)
@@ -267,7 +267,7 @@ def test_sizes_that_do_not_fit_are_named(options: dict[str, Any], message: str) 
 
 
 def test_layers_before_the_first_routing_layer_have_local_heads_only() -> None:
-    model = RoutingForCausalLM(config(first_routing_layer=1))
+    model: Any = RoutingForCausalLM(config(first_routing_layer=1))
     assert [layer.attention.routing_heads for layer in model.model.layers] == [0, 2]
     assert {RoutingConfig(**VARIANTS["routing_pg19"]).local_heads(i) for i in range(21)} == {8}
 

@@ -274,7 +274,8 @@ def test_the_whole_network_equals_one_written_out(architecture: str) -> None:
     model = small(architecture)
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.3)
-    state, settings = model.state_dict(), model.config
+    state = model.state_dict()
+    settings: Any = model.config
     ids = torch.randint(256, (11,))
     x = state["model.embed_tokens.weight"][ids]
     for layer in range(settings.num_hidden_layers):

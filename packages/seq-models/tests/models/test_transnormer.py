@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -80,7 +80,8 @@ def srms(x: Tensor) -> Tensor:
 def test_mixer_equals_a_plain_formulation(style: Any) -> None:
     """q, k and gate as published, LRPE by complex numbers, the decay as a matrix."""
     model = TransNormerForCausalLM(TransNormerConfig(**{**VARIANTS["test_transnormer"], "style": style})).double()
-    mixer, heads, n = model.model.layers[0].token_mixer, 4, 13
+    mixer: Any = model.get_submodule("model.layers.0.token_mixer")
+    heads, n = 4, 13
     x = torch.randn(2, n, 32).double()
 
     def split(t: Tensor) -> Tensor:
@@ -103,12 +104,13 @@ def test_mixer_equals_a_plain_formulation(style: Any) -> None:
 
 def test_lrpe_products_depend_on_distance_alone() -> None:
     model = TransNormerForCausalLM(TransNormerConfig(**VARIANTS["test_transnormer"])).double()
-    lrpe = model.model.layers[0].token_mixer.lrpe
+    first, second = cast(Any, [model.get_submodule(f"model.layers.{layer}.token_mixer") for layer in (0, 1)])
+    lrpe = first.lrpe
     q, k = torch.randn(1, 4, 1, 8).double(), torch.randn(1, 4, 1, 8).double()
     near, far = ((lrpe(q, 3 + s) * lrpe(k, s)).sum().detach() for s in (0, 500))
     assert abs(float(near - far)) < 1e-10
     assert float(lrpe.theta[0, 0, 0].detach()) == 1.0
-    assert model.model.layers[1].token_mixer.lrpe is None
+    assert second.lrpe is None
 
 
 def test_released_config_gives_released_names_and_count() -> None:

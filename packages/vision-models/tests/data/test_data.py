@@ -44,7 +44,7 @@ def test_digits_augmentation_follows_the_global_generator_and_stays_in_range() -
 
 @pytest.mark.parametrize("option", ["degrees", "shift", "scale", "shear", "elastic", "contrast"])
 def test_each_augmentation_strength_moves_the_image(option: str) -> None:
-    still = dict.fromkeys(("degrees", "shift", "scale", "shear", "elastic", "contrast"), 0.0)
+    still: dict[str, Any] = dict.fromkeys(("degrees", "shift", "scale", "shear", "elastic", "contrast"), 0.0)
     plain = Digits("train")[0]["image"]
     assert torch.allclose(Digits("train", augment=True, **still)[0]["image"], plain, atol=1e-5)
     moved = Digits("train", augment=True, **{**still, option: 20.0 if option == "degrees" else 0.4})[0]["image"]

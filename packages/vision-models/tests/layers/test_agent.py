@@ -66,10 +66,10 @@ def plain(mixing: Any, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -
 def test_output_and_gradients_equal_the_plain_form(grid: tuple[int, int], options: dict[str, Any], agents: int) -> None:
     mixing = _mixing((6, 6), agents, **options)
     tokens = grid[0] * grid[1] + bool(options.get("class_token"))
-    inputs = [torch.randn(2, tokens, DIM, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    q, k, v = inputs = [torch.randn(2, tokens, DIM, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     weight = torch.randn(2, tokens, DIM, dtype=torch.float64)
     results = []
-    for out in (mixing(*inputs, inputs[0], grid), plain(mixing, *inputs, grid)):
+    for out in (mixing(q, k, v, q, grid), plain(mixing, q, k, v, grid)):
         results.append([out.detach(), *torch.autograd.grad((out * weight).sum(), [*inputs, *mixing.parameters()])])
     for actual, expected in zip(*results, strict=True):
         assert (actual - expected).abs().max() <= 1e-10 * max(1.0, float(expected.abs().max()))
@@ -88,7 +88,7 @@ def test_class_token_is_not_convolved_and_not_pooled() -> None:
     mixing = _mixing((4, 4), 4, class_token=True)
     q, k, v = torch.randn(3, 1, 17, DIM, dtype=torch.float64)
     out = mixing(q, k, v, q, (4, 4))
-    mixing.dwc.weight.data.zero_()
+    nn.init.zeros_(mixing.get_parameter("dwc.weight"))
     torch.testing.assert_close(mixing(q, k, v, q, (4, 4))[:, 0], out[:, 0], rtol=1e-12, atol=1e-12)
     q = q.clone()
     q[:, 0] += 1  # the agents stay, so only the class token reads otherwise
@@ -105,9 +105,10 @@ def test_keys_of_a_smaller_map_have_tables_and_values_of_their_own_size() -> Non
     k, v = torch.randn(2, 2, 12, DIM, dtype=torch.float64)
     out = mixing(q, k, v, q, (6, 8), (3, 4))
     large = F.interpolate(v.mT.unflatten(2, (3, 4)), (6, 8), mode="bilinear")
-    local = F.conv2d(large, mixing.dwc.weight, mixing.dwc.bias, padding=1, groups=DIM).flatten(2).mT
-    nn.init.zeros_(mixing.dwc.weight)
-    nn.init.zeros_(mixing.dwc.bias)
+    weight, bias = mixing.get_parameter("dwc.weight"), mixing.get_parameter("dwc.bias")
+    local = F.conv2d(large, weight, bias, padding=1, groups=DIM).flatten(2).mT
+    nn.init.zeros_(weight)
+    nn.init.zeros_(bias)
     torch.testing.assert_close(mixing(q, k, v, q, (6, 8), (3, 4)) + local, out, rtol=1e-10, atol=1e-11)
 
 

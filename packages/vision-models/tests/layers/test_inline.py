@@ -55,10 +55,10 @@ def plain(mixing: Any, q: Tensor, k: Tensor, v: Tensor, source: Tensor, grid: tu
 def test_output_and_gradients_equal_the_plain_form(grid: tuple[int, int], before: int, lepe: bool) -> None:
     mixing = _mixing(lepe=lepe)
     tokens = before + grid[0] * grid[1]
-    inputs = [torch.randn(2, tokens, DIM, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    q, k, v, source = inputs = [torch.randn(2, tokens, DIM, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     weight = torch.randn(2, tokens, DIM, dtype=torch.float64)
     results = []
-    for out in (mixing(*inputs, grid), plain(mixing, *inputs, grid)):
+    for out in (mixing(q, k, v, source, grid), plain(mixing, q, k, v, source, grid)):
         results.append([out.detach(), *torch.autograd.grad((out * weight).sum(), [*inputs, *mixing.parameters()])])
     for actual, expected in zip(*results, strict=True):
         assert (actual - expected).abs().max() <= 1e-10 * max(1.0, float(expected.abs().max()))
@@ -66,8 +66,8 @@ def test_output_and_gradients_equal_the_plain_form(grid: tuple[int, int], before
 
 def test_weights_of_a_query_sum_to_one() -> None:
     mixing = _mixing()
-    nn.init.zeros_(mixing.residual[2].weight)
-    nn.init.zeros_(mixing.residual[2].bias)
+    nn.init.zeros_(mixing.get_parameter("residual.2.weight"))
+    nn.init.zeros_(mixing.get_parameter("residual.2.bias"))
     q, k = torch.randn(2, 1, 20, DIM, dtype=torch.float64)
     v = torch.randn(1, 1, DIM, dtype=torch.float64).expand(1, 20, DIM)
     torch.testing.assert_close(mixing(q, k, v, q, (4, 5)), v)
@@ -78,8 +78,8 @@ def test_two_queries_of_one_direction_read_differently() -> None:
     mixing = _mixing()
     k, v = torch.randn(2, 1, 20, DIM, dtype=torch.float64)
     q = torch.randn(1, 20, DIM, dtype=torch.float64)
-    nn.init.zeros_(mixing.residual[2].weight)
-    nn.init.zeros_(mixing.residual[2].bias)
+    nn.init.zeros_(mixing.get_parameter("residual.2.weight"))
+    nn.init.zeros_(mixing.get_parameter("residual.2.bias"))
     assert (mixing(q, k, v, q, (4, 5)) - mixing(2 * q, k, v, q, (4, 5))).abs().min() > 1e-6
 
 

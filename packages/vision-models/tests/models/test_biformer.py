@@ -111,6 +111,7 @@ def test_output_and_gradients_equal_the_gathered_formulation(options: dict[str, 
 # --- a plain network over the official names, which shares no code with ours ------------------------------------------
 
 
+# Whole: a second network, read beside the paper from top to bottom.
 def plain(w: dict[str, Tensor], x: Tensor, options: dict[str, Any]) -> Tensor:
     """The classification network from the paper, attention as a mask over all pairs of tokens of the padded map."""
     patch, post = options.get("stem") == "patch", options.get("pre_norm") is False
@@ -403,13 +404,13 @@ def test_averaged_weights_are_taken_on_request() -> None:
     averaged = official_state(source, "biformer")
     plain = {name: torch.zeros_like(value) for name, value in averaged.items()}
     load_official(target, {"model": plain, "model_ema": averaged}, ema=True)
-    assert torch.equal(target.head.fc.weight, source.head.fc.weight)
+    assert torch.equal(target.get_parameter("head.fc.weight"), source.get_parameter("head.fc.weight"))
     with pytest.raises(ValueError, match="has no averaged weights"):
         load_official(target, {"model": plain}, ema=True)
 
 
 def test_dense_model_starts_from_a_classification_checkpoint() -> None:
-    source = create_model("test_biformer")
+    source: Any = create_model("test_biformer")
     dense = BiFormerDense("test_biformer")
     state = official_state(source, "biformer")
     with pytest.raises(ValueError, match=r"missing extra_norms.0.weight"):

@@ -28,7 +28,8 @@ def redrawn(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("build", DENSE)
 def test_official_dense_checkpoints_load_and_every_name_is_theirs(build: Any) -> None:
     variant, layout, norm = DENSE[build]
-    model, other = redrawn(build(variant)), build(variant)
+    model: Any = redrawn(build(variant))
+    other = build(variant)
     names = official_names(model, model.key_map[layout])
     assert norm in names
     state = {f"backbone.{official}": model.state_dict()[ours] for official, ours in names.items()}
@@ -76,7 +77,8 @@ def test_davit_without_mlp_has_none_and_keeps_its_second_position() -> None:
     names = official_names(model, model.key_map["davit"])
     assert not any(".mlp." in name or ".norm2." in name for name in names)
     assert "main_blocks.0.0.0.cpe.1.proj.weight" in names
-    load_official(redrawn(DaViTDense("test_davit", ffn=False)), {n: model.state_dict()[o] for n, o in names.items()})
+    other: Any = redrawn(DaViTDense("test_davit", ffn=False))
+    load_official(other, {n: model.state_dict()[o] for n, o in names.items()})
 
 
 @pytest.mark.parametrize("build", DENSE)

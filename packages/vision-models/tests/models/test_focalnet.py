@@ -1,6 +1,6 @@
 """FocalNet against timm's."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import timm
@@ -77,7 +77,7 @@ def test_logits_and_gradients_equal_timms(ours: dict[str, Any], theirs: dict[str
 def test_odd_maps_are_cut_or_padded() -> None:
     x = torch.randn(1, 3, 200, 264)
     cut, padded = (
-        create_model("test_focalnet", pad_odd=pad_odd).forward_intermediates(x, intermediates_only=True)
+        cast(Any, create_model("test_focalnet", pad_odd=pad_odd)).forward_intermediates(x, intermediates_only=True)
         for pad_odd in (False, True)
     )
     assert [tuple(level.shape[2:]) for level in cut] == [(50, 66), (25, 33), (12, 16), (6, 8)]
@@ -127,7 +127,7 @@ def test_isotropic_network_is_one_stage_of_timms_and_gives_a_map_from_every_bloc
     model.load_state_dict({name: value.view_as(model.state_dict()[name]) for name, value in state.items()})
     x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     torch.testing.assert_close(model(x), peer(x), rtol=0, atol=1e-10)
-    maps = model.forward_intermediates(x, intermediates_only=True)
+    maps: Any = model.forward_intermediates(x, intermediates_only=True)
     assert [tuple(level.shape[1:]) for level in maps] == [(16, 16, 24)] * 4
     variant: Any = create_model("focalnet_tiny_iso", features_only=True, device="meta")
     assert [row["reduction"] for row in variant.feature_info.get_dicts()] == [16, 16, 16]

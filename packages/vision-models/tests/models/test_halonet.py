@@ -43,7 +43,7 @@ def _redraw(net: nn.Module) -> None:
 def _small(kind: str) -> tuple[dict[str, Any], ByoModelCfg]:
     """Options of a small network for us and for timm."""
     width = (32, 48, 64, 96)
-    stage = [dict(c=c, s=1 + (i > 0), gs=0, br=0.5) for i, c in enumerate(width)]  # noqa: C408
+    stage: list[dict[str, Any]] = [dict(c=c, s=1 + (i > 0), gs=0, br=0.5) for i, c in enumerate(width)]  # noqa: C408
     halo = {"block_size": 4, "halo_size": 1, "num_heads": 2}
     ours: dict[str, Any] = {
         "dims": width,
@@ -174,7 +174,7 @@ def test_odd_images_work_where_timm_fails(kind: str) -> None:
     ours, theirs = _small(kind)
     x = torch.randn(1, 3, 225, 193)
     with torch.no_grad():
-        maps = HaloNet(**ours).eval().forward_intermediates(x, intermediates_only=True)
+        maps: Any = HaloNet(**ours).eval().forward_intermediates(x, intermediates_only=True)
         assert [tuple(level.shape[2:]) for level in maps] == [(57, 49), (29, 25), (15, 13), (8, 7)]
         with pytest.raises(AssertionError):
             ByobNet(theirs, img_size=128)(x)

@@ -151,7 +151,8 @@ def test_models_in_two_threads_do_not_interfere() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_methods_work_in_other_precisions(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    model = random_model("test_llava").to(dtype)
+    model: Any = random_model("test_llava")
+    model.to(dtype)
     inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in random_inputs("test_llava").items()}
     for name in ("var", "act", "pai", "paint", "logit_boost"):
         with torch.no_grad(), intervene(model, METHODS[name]()):
@@ -162,13 +163,13 @@ def test_misuse_is_one_clear_line() -> None:
     model = random_model("test_llava")
     with (
         pytest.raises(ValueError, match="no adapter for a Linear; there are gemma3"),
-        intervene(nn.Linear(1, 1), Identity()),
-    ):  # type: ignore[arg-type]
+        intervene(nn.Linear(1, 1), Identity()),  # pyright: ignore[reportArgumentType]
+    ):
         pass
     with (
         pytest.raises(ValueError, match=r"method must be a Method such as VAR\(\), got 'var'"),
-        intervene(model, "var"),
-    ):  # type: ignore[arg-type]
+        intervene(model, "var"),  # pyright: ignore[reportArgumentType]
+    ):
         pass
     twice = pytest.raises(ValueError, match="under another method already")
     with intervene(model, Identity()), twice, intervene(model, Identity()):

@@ -141,7 +141,8 @@ def test_rows_that_see_nothing_but_sinks_stay() -> None:
 
 def test_relative_threshold_counts_tokens_of_the_prompt(setting: Any) -> None:
     length = setting.inputs["input_ids"].shape[1]
-    relative, absolute = (setting.under(ACT(min_rows=3, **o)) for o in ({"relative": 1.2}, {"threshold": 1.2 / length}))
+    settings: list[dict[str, Any]] = [{"relative": 1.2}, {"threshold": 1.2 / length}]
+    relative, absolute = (setting.under(ACT(min_rows=3, **options)) for options in settings)
     torch.testing.assert_close(relative, absolute, atol=1e-6, rtol=0)
 
 

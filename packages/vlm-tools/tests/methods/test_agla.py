@@ -26,7 +26,7 @@ def test_assembled_scores_equal_their_formula() -> None:
 def test_relevance_is_enlarged_and_blurred_as_by_scipy() -> None:
     relevance = np.random.default_rng(0).random((24, 24))
     unit = (relevance - relevance.min()) / (relevance.max() - relevance.min())
-    large = ndimage.zoom(unit, 16, order=3, mode="grid-constant", grid_mode=True).clip(0, 1)
+    large = np.clip(ndimage.zoom(unit, 16, order=3, mode="grid-constant", grid_mode=True), 0, 1)
     want = ndimage.gaussian_filter(large, 7.68, mode="reflect")
     want = (want - want.min()) / (want.max() - want.min())
     assert np.abs(smooth_map(torch.from_numpy(relevance)) - want).max() < 1e-6
@@ -123,4 +123,4 @@ def test_refusals() -> None:
         AGLA(keep=2)
     model, inputs = random_model("test_llava"), random_inputs("test_llava")
     with intervene(model, AGLA(torch.zeros(1, 3, 4, 4))), pytest.raises(ValueError, match="view has shape"):
-        model.generate(**inputs, max_new_tokens=1)
+        model.generate(**inputs, max_new_tokens=1)  # pyright: ignore[reportCallIssue]

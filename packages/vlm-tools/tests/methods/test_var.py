@@ -61,7 +61,7 @@ def sinky() -> tuple[Any, dict[str, Any], list[int]]:
     text = {"model_type": "llama", "vocab_size": 100, "hidden_size": 512, "intermediate_size": 32,
             "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0,
             "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=99, vision_feature_layer=-1)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=99, vision_feature_layer=-1)  # pyright: ignore[reportCallIssue]
     model = LlavaForConditionalGeneration(config).eval()
     inputs = random_inputs("test_llava", words=10)
     places = [0, 4, 11]  # <bos>, two image tokens (2 … 17)
@@ -72,7 +72,7 @@ def sinky() -> tuple[Any, dict[str, Any], list[int]]:
         hidden[:, places, 7] = 60 * hidden[:, places].square().mean(-1).sqrt()
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    model.get_decoder().layers[1].register_forward_hook(inject)
+    model.get_decoder().get_submodule("layers.1").register_forward_hook(inject)
     return model, inputs, places
 
 

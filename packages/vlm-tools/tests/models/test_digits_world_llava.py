@@ -1,5 +1,7 @@
 """The digits-world LLaVA: its size, its tokens, refusals."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def test_one_token_for_each_cell_and_the_published_size() -> None:
 
 
 def test_sizes_count_and_widths_that_heads_do_not_divide_are_refused() -> None:
-    small = digits_world_llava(vision_width=32, width=48, layers=2, heads=2)
+    small: Any = digits_world_llava(vision_width=32, width=48, layers=2, heads=2)
     assert small.config.text_config.num_hidden_layers == 2
     assert small.config.vision_config.hidden_size == 32
     assert small.config.text_config.hidden_size == 48

@@ -1,5 +1,7 @@
 """Heat maps over pictures: map, bar, caption, strips."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,8 @@ def test_pictures_of_any_size_fit_a_page_and_options_count() -> None:
         assert panel.height <= 300
     heat = torch.zeros(40, 40)
     heat[:20] = 1
-    faint, strong = (overlay(Image.new("RGB", (40, 40)), heat, "", opacity=o).getpixel((5, 5)) for o in (0.1, 0.9))
+    pictures = (overlay(Image.new("RGB", (40, 40)), heat, "", opacity=o) for o in (0.1, 0.9))
+    faint, strong = (cast(tuple[int, ...], picture.getpixel((5, 5))) for picture in pictures)
     assert sum(strong) > sum(faint)
     assert overlay(Image.new("RGB", (40, 40)), heat, "", side=400).width > 400
     assert colored(heat, limits=(0, 4)).getpixel((0, 0)) != colored(heat).getpixel((0, 0))

@@ -104,7 +104,7 @@ def test_sam_of_transformers_takes_points_and_masks() -> None:
     }
     torch.manual_seed(0)
     model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)).eval()
-    sizes = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
+    sizes: dict[str, Any] = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
     sam = HfSam(
         model,
         SamProcessor(

@@ -43,23 +43,7 @@ def cases_of(operator: str, device: str, quick: bool) -> list[BenchCase]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print what the arguments name; 1 if a limit or a comparison failed, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m attn_core.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--op", required=True, choices=[*operators(), "all"], help="an operator; all: with --overhead")
-    parser.add_argument("--overhead", action="store_true", help="cost of a call of 16 tokens beside torch's own")
-    parser.add_argument(
-        "--case", action="append", metavar="NAME", help="only this case, or cases that start so (repeatable)"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda[:N]")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="measuring time per function on a CPU (default 0.5)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile: does everything work?")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
-    parser.add_argument("--base", type=Path, metavar="FILE", help="stored rows: fail where a ratio to a peer grew")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the length sweep (needs matplotlib)")
-    parser.add_argument("--list", action="store_true", help="list cases and providers, run nothing")
+    parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.overhead:
         return _overheads(operators() if arguments.op == "all" else [arguments.op], arguments.json, arguments.quick)
@@ -112,6 +96,27 @@ def main(argv: list[str] | None = None) -> int:
         print(f"slower than in {arguments.base}: {text}", file=sys.stderr)
     print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s, {len(failed)} less exact than allowed")
     return 1 if failed or slower else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m attn_core.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--op", required=True, choices=[*operators(), "all"], help="an operator; all: with --overhead")
+    parser.add_argument("--overhead", action="store_true", help="cost of a call of 16 tokens beside torch's own")
+    parser.add_argument(
+        "--case", action="append", metavar="NAME", help="only this case, or cases that start so (repeatable)"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda[:N]")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="default float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="measuring time per function on a CPU (default 0.5)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, no torch.compile: does everything work?")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    parser.add_argument("--base", type=Path, metavar="FILE", help="stored rows: fail where a ratio to a peer grew")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the length sweep (needs matplotlib)")
+    parser.add_argument("--list", action="store_true", help="list cases and providers, run nothing")
+    return parser
 
 
 def _overheads(names: list[str], file: Path | None, quick: bool) -> int:

@@ -138,6 +138,7 @@ def _routed(name: str, batch: int, side: int, channels: int, topk: int, *, sweep
     )
 
 
+# Whole: a case is its inputs and its peers, which share the sizes.
 def _halo(batch: int, side: int, channels: int) -> BenchCase:
     """Each 8×8 block reads the 14×14 window around it, with a bias for each row and column of the window."""
     block, halo = 8, 3

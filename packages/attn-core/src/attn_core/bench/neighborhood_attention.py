@@ -36,6 +36,7 @@ def cases(device: str, quick: bool) -> list[BenchCase]:
     ]
 
 
+# Whole: a case is its inputs and its peers, which share the sizes.
 def _case(
     name: str,
     batch: int,

@@ -30,6 +30,7 @@ _FORMATS: dict[ExportFormat, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<n>.")]
 
 
+# Whole: typer reads verbs and options off the signatures; each body is one call into a room of its own.
 def build_cli(task: TaskPackage) -> typer.Typer:
     """The typer application of a package: train, eval, predict, export, benchmark, list, info and its own verbs."""
     package = task.package

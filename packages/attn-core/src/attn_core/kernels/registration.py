@@ -146,6 +146,7 @@ class Operator:
 OPERATORS: dict[str, Operator] = {}
 
 
+# Whole: closures over one schema: what is counted at the top is what each of them slices by.
 def _register(
     name: str,
     definition: Definition[A],

@@ -71,7 +71,7 @@ def _info(name: str) -> dict[str, object]:
 
 
 def _export(source: TrainedRun | str) -> ExportTarget:
-    net = Net() if isinstance(source, str) else source.model.net
+    net = Net() if isinstance(source, str) else source.model.get_submodule("net")
     return ExportTarget(net, (torch.randn(2, 4),), "tiny")
 
 

@@ -118,7 +118,7 @@ def lifting(s: State, n: str, grid: Tensor, maps: Tensor, matrices: Tensor, size
                 for p in range(POINTS):
                     spot = spots[p % ANCHORS]
                     u, v = (spot[axis] / spot[2].clamp(min=1e-5) / size[1 - axis] for axis in (0, 1))
-                    where = [u * wide + offsets[h, p, 0] - 0.5, v * high + offsets[h, p, 1] - 0.5]
+                    where = u * wide + offsets[h, p, 0] - 0.5, v * high + offsets[h, p, 1] - 0.5
                     if along is not None and depth is not None:
                         bins = len(depth[k])
                         place = (spot[2] - BOUND[0]) / (BOUND[1] - BOUND[0]) * bins + along[h, p] - 0.5

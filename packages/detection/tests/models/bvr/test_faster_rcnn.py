@@ -52,7 +52,7 @@ def test_every_parameter_learns() -> None:
     losses = model(*batch([[8.0, 9, 40, 50], [30, 20, 62, 44]]))
     names = {"loss_classifier", "loss_box_reg", "loss_point_cls", "loss_point_offset", "loss_objectness"}
     assert names <= set(losses)
-    sum(losses.values()).backward()
+    torch.stack(list(losses.values())).sum().backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not still
 

@@ -34,7 +34,7 @@ def full_embedding(dim: int, base: int) -> Tensor:
 
 def test_separable_table_equals_the_convolution_of_the_whole_map() -> None:
     geometry = RelativeGeometry(8, 256, 400)
-    conv = geometry.embedding_transform[0].conv
+    conv: Any = geometry.embedding_transform[0].conv
     whole = torch.einsum("yxc,hc->hyx", full_embedding(256, 400), conv.weight.flatten(1)) + conv.bias.view(-1, 1, 1)
     torch.testing.assert_close(geometry.table(), whole, atol=1e-5, rtol=0)
     assert sum(buffer.numel() for buffer in geometry.buffers()) == 401 * 128  # officially 401 · 401 · 256
@@ -84,7 +84,7 @@ def widened(model: BVRTransformer) -> BVRTransformer:
     nn.init.normal_(conv.weight, std=0.1)
     nn.init.ones_(conv.bias)
     for layer in model.decoder:
-        nn.init.normal_(layer.in_proj_bias)
+        nn.init.normal_(layer.get_parameter("in_proj_bias"))
     return model
 
 
@@ -163,10 +163,11 @@ def test_losses_without_objects_are_finite_and_have_gradients() -> None:
     logits, offsets = head([torch.randn(2, 32, 4, 4), torch.randn(2, 32, 2, 2)])
     nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}] * 2
     losses = head.loss(logits, offsets, nothing)
-    sum(losses.values()).backward()  # type: ignore[union-attr]
+    torch.stack(list(losses.values())).sum().backward()
     assert losses["loss_point_offset"] == 0
     assert losses["loss_point_cls"].isfinite()
-    assert head.keypoint_cls_heads["center"][-1].weight.grad.abs().sum() > 0
+    last: Any = head.get_submodule("keypoint_cls_heads.center")[-1]  # pyright: ignore[reportIndexIssue]
+    assert last.weight.grad.abs().sum() > 0
 
 
 def test_focal_loss_of_a_peak_and_of_its_surroundings() -> None:

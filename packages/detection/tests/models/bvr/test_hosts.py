@@ -53,7 +53,7 @@ def test_every_host_trains_with_bvr_and_every_parameter_learns(host: Host) -> No
     model = small(host)
     losses = model(*batch())
     assert {"classification", "bbox_regression", "loss_point_cls", "loss_point_offset"} <= set(losses)
-    sum(losses.values()).backward()
+    torch.stack(list(losses.values())).sum().backward()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not still
 
@@ -122,8 +122,8 @@ def test_anchors_are_those_of_the_official_configuration() -> None:
 @pytest.mark.parametrize(("host", "default"), [("retinanet", 4.0), ("atss", 8.0)])
 def test_anchor_scale_is_the_side_of_the_smallest_anchor_in_strides(host: Host, default: float) -> None:
     for scale in (None, 2.0):
-        model = build_detector(host, 3, bvr=False, backbone="test_resnet", channels=32, strides=(8, 16),
-                               anchor_scale=scale)  # fmt: skip
+        model: Any = build_detector(host, 3, bvr=False, backbone="test_resnet", channels=32, strides=(8, 16),
+                                    anchor_scale=scale)  # fmt: skip
         cell = model.anchor_generator.cell_anchors[0]
         side = ((cell[:, 2] - cell[:, 0]) * (cell[:, 3] - cell[:, 1])).sqrt().min()
         assert side.item() == pytest.approx(8 * (scale or default))

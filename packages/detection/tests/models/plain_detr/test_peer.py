@@ -163,6 +163,7 @@ def resample(s: State, name: str, x: Tensor, steps: int) -> Tensor:
     return x
 
 
+# Whole: a second network, read beside the paper from top to bottom.
 def plain_detr(s: State, image: Tensor, o: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     """(3, Y, X) in [0, 1] → logits (Q, K) and cxcywh boxes (Q, 4) of every layer, and of all proposals."""
     mean, std = (torch.tensor(v, dtype=torch.float32).double() for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -173,7 +174,7 @@ def plain_detr(s: State, image: Tensor, o: dict[str, Any]) -> tuple[list[Tensor]
     dim, rows, columns = memory.shape
     tokens, stride, pixels = memory.flatten(1).T, o["stride"], o["reparam"]
 
-    anchors, features = [], []
+    anchors, features, limit = [], [], torch.empty(0)
     for level, own in enumerate(o["proposal_strides"]):
         maps = resample(s, f"enc_output_proj.{level}", memory, int(math.log2(stride / own)))
         high, wide = maps.shape[1:]

@@ -196,6 +196,7 @@ class BiFormer(StagedBackbone):
 
     undecayed = (".gamma1", ".gamma2")
 
+    # Whole: each of its options is checked and used once; parts would relay them.
     def __init__(
         self,
         depths: Sequence[int] = (2, 2, 8, 2),

@@ -129,6 +129,7 @@ class HaloNet(StagedBackbone):
 
     undecayed = ("height_rel", "width_rel")
 
+    # Whole: each of its options is checked and used once; parts would relay them.
     def __init__(
         self,
         blocks: Sequence[Sequence[BlockKind]] = (("halo",) * 3, ("halo",) * 3, ("halo",) * 7, ("halo",) * 3),  # pyright: ignore[reportArgumentType]

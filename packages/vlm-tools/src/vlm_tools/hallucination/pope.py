@@ -13,7 +13,7 @@ Checked in ``tests/hallucination/test_pope.py``.
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,7 @@ class Question:
 
 
 def build_questions(
-    objects: dict[str, Sequence[str]],
+    objects: Mapping[str, Sequence[str]],
     split: Split,
     *,
     per_image: int | None = 3,
@@ -88,7 +88,7 @@ def build_questions(
     return questions
 
 
-def _companions(objects: dict[str, Sequence[str]]) -> dict[str, list[str]]:
+def _companions(objects: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Object → the others by how often they share an image with it; ties by first appearance."""
     counts: dict[str, Counter[str]] = {}
     for names in objects.values():

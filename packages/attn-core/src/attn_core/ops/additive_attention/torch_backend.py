@@ -62,6 +62,7 @@ def _at_once(a: Arguments) -> tuple[Tensor, Tensor]:
     return out if out.dtype == a.q.dtype else out.to(a.q.dtype), lse
 
 
+# Whole: tiles and groups add to the same four sums.
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:  # noqa: ARG001  the backends' signature
     """ds_ij = p_ij (do_i·v_j − do_i·o_i + dlse_i), or dscore_ij + p_ij dlse_i; dz = 4 ds_ij w r(1 − r)."""
     (grad_out, grad_lse), (out, lse), (q, k, w, value, _) = grads, kept, a

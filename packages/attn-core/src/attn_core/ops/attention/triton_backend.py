@@ -53,6 +53,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
+# Whole: three launches; a launch is the list of its arguments.
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """One pass by queries, one by keys, one for a bias of several images; scores are computed again."""
     from .triton_backward import bias_kernel, key_kernel, query_kernel

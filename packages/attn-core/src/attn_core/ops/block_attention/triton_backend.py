@@ -73,6 +73,7 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
     return [dq, dk, dv, dweight, *dtables]
 
 
+# Whole: one launch, its buffers before it and their sums after it.
 def _query_pass(
     problem: "_Problem",
     incoming: tuple[Any, ...],

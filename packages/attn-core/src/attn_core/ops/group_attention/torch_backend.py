@@ -230,6 +230,7 @@ def _softmax_of_groups(s: Tensor, sizes: Sequence[int], L: Tensor, factor: Tenso
     return s
 
 
+# Whole: what a chunk computes, the next line overwrites in place: parts would hand over a dozen views.
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """p = exp(s − L) within a group, d_ig = dO_i·o_ig: dS = p∘(W∘(dO·Vᵀ − d) + dL); without weights and gates d = δ."""
     (grad_out, grad_lse), (out, group_lse) = grads, kept

@@ -140,6 +140,7 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     return out, group_lse
 
 
+# Whole: two launches; a launch is the list of its arguments.
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
     """One pass by queries, one by keys; scores are computed again."""
     from .triton_backward import key_kernel, query_kernel

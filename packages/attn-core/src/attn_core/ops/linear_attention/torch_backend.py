@@ -140,6 +140,7 @@ def decay_gradient(by_query: Products, by_key: Products, parts: list[slice]) -> 
     return total
 
 
+# Whole: the two walks differ in a flag at each step and share all their state.
 def weighted_products(
     a: Tensor,
     b: Tensor,

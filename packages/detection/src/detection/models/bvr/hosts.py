@@ -150,6 +150,7 @@ def _towers(head: FCOSHead, *, norm: bool, deformable: bool) -> None:
             tower[-3] = ModulatedDeformConv(tower[-3])
 
 
+# Whole: one branch for each host; parts would relay the options.
 def build_detector(
     host: Host = "retinanet",
     num_classes: int = 80,

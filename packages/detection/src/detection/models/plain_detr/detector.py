@@ -224,6 +224,7 @@ class PlainDETR(nn.Module):
     Raises: ValueError for sizes that do not fit, wrong options, missing or malformed targets.
     """
 
+    # Whole: each of its options is checked and used once; parts would relay them.
     def __init__(
         self,
         backbone: str | nn.Module = "swin_v2_small",
