@@ -19,7 +19,7 @@ ASKED_FOR = ("slow", "parity", "browser")
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out slow tests, those beside peers and in a browser unless ``-m`` speaks of them or a node id names one."""
-    wanted = config.getoption("markexpr")
+    wanted = str(config.getoption("markexpr") or "")
     named = any("::" in argument for argument in config.args)
     left_out = [marker for marker in ASKED_FOR if marker not in wanted and not named]
     kept = [item for item in items if not any(item.get_closest_marker(marker) for marker in left_out)]

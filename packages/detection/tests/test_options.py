@@ -2,20 +2,24 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from detection.data import DetectionTransform
-from detection.layers.dfa3d import DepthHead
+from detection.data.ring3d import sparse
+from detection.layers.dfa3d import DepthHead, pillar_points
 from detection.losses import HybridCriterion
 from detection.matchers import hungarian_match
 from detection.models import create_model
+from detection.models.bevformer.detector import BEVOutput
+from detection.models.bvr.head import BVRTransformer
 from detection.models.bvr.hosts import build_detector
 from detection.models.plain_detr.detector import PlainDETR, TimmBackbone
 from detection.models.plain_detr.swin_v2 import SwinV2
-from detection.tasks.bevformer import center_targets
+from detection.tasks.bevformer import BEVDetectionTask, center_targets
 
 TARGET = [{"labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}]
 
@@ -180,3 +184,51 @@ def test_no_pictures_give_no_boxes() -> None:
     assert net(torch.zeros(0, 3, 64, 64)) == []
     with pytest.raises(ValueError, match="the batch holds no picture"):
         net.train()([], [])
+
+
+def test_each_weight_of_the_bird_s_eye_losses_scales_its_part_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net: Any = create_model("test_bevformer_dfa3d")
+    rows, columns = net.bev_size
+    output = BEVOutput(
+        torch.randn(1, net.num_classes, rows, columns), torch.randn(1, 10, rows, columns), torch.randn(1, 3, 2, 2)
+    )
+    monkeypatch.setattr(net, "forward", lambda *_: output)
+    monkeypatch.setattr(net.pts_dpt_head, "loss", lambda *_: torch.tensor(2.0))
+    boxes, labels = torch.tensor([[0.5, 0.5, 0, 2, 4, 1, 0, 3, 4]]), torch.tensor([0])
+    batch: dict[str, Any] = {"image": None, "lidar2img": None, "depth": torch.zeros(1, 6, 96, 160),
+                             "boxes": [boxes], "labels": [labels]}  # fmt: skip
+
+    def losses(**options: float) -> dict[str, Tensor]:
+        return BEVDetectionTask(net, **options).loss(**batch)
+
+    plain = losses()
+    assert losses(depth_weight=3.0)["loss_depth"] == 3 * plain["loss_depth"] == 6
+    torch.testing.assert_close(losses(box_weight=1.5)["loss_box"], 3 * plain["loss_box"])
+    still, slow, fast = (losses(velocity_weight=weight)["loss_box"] for weight in (0.0, 0.1, 0.2))
+    torch.testing.assert_close(fast - slow, slow - still)
+    assert slow > still
+    assert slow == plain["loss_box"]
+
+
+def test_anchors_of_a_pillar_keep_the_margin_from_bottom_and_top() -> None:
+    for margin in (0.5, 1.0):
+        points = pillar_points((2, 2), 3, (-1, -1, -5, 1, 1, 3), anchor_margin=margin)
+        assert (points[..., 2].min(), points[..., 2].max()) == (-5 + margin, 3 - margin)
+
+
+def test_a_geometry_per_set_is_learned_for_each() -> None:
+    shared, own = (BVRTransformer(16, 2, 2, base_size=50, geometry_per_set=each) for each in (False, True))
+    assert len({id(geometry) for geometry in shared.geometries()}) == 1
+    assert len({id(geometry) for geometry in own.geometries()}) == 2
+
+
+def test_sparse_depth_keeps_that_share_of_the_pixels() -> None:
+    depth = np.ones((96, 160), np.uint16)
+    shares = [float(sparse(depth, 0, 0, 0, keep).mean()) for keep in (0.05, 0.5, 1.0)]
+    assert shares == pytest.approx([0.05, 0.5, 1.0], abs=0.02)
+
+
+def test_a_swin_reads_as_many_channels_as_asked_for() -> None:
+    net = SwinV2(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), window=4, in_chans=5)
+    assert net(torch.rand(1, 5, 64, 64)).shape == (1, 64, 2, 2)

@@ -83,6 +83,13 @@ def test_the_answer_stands_once_more_in_the_text() -> None:
         assert len(begins) > 10
 
 
+def test_keys_have_as_many_characters_as_asked_for() -> None:
+    for task in (Passkey, Needle):
+        for digits in (2, 6):
+            labels = task(length=200, digits=digits)[0]["labels"]
+            assert int((labels != IGNORED).sum()) == digits
+
+
 def test_reminders_state_the_key_behind_the_line_and_count() -> None:
     statements = set()
     for item in (Passkey(reminders=5)[i] for i in range(40)):

@@ -65,6 +65,22 @@ def test_stratified_parts_hold_every_sample_once(labels: list[int], first: float
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
 
 
+def test_parts_hold_at_least_so_many_of_each_class_as_long_as_one_is_left() -> None:
+    labels = [0] * 20 + [1] * 3 + [2]
+    for least, sizes in ((0, [2, 0, 0]), (1, [2, 1, 0]), (5, [5, 2, 0])):
+        first, _ = stratified_parts(labels, (0.1,), salt="x", at_least=least)
+        assert np.bincount(np.array(labels)[first], minlength=3).tolist() == sizes
+
+
+def test_pictures_go_through_the_size_of_their_originals() -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
+    direct, through = (Preprocess(mode="L", size=(16, 16), through=size).crop(picture) for size in (None, (2, 2)))
+    corners = np.asarray(through)[[0, 0, -1, -1], [0, -1, 0, -1]].reshape(2, 2)
+    means = np.asarray(picture, dtype=float).reshape(2, 16, 2, 16).mean((1, 3))
+    assert np.abs(corners - means).max() <= 1
+    assert np.asarray(through).std() < 0.5 * np.asarray(direct).std()
+
+
 # --- picture files ----------------------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,11 @@
 """Scenes, training rows and words of the digits world."""
 
+import numpy as np
 import pytest
+import torch
 
 from vlm_tools.data import TrainingScenes, Words, scene
-from vlm_tools.data.digits_world import CAPTION, QUESTIONS, STEM, sees
+from vlm_tools.data.digits_world import CAPTION, QUESTIONS, STEM, TEMPTING, EvaluationScenes, sees
 from vlm_tools.data.words import DIGITS
 
 
@@ -55,3 +57,23 @@ def test_questions_of_a_row_see_the_image_and_their_own_words_alone() -> None:
 def test_unknown_word_is_named() -> None:
     with pytest.raises(ValueError, match="does not know 'giraffe'"):
         Words().encode("is there a giraffe")
+
+
+def test_scenes_for_evaluation_begin_where_asked() -> None:
+    later, whole = EvaluationScenes("val", 2, start=3), EvaluationScenes("val", 5)
+    assert all(torch.equal(later[i]["cells"], whole[3 + i]["cells"]) for i in range(2))
+
+
+def test_question_bias_is_how_often_a_tempting_absent_digit_is_answered_yes() -> None:
+    """Answers of the drawn pairs keep the bias of their own; the others follow the option."""
+    names = {number: word for word, number in TrainingScenes(1).words.number.items()}
+    for bias, answers in ((0.0, {"no"}), (1.0, {"yes"})):
+        scenes, found = TrainingScenes(60, question_bias=bias), set()
+        for index in range(60):
+            shown = scene("train", index)
+            for number, answer in scenes._questions(shown, np.random.default_rng(index)):
+                digit = DIGITS.index(names[number])
+                tempting = digit not in shown.digits and digit ^ 1 in shown.digits
+                if tempting and digit not in TEMPTING:
+                    found.add(names[answer])
+        assert found == answers

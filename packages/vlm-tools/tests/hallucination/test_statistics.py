@@ -1,5 +1,6 @@
 """McNemar's test and bootstrap intervals."""
 
+import numpy as np
 import pytest
 
 from vlm_tools.hallucination.statistics import interval, mcnemar
@@ -16,3 +17,9 @@ def test_statistics() -> None:
         interval([])
     with pytest.raises(ValueError, match="level must lie"):
         interval([1.0], level=2)
+
+
+def test_more_draws_settle_the_interval() -> None:
+    values = [0.0, 1.0] * 20
+    few, many = ([interval(values, draws=draws, seed=seed) for seed in range(8)] for draws in (20, 2000))
+    assert np.std(np.array(many), 0).max() < np.std(np.array(few), 0).min()

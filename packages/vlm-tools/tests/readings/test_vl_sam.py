@@ -118,3 +118,18 @@ def test_sam_of_transformers_takes_points_and_masks() -> None:
     again, other = sam.predict(image, points, labels, np.tri(40, 50, dtype=bool))
     assert again.shape == (40, 50)
     assert score != other
+
+
+def test_a_flow_without_weights_takes_the_mean_of_the_heads() -> None:
+    torch.manual_seed(0)
+    record = LayerRecord(2 * torch.randn(4, 12, 8), torch.randn(2, 12, 8), 8**-0.5)
+    mean = torch.cat([block for _, block in record.blocks()], dim=1).mean(0)
+    torch.testing.assert_close(flow_row([record], 5, weighted=False), dense_flow([mean])[5], atol=1e-5, rtol=0)
+    assert not torch.allclose(flow_row([record], 5), dense_flow([mean])[5], atol=1e-3)
+
+
+def test_tolerance_is_how_far_gray_values_of_a_region_differ() -> None:
+    image = np.tile(np.arange(0, 250, 25, dtype=np.uint8), (3, 1))  # columns 0, 25, … of 255
+    point = torch.tensor([[0, 1]]), torch.tensor([1])
+    sizes = [int(RegionGrowing(tolerance).predict(image, *point)[0].sum()) for tolerance in (0.05, 0.25, 0.5)]
+    assert sizes == [3, 9, 18]

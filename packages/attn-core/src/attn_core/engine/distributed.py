@@ -20,6 +20,7 @@ from attn_core.engine.errors import ConfigError
 T = TypeVar("T")
 STRATEGIES = ("ddp", "fsdp2")
 LAUNCHERS = ("none", "pytorch")
+TIMEOUT = datetime.timedelta(minutes=30)  # of a collective call: the slowest process may write a checkpoint
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -51,7 +52,7 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def start_processes(launcher: str, device: torch.device, timeout_minutes: float = 30) -> None:
+def start_processes(launcher: str, device: torch.device) -> None:
     """Join the process group that ``torchrun`` has prepared; nothing for ``launcher="none"``.
 
     mmengine's own start is not used: it selects a CUDA device even for gloo.
@@ -73,7 +74,7 @@ def start_processes(launcher: str, device: torch.device, timeout_minutes: float 
         torch.cuda.set_device(device)
     distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        timeout=datetime.timedelta(minutes=timeout_minutes),
+        timeout=TIMEOUT,
         device_id=device if device.type == "cuda" else None,
     )
 

@@ -214,17 +214,15 @@ class CameraCrossAttention(nn.Module):
         reference: Float[Tensor, "B K N Z 3"],
         visible: Bool[Tensor, "B K N Z"],
         depth: Float[Tensor, "BK S D"] | None = None,
-        query_pos: Float[Tensor, "B N C"] | None = None,
     ) -> Float[Tensor, "B N C"]:
         """``query`` plus what the cameras show; value and depth hold the K cameras of each sample in turn."""
         batch, cameras = reference.shape[:2]
         hit = visible.any(-1)  # (B, K, N)
-        positioned = query if query_pos is None else query + query_pos
         longest = int(hit.sum(-1).max().clamp(min=1)) if batch else 1
         # the queries that a camera sees, first ones first, padded with others that do not count
         chosen = hit.flatten(0, 1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
         counts = hit.flatten(0, 1).gather(1, chosen)  # (B·K, longest)
-        source = positioned.repeat_interleave(cameras, 0)
+        source = query.repeat_interleave(cameras, 0)
         rows = chosen.unsqueeze(-1).expand(-1, -1, query.shape[-1])
         spots = reference.flatten(0, 1).flatten(2)
         spots = spots.gather(1, chosen.unsqueeze(-1).expand(-1, -1, spots.shape[-1]))
