@@ -74,7 +74,8 @@ def test_parts_hold_at_least_so_many_of_each_class_as_long_as_one_is_left() -> N
 
 def test_pictures_go_through_the_size_of_their_originals() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32), dtype=np.uint8))
-    direct, through = (Preprocess(mode="L", size=(16, 16), through=size).crop(picture) for size in (None, (2, 2)))
+    options: dict[str, Any] = {"mode": "L", "size": (16, 16), "mean": (0.5,), "std": (0.5,)}
+    direct, through = (Preprocess(**options, through=size).crop(picture) for size in (None, (2, 2)))
     corners = np.asarray(through)[[0, 0, -1, -1], [0, -1, 0, -1]].reshape(2, 2)
     means = np.asarray(picture, dtype=float).reshape(2, 16, 2, 16).mean((1, 3))
     assert np.abs(corners - means).max() <= 1
