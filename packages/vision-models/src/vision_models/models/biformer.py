@@ -333,6 +333,7 @@ class BiFormer(StagedBackbone):
 
     @property
     def fixed_size(self) -> str:
+        """Why an exported graph serves one image size alone; empty where it serves all."""
         routed = any(isinstance(module, RoutedAttention) for module in self.modules())
         return "the tokens of a region are counted by the size of the map" if routed else ""
 

@@ -212,6 +212,7 @@ class CSwin(StagedBackbone):
 
     @property
     def fixed_size(self) -> str:
+        """Why an exported graph serves one image size alone; empty where it serves all."""
         stripes = any(isinstance(m, StripeAttention) and m.rows + m.columns > 0 for m in self.modules())
         return WINDOWS if stripes else ""
 

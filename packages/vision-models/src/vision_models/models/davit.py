@@ -259,6 +259,7 @@ class DaViT(StagedBackbone):
 
     @property
     def fixed_size(self) -> str:
+        """Why an exported graph serves one image size alone; empty where it serves all."""
         return WINDOWS
 
 

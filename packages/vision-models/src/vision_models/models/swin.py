@@ -262,6 +262,7 @@ class Swin(StagedBackbone):
 
     @property
     def fixed_size(self) -> str:
+        """Why an exported graph serves one image size alone; empty where it serves all."""
         windows = any(isinstance(module, WindowAttention) for module in self.modules())
         return WINDOWS if windows else ""
 
