@@ -40,15 +40,15 @@ def test_key_and_partners_are_told_apart() -> None:
     assert len(calls) == 4
 
 
-def by_item(index: Tensor, shared: Any) -> None:
+def by_item(index: Tensor, _shared: Any) -> None:
     index[0] = 7
 
 
-def without_a_count(index: Tensor, shared: Any) -> None:
+def without_a_count(index: Tensor, _shared: Any) -> None:
     index.data[0] = 7  # the version of ``index`` stays
 
 
-def through_numpy(index: Tensor, shared: Any) -> None:
+def through_numpy(_index: Tensor, shared: Any) -> None:
     shared[0] = 7
 
 
