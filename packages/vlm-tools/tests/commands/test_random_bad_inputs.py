@@ -190,9 +190,7 @@ def calls(draw: st.DrawFn, verb: str) -> tuple[list[str], dict[str, bytes]]:
     ],
 )
 @pytest.mark.usefixtures("picture")
-def test_a_bad_input_is_one_line(
-    verb: str, run: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_input_is_one_line(verb: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @bad_inputs
     @given(st.data())
     def check(data: Any) -> None:
