@@ -118,6 +118,19 @@ def test_a_module_of_another_package_is_found_behind_its_own(package: Package) -
     assert "groundingdino._C" not in sys.modules
 
 
+def test_a_loaded_module_of_another_package_stays_unless_forced(package: Package) -> None:
+    (package("mmcv") / "_ext.py").write_text("real = True\n", encoding="utf-8")
+    real = importlib.import_module("mmcv._ext")
+    with provide("mmcv_ext"):
+        assert importlib.import_module("mmcv._ext") is real
+    with provide("mmcv_ext", force=True):
+        with pytest.warns(UserWarning, match=r"force=True: .* mmcv\._ext \(.*_ext\.py\)") as warned:
+            assert importlib.import_module("mmcv._ext").__attn_core_compat__
+        assert len(warned) == 1
+    assert importlib.import_module("mmcv._ext") is real
+    assert importlib.import_module("mmcv")._ext is real
+
+
 def test_the_same_shim_twice_stays_until_the_outer_end() -> None:
     with provide(WHOLE):
         outer = importlib.import_module(WHOLE)

@@ -156,7 +156,7 @@ class Provided:
         if found and force and not quiet:
             _warn_of_shadow(found)
         hidden = self._packages if force else [package for package in self._packages if package not in found]
-        self._saved = self._take_modules(hidden)
+        self._saved = self._take_modules(hidden, self._foreign if force else ())
         self._entries = [str(SITE / shim.folder) for shim in shims.values() if shim.folder is not None]
         self._active = True
         if force:
@@ -193,10 +193,11 @@ class Provided:
                         "leave the first one (restore()) before"
                     )
 
-    def _take_modules(self, packages: Iterable[str]) -> dict[str, ModuleType]:
+    @staticmethod
+    def _take_modules(packages: Iterable[str], modules: Iterable[str]) -> dict[str, ModuleType]:
         """Out of sys.modules: what a failed import left behind, or what is to be hidden."""
-        tops = set(packages)
-        names = [name for name in sys.modules if name.partition(".")[0] in tops or name in self._foreign]
+        tops, single = set(packages), set(modules)
+        names = [name for name in sys.modules if name.partition(".")[0] in tops or name in single]
         return {name: sys.modules.pop(name) for name in names if not is_ours(sys.modules[name])}
 
     def restore(self) -> None:
@@ -222,6 +223,10 @@ class Provided:
             if parent is not None and getattr(parent, child, None) is module:
                 delattr(parent, child)
         sys.modules.update(self._saved)
+        for name, module in self._saved.items():
+            package, _, child = name.rpartition(".")
+            if package in sys.modules and not hasattr(sys.modules[package], child):
+                setattr(sys.modules[package], child, module)
         importlib.invalidate_caches()
         give_back(self._environment)
 
