@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from vision_models.models.deit import DeiT
     from vision_models.models.focalnet import FocalNet, FocalNetDense
     from vision_models.models.halonet import HaloNet
+    from vision_models.models.nat import NAT, NATDense
     from vision_models.models.pvt import PVT
     from vision_models.models.ravlt import RAVLT, RAVLTDense
     from vision_models.models.swin import Swin, SwinDense
     from vision_models.official import load_official
 
 __all__ = [
+    "NAT",
     "PVT",
     "RAVLT",
     "BiFormer",
@@ -33,6 +35,7 @@ __all__ = [
     "FocalNet",
     "FocalNetDense",
     "HaloNet",
+    "NATDense",
     "RAVLTDense",
     "Swin",
     "SwinDense",
@@ -50,6 +53,7 @@ __getattr__, __dir__ = deferred(
         "vision_models.models.deit": ("DeiT",),
         "vision_models.models.focalnet": ("FocalNet", "FocalNetDense"),
         "vision_models.models.halonet": ("HaloNet",),
+        "vision_models.models.nat": ("NAT", "NATDense"),
         "vision_models.models.pvt": ("PVT",),
         "vision_models.models.ravlt": ("RAVLT", "RAVLTDense"),
         "vision_models.models.swin": ("Swin", "SwinDense"),

@@ -38,6 +38,7 @@ VARIATIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "test_inline_cswin": [{}, {"attention": ("softmax", "inline", "softmax", "inline")}],
     "test_agent_deit": [{}, {"global_pool": "avg"}],
+    "test_dinat_s": [{}, {"attention": "softmax", "img_size": 64}],
 }
 
 
@@ -120,6 +121,8 @@ def test_layer_scales_and_position_tables_are_not_decayed() -> None:
         "test_ravlt": ("gamma_1", "gamma_2"),
         "test_halonet": ("_rel",),
         "test_agent_swin": ("position_bias_table",),
+        "test_nat": (".rpb", ".gamma1", ".gamma2"),
+        "test_dinat_s": (".rpb",),
         "test_agent_deit": ("pos_embed", "token"),
     }
     for name in SMALL:

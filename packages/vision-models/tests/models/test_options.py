@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_models import PVT, RAVLT, BiFormer, CSwin, DaViT, DeiT, FocalNet, HaloNet, Swin
+from vision_models import NAT, PVT, RAVLT, BiFormer, CSwin, DaViT, DeiT, FocalNet, HaloNet, Swin
 from vision_models.models import CATALOG
 
 # class: small variant, and for each option another value (with what it needs beside it)
@@ -128,6 +128,23 @@ OTHERS: dict[Any, tuple[str, dict[str, Any]]] = {
             "border": "masked",
             "img_size": ({"blocks": (("conv",), ("conv",), ("conv",), ("bottleneck",))}, {"img_size": 128}),
             "final_dim": 32,
+        },
+    ),
+    NAT: (
+        "test_nat",
+        {
+            "depths": (1, 1, 1, 1),
+            "embed_dim": 16,
+            "num_heads": (1, 1, 1, 1),
+            "kernel_size": 5,
+            "dilation": (1, 3, 1, 1),
+            "tokens": "patch",
+            "patch_size": ({"tokens": "patch"}, {"patch_size": 2}),
+            "attention": "softmax",
+            "img_size": ({"attention": "softmax"}, {"img_size": 64}),
+            "layer_scale": None,
+            "mlp_ratio": 2.0,
+            "qkv_bias": False,
         },
     ),
     PVT: (

@@ -14,6 +14,7 @@ from vision_models.pictures.explain import draw, panels_of, stages
 from vision_models.pictures.explain.davit import channel_matrix, window_attention
 from vision_models.pictures.explain.focalnet import gates_and_modulator
 from vision_models.pictures.explain.halonet import window_attention as halo_window
+from vision_models.pictures.explain.nat import token_attention
 from vision_models.pictures.explain.panel import brightness, enlarged, inputs_of, spread, token_at
 from vision_models.pictures.explain.ravlt import key_weights
 
@@ -89,6 +90,20 @@ def _seen(net: nn.Module, kind: str, size: tuple[int, int] = (75, 113)) -> tuple
     with torch.no_grad():
         x = inputs_of(net, [module], torch.randn(3, *size, dtype=torch.float64))[module]
         return module, x, module(x)
+
+
+@pytest.mark.parametrize("kind", ["neighborhood", "softmax"])
+def test_nat_pictures_show_the_gradient_of_the_output_by_the_values(kind: str) -> None:
+    """With values of one channel the output of a token is the sum of them, weighted by what the picture shows."""
+    net: Any = create_model("test_dinat_s", num_heads=(1, 1, 1, 1), attention=kind, img_size=75).double().eval()
+    attn = net.stages[1].blocks[1].attn
+    x = torch.randn(1, 9, 11, 24, dtype=torch.float64)
+    values = torch.zeros(1, 9, 11, 72, dtype=torch.float64, requires_grad=True)
+    attn.qkv.register_forward_hook(lambda _module, _inputs, out: out + values)
+    attn.proj = nn.Identity()
+    seen = torch.autograd.grad(attn(x)[0, 2, 7, 0], values)[0][0, :, :, 48]
+    with torch.no_grad():
+        torch.testing.assert_close(token_attention(attn, x, 2, 7), seen)
 
 
 def test_davit_pictures_reproduce_the_outputs_of_its_attention() -> None:
