@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from attn_core.weights import official_names
-from vision_models import BiFormerDense, DaViTDense, FocalNetDense, RAVLTDense, SwinDense, load_official
+from vision_models import BiFormerDense, DaViTDense, FocalNetDense, NATDense, RAVLTDense, SwinDense, load_official
 
 # class: small variant, layout of the checkpoints, official name of the second norm
 DENSE: dict[Any, tuple[str, str, str]] = {
     BiFormerDense: ("test_biformer", "biformer", "extra_norms.1.weight"),
     DaViTDense: ("test_davit", "davit", "norm1.weight"),
     FocalNetDense: ("test_focalnet", "focalnet", "norm1.weight"),
+    NATDense: ("test_nat", "nat", "norm1.weight"),
     RAVLTDense: ("test_ravlt", "rala", "extra_norms.1.norm.weight"),
     SwinDense: ("test_agent_swin", "swin", "norm1.weight"),
 }
