@@ -312,6 +312,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "test_halonet": {},
     "test_inline_cswin": {"attention": ("inline", "softmax", "inline", "inline")},
     "test_inline_deit": {"attention": ("inline", "softmax", "inline", "inline")},
+    "test_nat": {},
     "test_ravlt": {"attention": ("linear", "softmax", "linear", "softmax")},
 }
 
