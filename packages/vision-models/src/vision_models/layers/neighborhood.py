@@ -61,6 +61,7 @@ class NeighborhoodAttention(nn.Module):
         return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, Y, X, dim) → same."""
         q, k, v = self.projected(x)
         out, _ = neighborhood_attention(q, k, v, self.kernel_size, dilation=self.dilation, rpb=self.rpb)
         out = out[:, :, : x.shape[1], : x.shape[2]].permute(0, 2, 3, 1, 4)
