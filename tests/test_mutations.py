@@ -24,7 +24,7 @@ class Block:
 def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     sys.modules.pop("mutations", None)
-    import mutations
+    import mutations  # pyright: ignore[reportMissingImports]
 
     return mutations
 

@@ -1,5 +1,6 @@
 """The benchmark program: small sizes of every operator, judged like the large ones."""
 
+import importlib.util
 import json
 import pkgutil
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_an_unknown_case_is_a_usage_error_with_the_nearest_name(capsys: pytest.C
 def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(program.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit, match="2"):
         program.main(["--op", "linear", "--device", "cpu", "--quick", "--plot", "x.png"])
     assert "pip install 'attn-core[bench]'" in capsys.readouterr().err

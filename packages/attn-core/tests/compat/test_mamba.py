@@ -25,10 +25,9 @@ def close(actual: Any, expected: Any, bound: float = 1e-10) -> bool:
     return actual.shape == expected.shape and float((actual.detach() - expected.detach()).abs().max()) <= bound
 
 
-def naive(
-    u: Tensor, delta: Tensor, A: Tensor, B: Any, C: Any, D: Any, z: Any, bias: Any, softplus: bool
-) -> tuple[Tensor, Tensor]:
+def naive(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The recurrence, one number at a time along the sequence; B and C (D, N) or (B, G, N, L)."""
+    u, delta, A, B, C, D, z, bias, softplus = arguments
     delta = delta if bias is None else delta + bias[:, None]
     delta = F.softplus(delta) if softplus else delta
     channels = u.shape[1]

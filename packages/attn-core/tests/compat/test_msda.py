@@ -39,7 +39,7 @@ class TrainedOfficially(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
+    def backward(ctx: Any, grad: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         value, locations, weights = ctx.saved_tensors
         assert not torch.is_grad_enabled()
         return None, *ctx.module.ms_deform_attn_backward(value, SHAPES, STARTS, locations, weights, grad, 64)

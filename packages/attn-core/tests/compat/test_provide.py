@@ -1,6 +1,7 @@
 """Putting shims in place: nothing installed is hidden, everything is found by all means of finding, nothing stays."""
 
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os

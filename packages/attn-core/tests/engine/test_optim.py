@@ -1,5 +1,7 @@
 """The optimizer's groups: one for each setting, and every parameter in them once."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ class Tied(nn.Module):
 
 
 def test_a_shared_parameter_is_updated_once_in_a_step() -> None:
-    settings = {"lr": 0.1, "weight_decay": 0.3}
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.3}
     ours, plain = Tied(), Tied()
     plain.load_state_dict(ours.state_dict())
     config = {"type": OptimWrapper, "optimizer": {"type": torch.optim.AdamW, **settings}}

@@ -48,7 +48,7 @@ def test_nothing_is_read_beside_the_operands() -> None:
         buffer = torch.full((x.shape[0], x.shape[1] + 2, x.shape[2], x.shape[3] + 3), float("nan"), dtype=x.dtype)
         return buffer[:, 1:-1, :, : x.shape[3]].copy_(x).requires_grad_()
 
-    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
         args, _ = next(case for case in CASES if case.name == "depth").build(dtype, device)
         return [guarded(args[0].detach()), *args[1:4], guarded(args[4].detach())], {}
 

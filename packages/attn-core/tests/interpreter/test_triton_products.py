@@ -24,7 +24,7 @@ VARIED = {case.operator.__name__: case for case in every_case() if case.varied}
 def test_any_strides_of_every_tensor_give_the_same(name: str) -> None:
     case = VARIED[name]
 
-    def build(dtype: torch.dtype, _device: str) -> tuple[list[Any], dict[str, Any]]:
+    def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
         args, kwargs = case.build(dtype, device)
         return [restrided(a) for a in args], {argument: restrided(a) for argument, a in kwargs.items()}
 

@@ -35,6 +35,7 @@ def test_order_and_direction_of_axes_change_nothing_and_masks_return_to_them(
     assert volume.spacing == (3.0, 2.0, 1.0)
     found: Any = nibabel.load(volume.write_mask(volume.data[0].astype(np.uint8), tmp_path / "m"))
     assert np.array_equal(np.asanyarray(found.dataobj), np.asanyarray(turned.dataobj))
+    assert turned.affine is not None
     assert np.array_equal(found.affine, turned.affine)
 
 

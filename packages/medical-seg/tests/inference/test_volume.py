@@ -36,7 +36,7 @@ def test_less_memory_gives_the_same_labels_in_strips(tmp_path: Path, monkeypatch
     nibabel.save(nibabel.Nifti1Image(image, np.diag([1, 1, 1.3, 1])), tmp_path / "i.nii.gz")
     volume = read_volume([tmp_path / "i.nii.gz"])
     heights: list[int] = []
-    original = inference.logits_by_planes
+    original = inference.logits_by_planes  # pyright: ignore[reportPrivateImportUsage]
 
     def watched(*arguments: Any, **options: Any) -> Any:
         heights.append(1 if options["rows"] is None else options["rows"][1] - options["rows"][0])

@@ -23,7 +23,7 @@ from seq_models.models.routing_transformer import (
 def peer() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the peer's own dependencies
-        from routing_transformer import routing_transformer
+        from routing_transformer import routing_transformer  # pyright: ignore[reportMissingImports]
     return routing_transformer
 
 

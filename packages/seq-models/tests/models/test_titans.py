@@ -132,7 +132,8 @@ def test_state_does_not_grow_beyond_one_window(architecture: str) -> None:
 
 def test_a_memory_starts_with_maps_that_keep_length_and_gates_that_keep_memories() -> None:
     torch.manual_seed(0)
-    memory: Any = create_model("test_titans_lmm", hidden_size=128, memory_depth=2, memory_expansion=2).model.layers[0]
+    model: Any = create_model("test_titans_lmm", hidden_size=128, memory_depth=2, memory_expansion=2)
+    memory = model.model.layers[0]
     for weight in memory.memory.start:
         assert float(weight.detach().std()) == pytest.approx(weight.shape[1] ** -0.5, rel=0.03)
     theta, alpha, eta = torch.sigmoid(memory.memory.gates.bias.detach()).view(3, -1).mean(1).tolist()

@@ -1,5 +1,7 @@
 """Token maps: windows, padding, convolutions and the MLP against loops and torch's own functions."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ def test_maps_are_padded_below_and_to_the_right() -> None:
 
 
 def test_depthwise_convolution_and_its_gradients_equal_torchs_in_both_modes() -> None:
-    conv = DepthwiseConv(6, 3).double()
+    conv: Any = DepthwiseConv(6, 3).double()
     x = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
     expected = F.conv2d(x.permute(0, 3, 1, 2), conv.weight, conv.bias, padding=1, groups=6).permute(0, 2, 3, 1)
     wanted = [x, conv.weight, conv.bias]

@@ -197,7 +197,8 @@ def test_official_names_look_as_published() -> None:
 
 def test_tables_of_another_kernel_or_map_are_stretched() -> None:
     for options, other in ((NETS["nat"], {"kernel_size": 5}), (NETS["vitrpb"], {"img_size": 64})):
-        model, larger = NAT(**options), NAT(**{**options, **other})
+        model: Any = NAT(**options)
+        larger: Any = NAT(**{**options, **other})
         load_official(larger, model.state_dict())
         before, after = (net.stages[0].blocks[0].attn.rpb for net in (model, larger))
         assert after.shape[1] > before.shape[1]

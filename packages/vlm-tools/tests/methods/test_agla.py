@@ -26,7 +26,8 @@ def test_assembled_scores_equal_their_formula() -> None:
 def test_relevance_is_enlarged_and_blurred_as_by_scipy() -> None:
     relevance = np.random.default_rng(0).random((24, 24))
     unit = (relevance - relevance.min()) / (relevance.max() - relevance.min())
-    large = np.clip(ndimage.zoom(unit, 16, order=3, mode="grid-constant", grid_mode=True), 0, 1)
+    large: Any = ndimage.zoom(unit, 16, order=3, mode="grid-constant", grid_mode=True)
+    large = np.clip(large, 0, 1)
     want = ndimage.gaussian_filter(large, 7.68, mode="reflect")
     want = (want - want.min()) / (want.max() - want.min())
     assert np.abs(smooth_map(torch.from_numpy(relevance)) - want).max() < 1e-6

@@ -3,6 +3,9 @@
 ``python chromium.py PAGE SCRIPT``: a process of its own, as Chromium does not end tidily inside another one.
 """
 
+# pyright: reportMissingImports=false
+# (the dependency group browser)
+
 import os
 import sys
 from pathlib import Path

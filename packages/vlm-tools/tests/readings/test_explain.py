@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from vlm_tools.readings.explain import READINGS, explain, on_picture, with_answer
+from vlm_tools.readings.explain import explain, on_picture, with_answer
+from vlm_tools.readings.names import READINGS
 from vlm_tools.testing.random_models import random_inputs, random_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")

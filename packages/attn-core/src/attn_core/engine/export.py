@@ -130,7 +130,7 @@ def _write_onnx(
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # torch.onnx needs it
-        from onnxruntime.capi import onnxruntime_pybind11_state as runtime
+        from onnxruntime.capi import onnxruntime_pybind11_state as runtime  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError as error:
         raise EngineError(f"export: --format onnx needs the package {error.name}; install the extra 'export'") from None
 

@@ -22,7 +22,7 @@ bad_inputs = settings(
     deadline=None,
     derandomize="BAD_INPUTS" not in os.environ,
     database=None,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
 )
 """How many are drawn: the decorator of a test with ``@given``."""
 

@@ -283,8 +283,8 @@ def test_every_layer_equals_the_plain_network(options: dict[str, Any], size: tup
     found = [layer[name][0] for name in ("pred_logits", "pred_boxes") for layer in layers]
     wanted = {"image": image, **dict(net.named_parameters())}
     gradients = [
-        torch.autograd.grad(sum((x * y).sum() for x, y in zip(side, draws, strict=True)), list(wanted.values()),
-                            allow_unused=True)
+        torch.autograd.grad(torch.stack([(x * y).sum() for x, y in zip(side, draws, strict=True)]).sum(),
+                            list(wanted.values()), allow_unused=True)
         for side in (found, [*logits, *boxes])
     ]  # fmt: skip
     for name, actual, expected in zip(wanted, *gradients, strict=True):

@@ -53,7 +53,7 @@ with read_base():
 
 model["window"] = train_dataloader["dataset"]["window"] = small_window
 test_dataloader = dict(dataset=dict(val_dataloader["dataset"], window=small_window), batch_size=1)
-test_evaluator = val_evaluator
+test_evaluator = val_evaluator  # pyright: ignore[reportGeneralTypeIssues]
 del val_dataloader, val_evaluator  # the fold that is held out is tested once
 optim_wrapper = dict(
     optimizer=dict(type=AdamW, lr=learning_rate, weight_decay=0.01, fused=True), clip_grad=dict(max_norm=5.0)

@@ -213,7 +213,7 @@ class CSwin(StagedBackbone):
     @property
     def fixed_size(self) -> str:
         """Why an exported graph serves one image size alone; empty where it serves all."""
-        stripes = any(isinstance(m, StripeAttention) and m.rows + m.columns > 0 for m in self.modules())
+        stripes = any(isinstance(m, StripeAttention) and (m.rows, m.columns) != (0, 0) for m in self.modules())
         return WINDOWS if stripes else ""
 
     def fit_table(self, name: str, value: Tensor) -> Tensor:

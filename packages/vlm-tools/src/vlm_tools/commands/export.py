@@ -10,6 +10,8 @@ from vlm_tools.models import create_model
 class _Answer(nn.Module):
     """(image) → logits of yes and no for each of the ten digits, as one graph without a cache."""
 
+    prompts: Tensor
+
     def __init__(self, net: nn.Module) -> None:
         from vlm_tools.data.digits_world import IMAGE_TOKENS
         from vlm_tools.data.words import DIGITS, Words

@@ -136,7 +136,7 @@ def query_kernel(
                             pointers = DTA + rows * NA + (ii[:, None] * NA + at)
                             tl.atomic_add(pointers, row_sum, mask=inside, sem="relaxed")
                     else:  # rows of the tile share entries: those that do are summed up first
-                        for i in tl.static_range(RB):
+                        for i in tl.static_range(RB):  # pyright: ignore[reportGeneralTypeIssues]
                             if DTA is not None:
                                 entry = tl.zeros([BM], tl.int32) + (r0 // NB + i)
                                 own = tl.sum(tl.where(inside & (at // NB == entry[:, None]), row_sum, 0.0), 1)
