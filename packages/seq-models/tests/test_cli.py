@@ -130,7 +130,7 @@ def test_a_run_on_own_text_is_evaluated_on_it(text: Path, capsys: pytest.Capture
     said = json.loads((text / "result.json").read_text())["test"]["bits_per_token"]
     assert json.loads((text / "run.json").read_text())["data_info"]["source"] == "files of text"
     assert command("eval", str(text)) == 0
-    assert f"bits per token: {said:.3g}" in capsys.readouterr().out
+    assert f"bits per token: {said:.4g}" in capsys.readouterr().out
 
 
 def test_what_a_run_cannot_do_is_one_line(

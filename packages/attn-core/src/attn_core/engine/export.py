@@ -76,7 +76,11 @@ def export(target: ExportTarget, kind: ExportFormat, path: Path) -> ExportReport
                 raise EngineError(f"export: {path} refuses inputs of {shapes}: {refusal}") from None
         any_batch = any(0 in own for own in axes)
         for batch in _other_batches(inputs, axes):
-            wanted = _flat(module(*batch))
+            try:
+                wanted = _flat(module(*batch))
+            except RuntimeError:  # the network itself is made for one number of samples
+                any_batch = False
+                continue
             try:
                 error = max(error, _difference(wanted, call(*batch)))
             except _Refused:
