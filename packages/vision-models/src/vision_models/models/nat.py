@@ -348,7 +348,13 @@ NAT_CARD = Card(
     license="MIT",
     test="models/test_nat.py",
 )
-DINAT_CARD = Card("DiNAT", "2209.15001", NAT_CARD.code, NAT_CARD.license, NAT_CARD.test)
+DINAT_CARD = Card(
+    family="DiNAT",
+    paper="2209.15001",
+    code=NAT_CARD.code,
+    license=NAT_CARD.license,
+    test=NAT_CARD.test,
+)
 _DINAT_S = "Dilated, Swin's patches"
 CARDS = {
     "nat_mini": NAT_CARD("20.0 M parameters, 2.7 G multiply-adds at 224²", "top-1 81.8 %"),
