@@ -90,7 +90,9 @@ def test_wheel_holds_package_types_and_licence_and_no_tests(member: str, wheels:
     module = member.replace("-", "_")
     with zipfile.ZipFile(wheels[member]) as archive:
         names = archive.namelist()
-        (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+        (metadata,) = (
+            archive.read(name).decode() for name in names if re.fullmatch(r"[^/]+\.dist-info/METADATA", name)
+        )
     assert f"{module}/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert [name for name in names if not name.startswith((f"{module}/", f"{module}-"))] == []

@@ -17,10 +17,12 @@ def test_float32_equals_the_definition(case: Case) -> None:
     assert_matches_reference(case, torch.float32, "triton", definition=DEFINITIONS[case.operator.__name__])
 
 
+# linear is torch's own product; the unfused windows have no kernel yet, which ``explain`` says.
+WITHOUT_KERNEL = {"linear", "neighborhood_scores", "neighborhood_values"}
 VARIED = {case.operator.__name__: case for case in every_case() if case.varied}
 
 
-@pytest.mark.parametrize("name", sorted(name for name in VARIED if name != "linear"))
+@pytest.mark.parametrize("name", sorted(VARIED.keys() - WITHOUT_KERNEL))
 def test_any_strides_of_every_tensor_give_the_same(name: str) -> None:
     case = VARIED[name]
 

@@ -347,6 +347,7 @@ def test_compiles_to_one_graph_that_serves_all_sizes(name: str) -> None:
 def test_a_network_that_exports_for_one_size_alone_says_why() -> None:
     reasons = {
         "biformer": "the tokens of a region are counted",
+        "dinat_s": "memory order of the patches' map",
         **dict.fromkeys(("swin", "davit"), "windows are counted"),
     }
     for name in SMALL:

@@ -251,6 +251,12 @@ class NAT(StagedBackbone):
         self.head = ClassifierHead(dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.apply(init_linear)
 
+    @property
+    def fixed_size(self) -> str:
+        """Why an exported graph serves one image size alone; empty where it serves all."""
+        patches = "torch.export ties the memory order of the patches' map to the batch once its size is free"
+        return patches if isinstance(self.stem, PatchStem) else ""
+
     def fit_table(self, name: str, value: Tensor) -> Tensor:
         """Tables of another kernel size, or of another map, stretched."""
         own = self.get_parameter(name)
