@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attn_core import block_attention, group_attention, window_index
-from attn_core.derived import _known, derived
+from attn_core.kernels.derived import _known, derived
 
 
 def counted() -> tuple[list[Any], Any]:

@@ -1,9 +1,12 @@
-"""Public names of a package that are imported when they are first used (PEP 562), so that importing it is cheap."""
+"""What importing a package leaves for later, so that ``--help`` is quick: names (PEP 562), commands' registration."""
 
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+COMMANDS = ("detection", "medical-seg", "seq-models", "vision-models", "vlm-tools")
 
 
 def deferred(package: str, places: Mapping[str, Iterable[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -27,3 +30,17 @@ def deferred(package: str, places: Mapping[str, Iterable[str]]) -> tuple[Callabl
         return value
 
     return look_up, lambda: sorted({*vars(sys.modules[package]), *place})
+
+
+def running_command(program: str | None = None) -> str | None:
+    """The package whose command this process is: ``seq-models`` or ``python -m seq_models``; None in other programs.
+
+    Args:
+        program: Path of the program; None: this process's.
+    """
+    path = Path((sys.argv[0] if sys.argv else "") if program is None else program)
+    if path.stem == "__main__":
+        name = path.parent.name.replace("_", "-")
+    else:
+        name = path.stem if path.suffix in ("", ".exe") else ""  # detection.py is a user's script
+    return name if name in COMMANDS else None

@@ -317,7 +317,9 @@ def _orientation(image: Any) -> int:
     """EXIF's number, 1 to 8; damaged EXIF counts as none, as in viewers."""
     try:
         number = image.getexif().get(274, 1)
-    except Exception:
+    except (
+        Exception
+    ):  # whatever Pillow's parser stumbles over (struct, syntax, type and OS errors): the picture is read
         return 1
     return number if number in range(1, 9) else 1
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from attn_core.deferred import running_command
 from attn_core.engine.extras import NEEDED, require
-from attn_core.program import running_command
 
 ROOT = Path(__file__).resolve().parents[4]
 

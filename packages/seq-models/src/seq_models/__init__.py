@@ -5,8 +5,7 @@ The command ``seq-models`` alone does that when a verb runs: its ``--help`` does
 
 from typing import TYPE_CHECKING
 
-from attn_core.deferred import deferred
-from attn_core.program import running_command
+from attn_core.deferred import deferred, running_command
 from seq_models.models import card, create_model, list_models, load_official
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ The command ``vision-models`` alone registers them when a verb runs: its ``--hel
 
 from typing import TYPE_CHECKING
 
-from attn_core.deferred import deferred
-from attn_core.program import running_command
+from attn_core.deferred import deferred, running_command
 from vision_models.models import create_model, list_models
 
 if TYPE_CHECKING:

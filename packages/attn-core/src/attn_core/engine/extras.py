@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from attn_core.program import running_command
+from attn_core.deferred import running_command
 
 NEEDED = ("mmengine", "matplotlib", "rich", "safetensors", "typer")
 

@@ -29,8 +29,8 @@ from attn_core.checks import (
     remembered,
     shape,
 )
-from attn_core.derived import derived
 from attn_core.dispatch import Backend, select, under_autocast
+from attn_core.kernels.derived import derived
 
 from . import torch_backend
 from .index import halo_index, topk_route, window_index

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attn_core import torch_internals
-from attn_core.derived import derived
+from attn_core.kernels.derived import derived
 from attn_core.kernels.registration import Grads, token_major_copy
 from attn_core.ops.attention import torch_backend as dense
 from attn_core.ops.attention.reference import Arguments as DenseArguments

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attn_core.derived import derived
+from attn_core.kernels.derived import derived
 
 # Elements of gathered queries, keys, values and scores held at a time: 2²⁰ float32 are 4 MiB.
 CHUNK_ELEMENTS = 2**20

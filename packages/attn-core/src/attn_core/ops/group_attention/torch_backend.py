@@ -13,7 +13,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from attn_core.derived import derived
+from attn_core.kernels.derived import derived
 from attn_core.kernels.registration import Grads, token_major, token_major_copy
 from attn_core.ops.attention.chunked import chunk_rows, softmax_with_lse
 

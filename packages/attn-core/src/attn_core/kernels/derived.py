@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import torch_internals
+from attn_core import torch_internals
 
 T = TypeVar("T")
 
