@@ -67,6 +67,7 @@ def test_a_variable_of_the_recipe_changes_what_is_computed_from_it():
             r"optim_wrapper.optimizer.lrr: unknown setting 'lrr' of torch.optim.AdamW; did you mean 'lr'\?",
         ),
         ("model.net.widht=3", r"unknown setting 'widht' of tiny_task.Net; did you mean 'width'\?"),
+        ("net.width=3", r"'net' is part of a setting; did you mean 'model.net.width'\?"),
         ("train_cfg.max_epoch=3", r"unknown setting 'max_epoch'; did you mean 'max_epochs'\?"),
         ("train_dataloader.batchsize=3", r"unknown setting 'batchsize'; did you mean 'batch_size'\?"),
         ("default_hooks.checkpoint.every_step=3", r"did you mean 'every_steps'\?"),

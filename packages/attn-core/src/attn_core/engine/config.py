@@ -262,6 +262,14 @@ def _parse(override: str) -> tuple[list[str], Any]:
         return keys, text
 
 
+def _no_setting(keys: list[str], config: dict[str, Any], variables: Iterable[str]) -> str:
+    """What is wrong with a name whose first part is no setting; a group that stands in a setting is named there."""
+    for setting, group in config.items():
+        if isinstance(group, dict) and isinstance(group.get(keys[0]), dict):
+            return f"{keys[0]!r} is part of a setting; did you mean '{'.'.join([setting, *keys])}'?"
+    return f"unknown setting {keys[0]!r}{did_you_mean(keys[0], [*SETTINGS, *variables])}"
+
+
 def _set(config: dict[str, Any], keys: list[str], value: Any, variables: Iterable[str], scope: str) -> None:
     """Change one setting; groups on the way to it are made if they are missing, and checked afterwards."""
     name = ".".join(keys)
@@ -275,7 +283,7 @@ def _set(config: dict[str, Any], keys: list[str], value: Any, variables: Iterabl
         elif isinstance(node, dict):
             place = key
             if depth == 0 and key not in SETTINGS:
-                raise ConfigError(f"--set {name}: unknown setting {key!r}{did_you_mean(key, [*SETTINGS, *variables])}")
+                raise ConfigError(f"--set {name}: {_no_setting(keys, config, variables)}")
         else:
             raise ConfigError(f"--set {name}: {'.'.join(keys[:depth])} is {node!r}, it has no parts")
         if last:

@@ -1,6 +1,6 @@
 """NAT, dilated (DiNAT), on scikit-learn's 1,797 handwritten digits, trained as BiFormer is.
 
-Without dilation: ``--set net.dilation=None``.
+Without dilation: ``--set model.net.dilation=None``.
 """
 
 # ruff: noqa: C408, F403  recipes are written with dict(), so that a setting looks as on the command line
