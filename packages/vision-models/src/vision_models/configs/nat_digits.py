@@ -8,7 +8,7 @@ Without dilation: ``--set model.net.dilation=None``.
 from attn_core.engine import read_base
 from vision_models.models.nat import NAT
 
-epochs = 50
+epochs = 30
 net = dict(
     type=NAT,
     in_chans=1,
