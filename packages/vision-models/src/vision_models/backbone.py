@@ -1,4 +1,4 @@
-"""timm's contract for a backbone of a stem, stages, an output norm and a head: written once, for every family."""
+"""timm's contract for backbones of shrinking maps, of tokens, and for dense ones: written once, for every family."""
 
 # pyright: reportPrivateImportUsage=false
 # (timm.layers exports these names, though it lists none)
@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from timm.layers import ClassifierHead, LayerNorm2d, NormMlpClassifierHead, get_device_dtype
-from timm.models import checkpoint_seq, register_notrace_function
+from timm.models import checkpoint, checkpoint_seq, register_notrace_function
 from timm.models._features import feature_take_indices  # timm exports it nowhere else
 from torch import Tensor, nn
 
 from attn_core.weights import KeyMap
+from vision_models.layers.token_maps import init_linear
 
 
 @register_notrace_function  # decides by the size, which FX must not follow
@@ -179,6 +180,131 @@ class StagedBackbone(nn.Module):
         if prune_head or shortened:
             self.reset_classifier(0, "", reset_other=True)
         return take
+
+
+class TokenBackbone(StagedBackbone):
+    """What timm asks of a model whose tokens keep their number: a class token first, then the patches row by row.
+
+    ``forward_features`` gives tokens, ``features_only`` works through ``feature_cls="getter"``, and the features of a
+    block are its patches as a map. A family sets ``blocks`` (each takes tokens and their grid), ``norm``, ``in_chans``
+    and what of ``min_side`` and ``undecayed`` differs, calls :meth:`add_head` last, and writes :meth:`tokens`.
+    """
+
+    blocks: nn.ModuleList
+    head: nn.Module  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def add_head(
+        self, width: int, patch_size: int, num_classes: int, global_pool: str, drop_rate: float, **dd: Any
+    ) -> None:
+        """The classifier, and what timm reads about the network: ``width`` of tokens, pixels that a patch covers."""
+        check_pool(type(self).__name__, global_pool)
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = width
+        self.global_pool = global_pool
+        self.grad_checkpointing = False
+        self.feature_info = [
+            {"num_chs": width, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(len(self.blocks))
+        ]
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(width, num_classes, **dd) if num_classes > 0 else nn.Identity()
+
+    def tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Images → what enters the first block, and the rows and columns of its patches."""
+        raise NotImplementedError
+
+    def finished(self, x: Tensor) -> Tensor:
+        """What leaves the last block → class token and patches (B, 1 + N, num_features), normed."""
+        return self.norm(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The normed tokens (B, 1 + N, num_features)."""
+        x, grid = self.tokens(x)
+        for block in self.blocks:
+            if self.grad_checkpointing:
+                x = checkpoint(block, x, grid)
+            else:
+                x = block(x, grid)
+        return self.finished(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, 1 + N, C) → logits (B, num_classes), or the pooled features (B, C)."""
+        if self.global_pool == "token":
+            x = x[:, 0]
+        elif self.global_pool == "avg":
+            x = x[:, 1:].mean(1)
+        return x if pre_logits else self.head(self.head_drop(x))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only each block's input for the backward pass: less memory, one more forward pass."""
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The layer that makes logits; the identity where ``num_classes`` is 0."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:  # noqa: ARG002  timm's signature
+        """A new classifier on the model's device; 0 classes gives pooled features, with ``global_pool=""`` tokens."""
+        if global_pool is not None:
+            check_pool(type(self).__name__, global_pool)
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        dd: dict[str, Any] = get_device_dtype(self)
+        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        init_linear(self.head)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Patches after each block as maps, and the final tokens unless ``intermediates_only``.
+
+        Args: as :meth:`StagedBackbone.forward_intermediates`; ``norm`` finishes all maps, which it fits here.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(
+                f"forward_intermediates: output_fmt must be 'NCHW' or 'NHWC', got output_fmt={output_fmt!r}"
+            )
+        take, last = feature_take_indices(len(self.blocks), indices)
+        x, grid = self.tokens(x)
+        intermediates = []
+        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
+            x = block(x, grid)
+            if i in take:
+                tap = self.finished(x) if norm else x
+                tap = tap[:, tap.shape[1] - grid[0] * grid[1] :].unflatten(1, grid)
+                intermediates.append(tap if output_fmt == "NHWC" else tap.permute(0, 3, 1, 2))
+        return intermediates if intermediates_only else (self.finished(x), intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks behind the last one asked for; returns the absolute indices."""
+        take, last = feature_take_indices(len(self.blocks), indices)
+        shortened = last < len(self.blocks) - 1
+        self.blocks = self.blocks[: last + 1]
+        if prune_norm or shortened:
+            self.norm = nn.Identity()
+        if prune_head or shortened:
+            self.reset_classifier(0, "")
+        return take
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002  timm's signature
+        """Patterns of the layer groups for layer-wise decay, as timm asks; ``coarse`` changes nothing."""
+        return {
+            "stem": r"^cls_token|^pos_embed|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
+
+
+def check_pool(family: str, global_pool: str) -> None:
+    """Raises: ValueError: no way for a classifier to read tokens."""
+    if global_pool not in ("token", "avg", ""):
+        raise ValueError(f"{family}: global_pool must be 'token', 'avg' or '', got global_pool={global_pool!r}")
 
 
 class Dense(StagedBackbone):

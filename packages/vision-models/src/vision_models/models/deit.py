@@ -26,17 +26,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, get_device_dtype, trunc_normal_
-from timm.models import (
-    checkpoint,
-    register_notrace_function,
-)
-from timm.models._features import feature_take_indices  # timm exports it nowhere else
+from timm.layers import DropPath, trunc_normal_
+from timm.models import register_notrace_function
 from torch import Tensor, nn
 
 from attn_core import attention as attend
 from attn_core.weights import KeyMap
-from vision_models.backbone import StagedBackbone
+from vision_models.backbone import TokenBackbone
 from vision_models.layers.mixing import (
     AGENT,
     INLINE,
@@ -130,11 +126,8 @@ class PatchEmbed(nn.Module):
         return self.proj(x)
 
 
-class DeiT(StagedBackbone):
+class DeiT(TokenBackbone):
     """The classification network; its features are the patches after each block, as maps.
-
-    timm's contract is that of its token models: ``forward_features`` gives tokens with the class token first, and
-    ``features_only`` works through ``feature_cls="getter"``.
 
     Args:
         attention: ``"agent"``, ``"inline"`` or ``"softmax"``, for all blocks or each.
@@ -146,8 +139,8 @@ class DeiT(StagedBackbone):
         ValueError: options that contradict each other or the width.
     """
 
-    head: nn.Module
     min_side = PATCH
+    undecayed = ("pos_embed", "cls_token")
 
     def __init__(
         self,
@@ -176,14 +169,9 @@ class DeiT(StagedBackbone):
         image = image_grid("DeiT", img_size)
         if min(image) < PATCH:
             raise ValueError(f"DeiT: img_size must be at least {PATCH}, got img_size={img_size}")
-        _check_pool(global_pool)
 
-        self.num_classes = num_classes
         self.in_chans = in_chans
-        self.num_features = self.head_hidden_size = embed_dim
-        self.global_pool = global_pool
         self.grid: tuple[int, int] = (image[0] // PATCH, image[1] // PATCH)
-        self.grad_checkpointing = False
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
 
         def attn(kind: Attention) -> nn.Module:
@@ -199,21 +187,9 @@ class DeiT(StagedBackbone):
         self.blocks = nn.ModuleList(
             Block(embed_dim, attn(kind), mlp_ratio, rate, **dd) for kind, rate in zip(kinds, rates, strict=True)
         )
-        self.feature_info = [{"num_chs": embed_dim, "reduction": PATCH, "module": f"blocks.{i}"} for i in range(depth)]
         self.norm = nn.LayerNorm(embed_dim, eps=EPS, **dd)
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.add_head(embed_dim, PATCH, num_classes, global_pool, drop_rate, **dd)
         self.apply(init_linear)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The normed tokens (B, 1 + N, num_features)."""
-        x, grid = self.tokens(x)
-        for block in self.blocks:
-            if self.grad_checkpointing:
-                x = checkpoint(block, x, grid)
-            else:
-                x = block(x, grid)
-        return self.norm(x)
 
     def tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """What enters the first block, and the rows and columns of its patches."""
@@ -222,91 +198,9 @@ class DeiT(StagedBackbone):
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
         return with_position(x, self.pos_embed, self.grid, grid), grid
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, 1 + N, C) → logits (B, num_classes), or the pooled features (B, C)."""
-        if self.global_pool == "token":
-            x = x[:, 0]
-        elif self.global_pool == "avg":
-            x = x[:, 1:].mean(1)
-        return x if pre_logits else self.head(self.head_drop(x))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass: less memory, one more forward pass."""
-        self.grad_checkpointing = enable
-
-    def get_classifier(self) -> nn.Module:
-        """The layer that makes logits; the identity where ``num_classes`` is 0."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:  # noqa: ARG002  timm's signature
-        """A new classifier on the model's device; 0 classes gives pooled features, with ``global_pool=""`` tokens."""
-        if global_pool is not None:
-            _check_pool(global_pool)
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        dd: dict[str, Any] = get_device_dtype(self)
-        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()  # pyright: ignore[reportIncompatibleVariableOverride]
-        init_linear(self.head)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Patches after each block as maps, and the final tokens unless ``intermediates_only``.
-
-        Args: as :meth:`StagedBackbone.forward_intermediates`; ``norm`` is applied to all maps, which it fits here.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(
-                f"forward_intermediates: output_fmt must be 'NCHW' or 'NHWC', got output_fmt={output_fmt!r}"
-            )
-        take, last = feature_take_indices(len(self.blocks), indices)
-        x, grid = self.tokens(x)
-        intermediates = []
-        for i, block in enumerate(self.blocks[: last + 1] if stop_early else self.blocks):
-            x = block(x, grid)
-            if i in take:
-                tap = (self.norm(x) if norm else x)[:, 1:].unflatten(1, grid)
-                intermediates.append(tap if output_fmt == "NHWC" else tap.permute(0, 3, 1, 2))
-        return intermediates if intermediates_only else (self.norm(x), intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the blocks behind the last one asked for; returns the absolute indices."""
-        take, last = feature_take_indices(len(self.blocks), indices)
-        shortened = last < len(self.blocks) - 1
-        self.blocks = self.blocks[: last + 1]
-        if prune_norm or shortened:
-            self.norm = nn.Identity()
-        if prune_head or shortened:
-            self.reset_classifier(0, "")
-        return take
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are not decayed, as timm asks."""
-        return {"pos_embed", "cls_token"}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002  timm's signature
-        """Patterns of the layer groups for layer-wise decay, as timm asks; ``coarse`` changes nothing."""
-        return {
-            "stem": r"^cls_token|^pos_embed|^patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
-        }
-
     def fit_table(self, name: str, value: Tensor) -> Tensor:
         """A checkpoint's value of a parameter; position and agent tables of another grid stretched to ours."""
         return fit_table(self, name, value)
-
-
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ("token", "avg", ""):
-        raise ValueError(f"DeiT: global_pool must be 'token', 'avg' or '', got global_pool={global_pool!r}")
 
 
 KEY_MAP: KeyMap = {"deit": ((r"\.attn\.mixing\.", ".attn."),)}
