@@ -20,8 +20,9 @@ SCRIPTS = ("detection", "medical-seg", "seq-models", "vision-models", "vlm-tools
 
 def seconds(command: list[str]) -> tuple[float, float]:
     """Processor time and wall time of a process."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start, before = time.perf_counter(), os.times()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     wall, after = time.perf_counter() - start, os.times()
     return (after.children_user - before.children_user) + (after.children_system - before.children_system), wall
 
