@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import timm
 import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
@@ -96,3 +97,10 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_unknown_variant_is_named() -> None:
     with pytest.raises(ValueError, match=r"SwinDense: variant must be one of .*, got variant='swin_tiny'"):
         SwinDense("swin_tiny")
+
+
+@pytest.mark.parametrize(("name", "part"), [("agent_swin_base_384", 1.0), ("agent_swin_base", 0.875)])
+def test_larger_images_are_tested_uncropped_as_timms_swin(name: str, part: float) -> None:
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
+    assert cfg.crop_pct == part

@@ -25,6 +25,7 @@ EDGES = (
     [(i, (i + 1) % 4) for i in range(4)] + [(4 + i, 4 + (i + 1) % 4) for i in range(4)] + [(i, 4 + i) for i in range(4)]
 )
 NEAR = 0.2  # meters: edges are cut off here
+REACH = 32.0  # meters shown to each side in bird's-eye view
 Array = NDArray[np.float64]
 
 
@@ -55,13 +56,11 @@ def draw_sample(
     classes: Sequence[str],
     truth: Mapping[str, Tensor] | None = None,
     threshold: float = 0.3,
-    reach: float = 32.0,
-    title: str = "",
 ) -> None:
     """Write one sample with its predictions (colored by class, at least ``threshold``) and truth (dashed, white).
 
     Args:
-        found: boxes (N, ≥ 7), scores, labels. truth: boxes, labels. reach: of the bird's-eye view in m.
+        found: boxes (N, ≥ 7), scores, labels. truth: boxes, labels.
     """
     keep = found["scores"] >= threshold
     boxes = found["boxes"][keep].double().numpy()
@@ -86,21 +85,19 @@ def draw_sample(
         axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
         axis.set_title(name.removeprefix("CAM_").replace("_", " ").lower(), fontsize=9, color="white")
     axis = figure.add_subplot(grid[:, 3])
-    _draw_ground(axis, boxes, labels, scores, true, reach)
+    _draw_ground(axis, boxes, labels, scores, true)
     handles = [
         Line2D([], [], color=COLORS[i % len(COLORS)], label=name) for i, name in enumerate(classes) if i in labels
     ]
     handles.append(Line2D([], [], color="white", linestyle="--", label="truth"))
     axis.legend(handles=handles, loc="upper right", fontsize=8, facecolor="#343a40", labelcolor="white")
-    figure.suptitle(title or f"{len(boxes)} boxes with a score of at least {threshold}", color="white", fontsize=10)
+    figure.suptitle(f"{len(boxes)} boxes with a score of at least {threshold}", color="white", fontsize=10)
     figure.savefig(path, dpi=110, facecolor=figure.get_facecolor())
 
 
-def _draw_ground(
-    axis: Axes, boxes: Array, labels: Sequence[int], scores: Sequence[float], truth: Array, reach: float
-) -> None:
+def _draw_ground(axis: Axes, boxes: Array, labels: Sequence[int], scores: Sequence[float], truth: Array) -> None:
     axis.set_facecolor("#343a40")
-    for distance in range(10, int(reach) + 1, 10):
+    for distance in range(10, int(REACH) + 1, 10):
         angle = np.linspace(0, 2 * np.pi, 120)
         axis.plot(distance * np.cos(angle), distance * np.sin(angle), color="#495057", linewidth=0.6)
     axis.plot(0, 0, marker="^", color="white", markersize=7)
@@ -111,9 +108,9 @@ def _draw_ground(
         axis.plot(*corners[[0, 1, 2, 3, 0], :2].T, color=color, linewidth=1.6)
         front = (corners[0, :2] + corners[3, :2]) / 2
         axis.plot(*np.stack([box[:2], front]).T, color=color, linewidth=1.6)
-        above = (box[0], corners[:, 1].max() + reach / 100)
+        above = (box[0], corners[:, 1].max() + REACH / 100)
         axis.annotate(f"{score:.2f}", above, ha="center", va="bottom", fontsize=7, color="white")
-    axis.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    axis.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal")
     axis.tick_params(colors="white", labelsize=7)
     axis.set_xlabel("x, m (right)", color="white", fontsize=8)
     axis.set_ylabel("y, m (forward)", color="white", fontsize=8)

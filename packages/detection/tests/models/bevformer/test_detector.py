@@ -52,6 +52,15 @@ def test_liftings_differ_by_depth_parameters_only() -> None:
     assert all("depth" in name or name.startswith("pts_dpt_head") for name in names["dfa3d"] - names["dfa2d"])
 
 
+def test_depth_dim_is_the_width_of_the_depth_head_alone() -> None:
+    usual, wide = (BEVFormerDFA3D(**SMALL, depth_dim=width) for width in (None, 24))
+    sizes = [{n: p.shape for n, p in model.named_parameters()} for model in (usual, wide)]
+    changed = {name for name, size in sizes[0].items() if sizes[1][name] != size}
+    assert changed
+    assert all(name.startswith("pts_dpt_head.") for name in changed)
+    assert {16, 24} == {size[name][0] for size in sizes for name in changed if name.endswith("reduce_conv.0.weight")}
+
+
 def test_decoding_gives_back_what_the_targets_encode() -> None:
     model = BEVFormerDFA3D(**SMALL)
     boxes = torch.tensor([[-20.0, 7.5, -1, 4.5, 1.9, 1.6, 2.5, 3, -1], [10.0, 30.0, 0, 0.7, 0.7, 1.7, -3.0, 0, 0]])

@@ -14,7 +14,7 @@ from torch import Tensor
 LARGEST = 2_000_000  # bytes of the file
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+<html lang="en"><head><meta charset="utf-8"><title>Where the answer looks</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem; max-width: 1052px; color: #222 }}
 #prompt, #words {{ overflow-wrap: anywhere }}
 #view {{ position: relative; width: {width}px }}
@@ -24,7 +24,7 @@ body {{ font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem; max-width: 1052px;
 .word:hover, .word.chosen, .word:focus {{ background: #ffe066; outline: none }}
 label {{ margin-right: 1.5rem }}
 </style></head><body>
-<h1>{title}</h1><p id="prompt">{prompt}</p>
+<h1>Where the answer looks</h1><p id="prompt">{prompt}</p>
 <div id="view"><img alt="picture" src="data:image/png;base64,{picture}"><canvas id="heat"></canvas></div>
 <p id="words">{words}</p>
 <p><label>layer
@@ -75,8 +75,6 @@ def write_page(
     words: Sequence[str],
     maps: Float[Tensor, "W L H T"],
     boxes: Float[Tensor, "T 4"],
-    *,
-    title: str = "Where the answer looks",
 ) -> str:
     """The page as text, at most 2 MB: beyond that, heads are averaged, and beyond that, layers.
 
@@ -112,7 +110,6 @@ def write_page(
         "maps": base64.b64encode(quantized.tobytes()).decode(),
     }
     return _PAGE.format(
-        title=html.escape(title),
         prompt=html.escape(prompt),
         words=" ".join(f'<span class="word" tabindex="0">{html.escape(word)}</span>' for word in words),
         picture=base64.b64encode(stored.getvalue()).decode(),
