@@ -43,6 +43,7 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "local_stride_table": (4, 2, 2, 2),
     "neural_memory_weights": (heads(6, 4), heads(6, 3), heads(6), heads(2), heads(4, 3)),
     "rank_augmented_attention": (heads(6, 4), heads(6, 4), heads(6, 4)),
+    "routed_heads": (heads(6, 4), heads(5, 4), heads(5, 4), torch.rand(1, 6, 2)),
     "scatterbrain": (heads(6, 4), heads(6, 4), heads(6, 4), torch.randn(8, 4), INDEX, INDEX),
     "scored_deformable_attention": (
         *(torch.rand(1, 6, 2, 3), [(2, 3)], torch.rand(1, 4, 2, 1, 2, 2)),

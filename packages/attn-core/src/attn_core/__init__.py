@@ -7,6 +7,7 @@ from .composites.inline_attention import inline_attention
 from .composites.landmark_attention import landmark_attention
 from .composites.neural_memory_weights import neural_memory_weights
 from .composites.rank_augmented_attention import rank_augmented_attention
+from .composites.routed_heads import routed_heads
 from .composites.scatterbrain import scatterbrain
 from .composites.visual_attention_redistribution import visual_attention_redistribution
 from .dispatch import explain, use_backend
@@ -53,6 +54,7 @@ __all__ = [
     "neighborhood_values",
     "neural_memory_weights",
     "rank_augmented_attention",
+    "routed_heads",
     "scatterbrain",
     "scored_deformable_attention",
     "selective_scan",

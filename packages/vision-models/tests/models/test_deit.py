@@ -66,7 +66,7 @@ def test_only_what_lies_behind_the_last_map_is_cut_off() -> None:
     ("options", "message"),
     [
         ({"num_heads": 5}, "num_heads must divide embed_dim, got 5 and 192"),
-        ({"img_size": 15}, "img_size must be at least 16, got img_size=15"),
+        ({"img_size": 15}, "patch_size must lie in 1…15, the image's side, got patch_size=16"),
         ({"global_pool": "max"}, "global_pool must be 'token', 'avg' or '', got global_pool='max'"),
     ],
 )

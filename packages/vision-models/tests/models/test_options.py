@@ -80,6 +80,12 @@ OTHERS: dict[Any, tuple[str, dict[str, Any]]] = {
             "num_heads": 2,
             "attention": "inline",
             "agents": 9,
+            "shared_heads": ({"attention": "softmax"}, {"shared_heads": 2, "routed_heads": 1}),
+            "routed_heads": (
+                {"attention": "softmax", "shared_heads": 1, "routed_heads": 1},
+                {"shared_heads": 1, "routed_heads": 2},
+            ),
+            "patch_size": 8,
             "img_size": 64,
             "mlp_ratio": 2.0,
             "qkv_bias": False,

@@ -14,6 +14,7 @@ from vision_models.pictures.explain import draw, panels_of, stages
 from vision_models.pictures.explain.davit import channel_matrix, window_attention
 from vision_models.pictures.explain.focalnet import gates_and_modulator
 from vision_models.pictures.explain.halonet import window_attention as halo_window
+from vision_models.pictures.explain.mixture_of_heads import gates_of
 from vision_models.pictures.explain.nat import token_attention
 from vision_models.pictures.explain.panel import brightness, enlarged, inputs_of, spread, token_at
 from vision_models.pictures.explain.ravlt import key_weights
@@ -104,6 +105,29 @@ def test_nat_pictures_show_the_gradient_of_the_output_by_the_values(kind: str) -
     seen = torch.autograd.grad(attn(x)[0, 2, 7, 0], values)[0][0, :, :, 48]
     with torch.no_grad():
         torch.testing.assert_close(token_attention(attn, x, 2, 7), seen)
+
+
+def test_pictures_of_a_mixture_show_where_a_head_reaches_the_output() -> None:
+    """A routed head is dark at the tokens whose output does not depend on its values."""
+    net: Any = create_model("test_moh_vit").eval()
+    image = torch.randn(3, 96, 96)
+    gates = gates_of(net, [net.blocks[0].attn.router], image)[net.blocks[0].attn.router]
+    x = inputs_of(net, [net.blocks[0].attn], image)[net.blocks[0].attn]
+    attn = net.blocks[0].attn
+    with torch.no_grad():
+        whole = attn(x)[0]
+        for head in range(attn.num_heads):
+            saved = attn.proj.weight.clone()
+            attn.proj.weight.view(48, 4, 12)[:, head] = 0
+            changed = (attn(x)[0] != whole).any(1)
+            attn.proj.weight.copy_(saved)
+            assert torch.equal(changed, gates[:, head] > 0)
+    column = panels_of(net)(net, image, (0.5, 0.5))[0]  # type: ignore[misc]
+    assert [panel.title for panel in column][:1] == [
+        f"block 1: head 3, {100 * (gates[1:, 2] > 0).float().mean():.0f} % of tokens"
+    ]
+    lit = column[0].light > column[0].light.min() + 1e-6
+    assert torch.equal(lit.flatten(), gates[1:, 2] > 0)
 
 
 def test_davit_pictures_reproduce_the_outputs_of_its_attention() -> None:

@@ -330,6 +330,14 @@ def agent_attention(
     return attention(q, agents, collected, scale=scale, bias=query_bias)[0]
 
 
+def routed_heads(
+    q: Tensor, k: Tensor, v: Tensor, gates: Tensor, *, scale: float | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Attention times the gate of its token and head, the pairs with a gate of 0 cut off from all gradients."""
+    gates = torch.where(gates == 0, gates.detach(), gates).double().permute(0, 2, 1)[..., None]
+    return gates * attention(q, k, v, scale=scale, bias=bias)[0]
+
+
 def landmark_attention(
     q: Tensor, k: Tensor, v: Tensor, block: int, *, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -494,6 +502,7 @@ DEFINITIONS: dict[str, Callable[..., Any]] = {
         merge_attention,
         neighborhood_attention,
         rank_augmented_attention,
+        routed_heads,
         scatterbrain,
         visual_attention_redistribution,
     )

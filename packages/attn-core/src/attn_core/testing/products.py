@@ -354,6 +354,37 @@ def _agent_attention(
     return args, kwargs
 
 
+def _routed_heads(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    lengths: tuple[int, int],
+    heads: tuple[int, int],
+    bias: str | None,
+    scale: float | None,
+    value_width: int,
+    layout: str,
+    closed: str | None,
+) -> tuple[list[Any], dict[str, Any]]:
+    (queries, keys), (count, key_count) = lengths, heads
+    args = [
+        _heads(dtype, device, 2, count, queries, 8, layout),
+        _heads(dtype, device, 2, key_count, keys, 8, layout),
+        _heads(dtype, device, 2, key_count, keys, value_width),
+    ]
+    gates = tensor(dtype, device, 2, queries, count, gradient=False)
+    if closed == "some":
+        gates[torch.rand(gates.shape) < 0.5] = 0
+    elif closed == "a head":
+        gates[:, :, -1] = 0
+    elif closed == "all":
+        gates[:] = 0
+    return [*args, gates.requires_grad_()], {
+        "scale": scale,
+        "bias": _bias(dtype, device, bias, 2, count, queries, keys),
+    }
+
+
 def _landmark_attention(
     dtype: torch.dtype,
     device: str,
@@ -447,6 +478,11 @@ BUILDERS: dict[str, tuple[Callable[..., tuple[list[Any], dict[str, Any]]], dict[
         _agent_attention,
         {name: SOFTMAX[name] for name in ("lengths", "heads", "mask", "scale", "value_width", "layout")}
         | {"agent_bias": (None, "full", "holes", "keys", "rows"), "query_bias": (None, "full", "holes", "rows")},
+    ),
+    "routed_heads": (
+        _routed_heads,
+        {name: SOFTMAX[name] for name in ("lengths", "heads", "scale", "value_width", "layout")}
+        | {"bias": (None, "full", "holes", "keys", "rows"), "closed": (None, "some", "a head", "all")},
     ),
     "landmark_attention": (
         _landmark_attention,
