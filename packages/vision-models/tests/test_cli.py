@@ -217,6 +217,17 @@ def test_benchmark_compares_both_formulations(monkeypatch: pytest.MonkeyPatch) -
     assert all(float(row["error"]) < 1e-4 for row in rows)
 
 
+def test_benchmark_runs_token_networks_beside_their_official_formulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attn_core.engine import BenchmarkRequest
+    from vision_models.bench import measure
+    from vision_models.commands import benchmark as families
+
+    monkeypatch.setattr(measure, "REPEATS", 1)
+    rows: Any = families.benchmark(BenchmarkRequest(["test_dhvt"], 1, torch.device("cpu"), None))
+    assert {row["against"] for row in rows} == {"scores in full"}
+    assert all(float(row["error"]) < 1e-4 for row in rows)
+
+
 def test_benchmark_gives_timms_model_our_weights() -> None:
     from vision_models.bench.timm_peer import timm_peer
 
@@ -232,7 +243,10 @@ def test_benchmark_gives_timms_model_our_weights() -> None:
 
 def test_benchmark_names_models_without_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("benchmark", "ravlt_tiny") == 1
-    assert "ravlt_tiny has no peer to compare with; BiFormer, DaViT, FocalNet, HaloNet have" in capsys.readouterr().err
+    assert (
+        "ravlt_tiny has no peer to compare with; BiFormer, DaViT, FocalNet, HaloNet, DHVT have"
+        in capsys.readouterr().err
+    )
 
 
 def test_default_recipe_trains_a_model_of_the_stated_size() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vision_models.models.cswin import CSwin
     from vision_models.models.davit import DaViT, DaViTDense
     from vision_models.models.deit import DeiT
+    from vision_models.models.dhvt import DHVT
     from vision_models.models.focalnet import FocalNet, FocalNetDense
     from vision_models.models.halonet import HaloNet
     from vision_models.models.nat import NAT, NATDense
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vision_models.official import load_official
 
 __all__ = [
+    "DHVT",
     "NAT",
     "PVT",
     "RAVLT",
@@ -50,6 +52,7 @@ __getattr__, __dir__ = deferred(
         "vision_models.models.cswin": ("CSwin",),
         "vision_models.models.davit": ("DaViT", "DaViTDense"),
         "vision_models.models.deit": ("DeiT",),
+        "vision_models.models.dhvt": ("DHVT",),
         "vision_models.models.focalnet": ("FocalNet", "FocalNetDense"),
         "vision_models.models.halonet": ("HaloNet",),
         "vision_models.models.nat": ("NAT", "NATDense"),

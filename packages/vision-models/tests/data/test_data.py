@@ -42,6 +42,17 @@ def test_digits_augmentation_follows_the_global_generator_and_stays_in_range() -
     assert -1.001 <= first.min() < first.max() <= 1.001
 
 
+def test_few_digits_hold_equally_many_of_each_and_more_hold_them_too() -> None:
+    few, more = Digits(limit=200), Digits(limit=500)
+    assert torch.bincount(torch.tensor(few.labels)).tolist() == [20] * 10
+    assert torch.bincount(torch.tensor(more.labels)).tolist() == [50] * 10
+    rows = {tuple(image.flatten().tolist()) for image in more.images}
+    assert all(tuple(image.flatten().tolist()) in rows for image in few.images)
+    for limit in (0, 205, 1250):
+        with pytest.raises(ValueError, match=f"limit must be a multiple of 10 up to 12[0-9]0, got limit={limit}"):
+            Digits(limit=limit)
+
+
 @pytest.mark.parametrize("option", ["degrees", "shift", "scale", "shear", "elastic", "contrast"])
 def test_each_augmentation_strength_moves_the_image(option: str) -> None:
     still: dict[str, Any] = dict.fromkeys(("degrees", "shift", "scale", "shear", "elastic", "contrast"), 0.0)

@@ -38,6 +38,7 @@ VARIATIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "test_inline_cswin": [{}, {"attention": ("softmax", "inline", "softmax", "inline")}],
     "test_agent_deit": [{}, {"global_pool": "avg"}],
+    "test_dhvt": [{}, {"patch_size": 4}, {"stem": "patch", "head_tokens": False, "feed_forward": "mlp"}],
     "test_dinat_s": [{}, {"attention": "softmax", "img_size": 64}],
 }
 
@@ -124,6 +125,7 @@ def test_layer_scales_and_position_tables_are_not_decayed() -> None:
         "test_nat": (".rpb", ".gamma1", ".gamma2"),
         "test_dinat_s": (".rpb",),
         "test_agent_deit": ("pos_embed", "token"),
+        "test_dhvt": ("cls_token",),
     }
     for name in SMALL:
         model: Any = create_model(name, **scaled.get(name, {}))
@@ -308,6 +310,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "test_agent_swin": {"attention": ("agent", "softmax", "agent", "agent"), "depths": (1, 2, 1, 1)},
     "test_biformer": {"topks": (4, -2, 4, -2)},
     "test_davit": {},
+    "test_dhvt": {},
     "test_focalnet": {},
     "test_halonet": {},
     "test_inline_cswin": {"attention": ("inline", "softmax", "inline", "inline")},

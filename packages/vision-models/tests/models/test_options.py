@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_models import NAT, PVT, RAVLT, BiFormer, CSwin, DaViT, DeiT, FocalNet, HaloNet, Swin
+from vision_models import DHVT, NAT, PVT, RAVLT, BiFormer, CSwin, DaViT, DeiT, FocalNet, HaloNet, Swin
 from vision_models.models import CATALOG
 
 # class: small variant, and for each option another value (with what it needs beside it)
@@ -87,6 +87,21 @@ OTHERS: dict[Any, tuple[str, dict[str, Any]]] = {
             ),
             "patch_size": 8,
             "img_size": 64,
+            "mlp_ratio": 2.0,
+            "qkv_bias": False,
+        },
+    ),
+    DHVT: (
+        "test_dhvt",
+        {
+            "depth": 3,
+            "embed_dim": 32,
+            "num_heads": 2,
+            "patch_size": 4,
+            "stem": "patch",
+            "head_tokens": False,
+            "feed_forward": "mlp",
+            "img_size": ({"stem": "patch"}, {"img_size": 64}),
             "mlp_ratio": 2.0,
             "qkv_bias": False,
         },

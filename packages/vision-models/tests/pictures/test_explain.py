@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vision_models import create_model, list_models
 from vision_models.pictures.explain import draw, panels_of, stages
 from vision_models.pictures.explain.davit import channel_matrix, window_attention
+from vision_models.pictures.explain.dhvt import attention_of
 from vision_models.pictures.explain.focalnet import gates_and_modulator
 from vision_models.pictures.explain.halonet import window_attention as halo_window
 from vision_models.pictures.explain.mixture_of_heads import gates_of
@@ -128,6 +129,20 @@ def test_pictures_of_a_mixture_show_where_a_head_reaches_the_output() -> None:
     ]
     lit = column[0].light > column[0].light.min() + 1e-6
     assert torch.equal(lit.flatten(), gates[1:, 2] > 0)
+
+
+@pytest.mark.parametrize("head_tokens", [True, False])
+def test_dhvt_pictures_reproduce_the_outputs_of_its_attention(head_tokens: bool) -> None:
+    net = create_model("test_dhvt", head_tokens=head_tokens).double().eval()
+    attn, x, out = _seen(net, "HeadTokenAttention")
+    with torch.no_grad():
+        seen = attention_of(attn, x)
+        tokens = attn.with_head_tokens(x) if head_tokens else x
+        values = attn.qkv(tokens)[0, :, 2 * x.shape[2] :].unflatten(1, (attn.num_heads, -1))
+        rebuilt = attn.proj(torch.einsum("hnm,mhd->nhd", seen, values).flatten(1))
+    torch.testing.assert_close(rebuilt[1 : x.shape[1]], out[0, 1:])
+    merged = rebuilt[0] + (rebuilt[x.shape[1] :].mean(0) if head_tokens else 0)
+    torch.testing.assert_close(merged, out[0, 0])
 
 
 def test_davit_pictures_reproduce_the_outputs_of_its_attention() -> None:

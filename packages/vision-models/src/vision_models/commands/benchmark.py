@@ -26,15 +26,22 @@ def benchmark(
     Raises:
         ValueError: a model whose family has no peer.
     """
-    from vision_models.bench import biformer, timm_peer
+    from vision_models.bench import biformer, timm_peer, token_attention
     from vision_models.bench.measure import environment, plot
     from vision_models.models import create_model, family, list_models
     from vision_models.models.biformer import BiFormer
     from vision_models.models.davit import DaViT
+    from vision_models.models.dhvt import DHVT
     from vision_models.models.focalnet import FocalNet
     from vision_models.models.halonet import HaloNet
 
-    peers = {BiFormer: biformer.rows, DaViT: timm_peer.rows, FocalNet: timm_peer.rows, HaloNet: timm_peer.rows}
+    peers = {
+        BiFormer: biformer.rows,
+        DaViT: timm_peer.rows,
+        FocalNet: timm_peer.rows,
+        HaloNet: timm_peer.rows,
+        DHVT: token_attention.rows,
+    }
     rows: list[dict[str, Any]] = []
     for name in request.models or DEFAULT:
         if name in list_models() and family(name) not in peers:

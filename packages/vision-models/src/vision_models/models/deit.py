@@ -29,12 +29,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath, trunc_normal_
-from timm.models import register_notrace_function
 from torch import Tensor, nn
 
-from attn_core import attention as attend
 from attn_core.weights import KeyMap
 from vision_models.backbone import TokenBackbone
 from vision_models.layers.mixing import (
@@ -49,30 +46,12 @@ from vision_models.layers.mixing import (
 )
 from vision_models.layers.mixture_of_heads import MOH, Heads, RoutedSelfAttention, heads_of_blocks, moh_cfgs
 from vision_models.layers.token_maps import Linear, Mlp, init_linear
+from vision_models.layers.tokens import token_attention, with_position
 from vision_models.registration import timm_entries
 
 __all__ = ["DeiT"]
 
 EPS = 1e-6
-
-
-@register_notrace_function
-def with_position(x: Tensor, table: Tensor, built: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Adds the table (1, 1 + N, C) of the grid ``built`` to tokens (B, 1 + N', C) of ``grid``."""
-    if torch.compiler.is_exporting() or grid[0] != built[0] or grid[1] != built[1]:
-        cells = table[:, 1:].transpose(1, 2).reshape(1, table.shape[2], built[0], built[1])
-        cells = F.interpolate(cells, size=grid, mode="bicubic").flatten(2).transpose(1, 2)
-        table = torch.cat([table[:, :1], cells], 1)
-    return x + table
-
-
-@register_notrace_function
-def token_attention(qkv: Tensor, num_heads: int) -> Tensor:
-    """Softmax attention among all tokens: (B, N, 3·C) → (B, N, C)."""
-    batch, tokens, channels = qkv.shape
-    q, k, v = qkv.view(batch, tokens, 3, num_heads, channels // (3 * num_heads)).permute(2, 0, 3, 1, 4).unbind(0)
-    out = attend(q, k, v)[0]
-    return out.transpose(1, 2).reshape(batch, tokens, channels // 3)
 
 
 class SelfAttention(nn.Module):
