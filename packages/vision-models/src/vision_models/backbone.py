@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import ClassifierHead, LayerNorm2d, NormMlpClassifierHead, get_device_dtype
+from timm.layers import ClassifierHead, LayerNorm2d, NormMlpClassifierHead, get_device_dtype, trunc_normal_
 from timm.models import checkpoint, checkpoint_seq, register_notrace_function
 from timm.models._features import feature_take_indices  # timm exports it nowhere else
 from torch import Tensor, nn
 
 from attn_core.weights import KeyMap
-from vision_models.layers.token_maps import init_linear
 
 
 @register_notrace_function  # decides by the size, which FX must not follow
@@ -249,8 +248,11 @@ class TokenBackbone(StagedBackbone):
             self.global_pool = global_pool
         self.num_classes = num_classes
         dd: dict[str, Any] = get_device_dtype(self)
-        self.head = nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
-        init_linear(self.head)
+        self.head = nn.Identity()
+        if num_classes > 0:
+            self.head = nn.Linear(self.num_features, num_classes, **dd)
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
 
     def forward_intermediates(
         self,
