@@ -190,9 +190,9 @@ class _Problem:
         return _with_stride((torch.searchsorted(end, j, right=True), torch.searchsorted(first, j, right=True)))
 
     def tile(self, kernel: Pass) -> Tile:
+        dense, ranged = self.bias is not None, self.ranges is not None
         # Ranges take as many registers as one kind of bias.
-        extras = (self.bias is not None) + bool(self.tables) + (self.ranges is not None)
-        load = ("plain", "bias", "both", "both")[extras]
+        load = "ranged" if dense and ranged else ("plain", "bias", "both")[dense + bool(self.tables) + ranged]
         width = max(self.block_d, self.block_dv)
         return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device), load)
 
