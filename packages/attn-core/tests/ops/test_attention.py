@@ -1,5 +1,6 @@
 """attention: the equation by loops, its properties, and every message."""
 
+import importlib
 import itertools
 import math
 from typing import Any
@@ -201,6 +202,16 @@ def test_zero_lse_is_not_taken_for_a_dead_row() -> None:
     out, lse = attention(q, torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4), bias=torch.zeros(1, 1, 3, 1))
     assert torch.equal(lse, torch.zeros(1, 1, 3))
     assert torch.equal(out, torch.zeros(1, 1, 3, 4))
+
+
+def test_the_kernel_says_which_widths_it_holds() -> None:
+    obstacle = importlib.import_module("attn_core.ops.attention").triton_obstacle
+    q, narrow = torch.zeros(1, 1, 2, 96), torch.zeros(1, 1, 2, 64)
+    assert obstacle(q, q, [q], (), None) is None
+    assert obstacle(narrow, narrow, [q], (1, 1), None) is None
+    message = "the kernel holds head widths up to 64 in float32 with a window or sequences beside axis_bias, got 96"
+    assert obstacle(q, q, [q], (1, 1), None) == obstacle(q, q, [q], (), torch.zeros(1, 2)) == message
+    assert obstacle(q.half(), q, [q], (1, 1), None) is None
 
 
 def make(**replaced: object) -> dict[str, object]:

@@ -36,6 +36,8 @@ OPERATOR = "attention"
 MAX_TRITON_WIDTH = 256
 # Without tensor cores a wider product is unrolled into more registers than there are (seen by the ahead-of-time gate).
 MAX_TRITON_WIDTH_FLOAT32 = 128
+# Nor do the registers hold ranges of keys beside axis tables there.
+MAX_TRITON_WIDTH_CUT_FLOAT32 = 64
 
 
 def attention(
@@ -95,7 +97,7 @@ def attention(
     window, starts, key_starts = (), None, None
     if window_size is not None or cu_seqlens_q is not None or cu_seqlens_k is not None:
         window, starts, key_starts = _ranges(q, k, window_size, cu_seqlens_q, cu_seqlens_k)
-    run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q=q, v=v)))
+    run = _implementation(select(OPERATOR, backend, q, lambda: triton_obstacle(q, v, tables, window, starts)))
     scale = default_scale(q) if scale is None else scale
     return run(Arguments(q, k, v, bias, key_mask, starts, key_starts, tables, scale, causal or "none", window))
 
@@ -108,12 +110,23 @@ def _implementation(backend: Backend) -> Callable[[Arguments], tuple[Tensor, Ten
     return reference if backend == "reference" else torch_backend.attention
 
 
-def triton_obstacle(*, q: Tensor, v: Tensor, **_: Any) -> str | None:
+def triton_obstacle(
+    q: Tensor,
+    v: Tensor,
+    axis_bias: Sequence[Tensor] | None = None,
+    window_size: tuple[int, ...] | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    **_: Any,
+) -> str | None:
     """Why the Triton kernel cannot take this call (too many head columns), or None."""
-    width = max(q.shape[-1], v.shape[-1])
-    limit = MAX_TRITON_WIDTH_FLOAT32 if q.dtype == torch.float32 else MAX_TRITON_WIDTH
+    width, limit, beside = max(q.shape[-1], v.shape[-1]), MAX_TRITON_WIDTH, ""
+    if q.dtype == torch.float32:
+        limit = MAX_TRITON_WIDTH_FLOAT32
+        if axis_bias and (window_size or cu_seqlens_q is not None):
+            limit, beside = MAX_TRITON_WIDTH_CUT_FLOAT32, " with a window or sequences beside axis_bias"
     if width > limit:
-        return f"the kernel holds head widths up to {limit} in {str(q.dtype).removeprefix('torch.')}, got {width}"
+        kind = str(q.dtype).removeprefix("torch.")
+        return f"the kernel holds head widths up to {limit} in {kind}{beside}, got {width}"
     return None
 
 

@@ -86,11 +86,11 @@ TILES_FLOAT32: dict[tuple[Pass, Load], dict[int, Tile]] = {
     ("forward", "plain"): {64: Tile(32, 32, 4, 2), 128: Tile(16, 16, 4, 1)},
     ("forward", "bias"): {64: Tile(32, 32, 4, 2), 128: Tile(16, 16, 4, 1)},
     ("forward", "both"): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1)},
-    ("forward", "ranged"): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1)},
+    ("forward", "ranged"): {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1)},
     ("query", "plain"): {64: Tile(32, 32, 8, 2), 128: Tile(32, 32, 8, 2)},
     ("query", "bias"): {64: Tile(32, 32, 8, 2), 128: Tile(32, 32, 8, 2)},
     ("query", "both"): {64: Tile(32, 32, 8, 1), 128: Tile(32, 32, 8, 2)},
-    ("query", "ranged"): {64: Tile(32, 32, 8, 1), 128: Tile(32, 32, 8, 2)},
+    ("query", "ranged"): {64: Tile(16, 32, 4, 1), 128: Tile(32, 32, 8, 2)},
     ("key", "plain"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
     ("key", "bias"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
     ("key", "both"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
@@ -106,7 +106,7 @@ def choose_tile(kernel: Pass, width: int, dtype: torch.dtype, arch: str, load: L
 
     Args:
         width: the larger padded head width, 16…256.
-        load: whether dense or axis bias is added, or both, or a dense one beside ranges of keys; all of them live in
+        load: whether dense or axis bias is added, or both, or keys come in ranges beside them; all of them live in
             registers and need smaller tiles.
     """
     if arch == "interpreter":
