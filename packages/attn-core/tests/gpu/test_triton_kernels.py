@@ -40,8 +40,7 @@ OPERATORS = (
     merge_attention,
     selective_scan,
 )
-# Complex states are the torch backend's.
-CASES = [case for case in every_case() if case.operator in OPERATORS and "conjugate pairs" not in case.name]
+CASES = [case for case in every_case() if case.operator in OPERATORS]
 
 
 REAL = real_cases()

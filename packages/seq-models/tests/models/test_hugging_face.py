@@ -14,7 +14,15 @@ from torch.utils.data import Dataset
 from seq_models.models import create_model
 
 EXACT = 1e-10  # float64
-FAMILIES = ["test_landmark", "test_routing", "test_titans_mac", "test_transnormer"]
+FAMILIES = [
+    "test_gaussian",
+    "test_landmark",
+    "test_rcmha",
+    "test_routing",
+    "test_scatterbrain",
+    "test_titans_mac",
+    "test_transnormer",
+]
 
 
 def padded(ids: Tensor) -> Tensor:
@@ -231,5 +239,11 @@ for folder in folders:
     print(type(AutoModelForCausalLM.from_pretrained(folder)).__name__)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=False)
-    names = ["LandmarkForCausalLM", "RoutingForCausalLM", "TitansForCausalLM", "TransNormerForCausalLM"]
-    assert done.stdout.split() == ["unknown"] * 4 + names, done.stderr
+    names = [
+        "LandmarkForCausalLM",
+        "RCMHAForCausalLM",
+        "RoutingForCausalLM",
+        "TitansForCausalLM",
+        "TransNormerForCausalLM",
+    ]
+    assert done.stdout.split() == ["unknown"] * 7 + names, done.stderr

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attn_core.engine import BenchmarkRequest
+from seq_models.bench.s2 import benchmark_s2
 from seq_models.bench.timing import medians, training_step
 from seq_models.bench.titans import benchmark_titans
 from seq_models.models import create_model
@@ -35,13 +36,15 @@ def benchmark_causal(request: BenchmarkRequest) -> Iterator[Mapping[str, object]
     16,384 tokens). A name of Titans gives the rows of its memory, which are of one size.
     """
     batch = request.batch_size or 1
-    for name in request.models or ("routing_bytes", "titans_lmm_340m", "transnormer_bytes"):
+    for name in request.models or ("routing_bytes", "s2_bytes", "titans_lmm_340m", "transnormer_bytes"):
         torch.manual_seed(0)
         ids = torch.randint(0, 256, (batch, LENGTH), device=request.device)
         if name.startswith(("routing", "test_routing")):
             yield from _training(name, ids)
         elif name.startswith(("titans", "test_titans")):
             yield from benchmark_titans(batch, request.device)
+        elif name.startswith(("s2", "test_s2")):
+            yield from benchmark_s2(name, ids)
         else:
             yield from _decoding(name, ids[:1])
 

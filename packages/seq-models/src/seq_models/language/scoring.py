@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationMixin
 
 from attn_core.engine import TrainedRun
-from seq_models.language.language_model import CausalLM
 from seq_models.language.metrics import NATS_PER_BIT
 
 WINDOW = 1024  # tokens that a file of text is scored in at a time
@@ -19,7 +19,7 @@ def language_model_of(run: TrainedRun) -> Any:
         ValueError: it is no language model, or its vocabulary is not that of bytes.
     """
     net: Any = getattr(run.model, "net", None)
-    if not isinstance(net, CausalLM):
+    if not isinstance(net, GenerationMixin):
         raise ValueError(f"{run.directory} holds no language model of bytes")
     if net.config.vocab_size < 256:
         raise ValueError(
