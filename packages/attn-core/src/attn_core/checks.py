@@ -169,6 +169,29 @@ def check_values(operator: str, argument: str, index: Tensor, most: int, meaning
         fail(operator, argument, f"must hold {allowed}, {meaning}", low if low < -1 else high)
 
 
+def check_boundaries(operator: str, argument: str, index: Tensor, most: int, meaning: str) -> None:
+    """Numbers from 0 up to ``most``, none below the one before it; seen where :func:`check_values` sees.
+
+    Raises:
+        ValueError: also if there is no number at all.
+    """
+    if index.shape[0] == 0:
+        raise ValueError(f"{operator}: {argument} must hold at least the 0 before the first sequence, got shape (0,)")
+    if not _readable(index):
+        return
+    first, last, steps = int(index[0]), int(index[-1]), index.diff()
+    if first != 0:
+        fail(operator, argument, "must begin with 0", first)
+    if steps.numel() and int(steps.min()) < 0:
+        at = int(steps.argmin())
+        raise ValueError(
+            f"{operator}: {argument} must not decrease, got {int(index[at])} followed by {int(index[at + 1])}; "
+            f"lengths are cumulated with torch.cumsum"
+        )
+    if last > most:
+        raise ValueError(f"{operator}: {argument} must end with {most} at most, {meaning}, got {last}")
+
+
 def check_no_repeats(operator: str, argument: str, index: Tensor, way: str) -> None:
     """No number but −1 stands twice in the last two dimensions of an index; seen where :func:`check_values` sees."""
     if not _readable(index):

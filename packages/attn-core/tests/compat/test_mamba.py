@@ -147,6 +147,44 @@ def test_complex_A_keeps_one_of_each_conjugate_pair() -> None:
         assert close(actual, right)
 
 
+@pytest.mark.parametrize("constant", ["", "B", "BC"])
+def test_raw_backward_of_complex_A_and_of_constant_maps_equals_the_recurrence(constant: str) -> None:
+    t = tensors()
+    A = torch.complex(-torch.rand(6, 3), torch.randn(6, 3)).to(torch.complex128).requires_grad_()
+    maps = []
+    for name in "BC":
+        shape = (6, 3, 2) if name in constant else (2, 2, 3, 14)
+        x = torch.randn(shape, dtype=torch.float64)
+        maps.append((torch.view_as_complex(x) if name in constant else x).requires_grad_())
+    args = (t["u"], t["delta"], A, *maps, t["D"], t["z"], t["delta_bias"])
+    whole = [x if x.ndim == 2 else torch.view_as_complex(x.unflatten(-1, (7, 2))) for x in maps]
+    expected, _ = naive(*args[:3], *whole, *args[5:], True)
+    grad = torch.randn_like(expected)
+    right = torch.autograd.grad(expected, args, grad)
+    cuda = module("selective_scan_cuda")
+    with torch.no_grad():
+        out, x, out_z = cuda.fwd(*args, True)
+        found = cuda.bwd(*args, grad, x, out, None, True, False)
+    assert close(out_z, expected)
+    for actual, wanted in zip(found, (*right[:6], right[7], right[6]), strict=True):
+        assert close(actual, wanted)
+    assert all(tensor.grad is None for tensor in args)
+
+
+def test_the_mixer_with_complex_A_is_its_parts() -> None:
+    interface = module("mamba_ssm.ops.selective_scan_interface")
+    A = torch.complex(-torch.rand(6, 3), torch.randn(6, 3)).to(torch.complex128)
+    xz, filters = torch.randn(2, 12, 7, dtype=torch.float64), torch.randn(6, 1, 4, dtype=torch.float64)
+    project, step = torch.randn(2 + 2 * 6, 6, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    y = interface.mamba_inner_fn(xz, filters, None, project, step, None, None, A, delta_softplus=True)
+    x, z = xz.chunk(2, 1)
+    x = convolved(x, filters[:, 0], None)
+    low, *maps = F.linear(x.mT, project).split([2, 6, 6], -1)
+    B, C = (torch.view_as_complex(m.unflatten(-1, (3, 2)).contiguous()).mT[:, None] for m in maps)
+    expected, _ = naive(x, F.linear(low, step).mT, A, B, C, None, z, None, True)
+    assert close(y, expected.mT)
+
+
 def convolved(x: Tensor, w: Tensor, b: Tensor | None, before: Tensor | None = None) -> Tensor:
     before = x.new_zeros(*x.shape[:2], w.shape[1] - 1) if before is None else before
     return F.silu(F.conv1d(torch.cat([before, x], -1), w[:, None], b, groups=x.shape[1]))

@@ -61,11 +61,36 @@ def test_sequences_behind_each_other_do_not_see_each_other() -> None:
     assert close(ours, wanted)
 
 
+@pytest.mark.parametrize("window", [(2, 1), (3, -1), (-1, 0), (None, 2)])
+def test_a_window_is_counted_from_the_lower_right_in_rows_and_in_packed_sequences(window: tuple[Any, int]) -> None:
+    with provide("flash_attn"):
+        flash = importlib.import_module("flash_attn")
+    q, k = torch.randn(1, 5, 2, 8, dtype=torch.float64), torch.randn(1, 8, 2, 8, dtype=torch.float64)
+    behind = torch.arange(8) - torch.arange(5)[:, None] - 3
+    left, right = (side if side is not None and side >= 0 else 99 for side in window)
+    seen = (behind >= -left) & (behind <= right)
+    expected = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, k)), attn_mask=seen).transpose(1, 2)
+    assert close(flash.flash_attn_func(q, k, k, window_size=window), expected)
+    starts = torch.tensor([0, 5, 10], dtype=torch.int32), torch.tensor([0, 8, 16], dtype=torch.int32)
+    packed = [x.repeat(1, 2, 1, 1)[0] for x in (q, k, k)]
+    out, lse, _ = flash.flash_attn_varlen_func(*packed, *starts, 5, 8, window_size=window, return_attn_probs=True)
+    assert close(out, expected[0].repeat(2, 1, 1))
+    assert lse.shape == (2, 10)
+
+
+def test_causality_of_flash_attention_1_is_aligned_at_the_upper_left() -> None:
+    with provide("flash_attn"):
+        flash = importlib.import_module("flash_attn.flash_attn_interface")
+    q, kv = torch.randn(3, 2, 8, dtype=torch.float64), torch.randn(5, 2, 2, 8, dtype=torch.float64)
+    starts = torch.tensor([0, 3]), torch.tensor([0, 5])
+    out = flash.flash_attn_unpadded_kvpacked_func(q, kv, *starts, 3, 5, 0.0, causal=True)
+    assert close(out, plain(q, kv[:3, 0], kv[:3, 1], True))
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
         ("dropout_p", 0.1),
-        ("window_size", (4, 0)),
         ("softcap", 30.0),
         ("alibi_slopes", torch.ones(2)),
     ],

@@ -31,6 +31,9 @@ def large_case(name: str, queries: int, keys: int, width: int = 20, value_width:
             options["bias"] = data(*options["bias"])
         if "axis_bias" in options:
             options["axis_bias"] = [data(*shape) for shape in options["axis_bias"]]
+        for name in ("cu_seqlens_q", "cu_seqlens_k"):
+            if name in options:
+                options[name] = torch.tensor(options[name], dtype=torch.int32)
         if options.pop("mask", False):
             options["key_mask"] = torch.rand(1, keys) > 0.3
         heads, key_heads = 2, 1
@@ -55,6 +58,20 @@ LARGE = [
     large_case("one axis", 18, 40, axis_bias=[(1, 2, 18, 40)]),
     large_case("three axes", 18, 60, axis_bias=[(1, 2, 18, 3), (1, 1, 18, 4), (1, 2, 18, 5)], mask=True),
     large_case("four axes", 17, 36, axis_bias=[(1, 2, 17, 2), (1, 1, 17, 3), (1, 2, 17, 2), (1, 2, 17, 3)]),
+    large_case("window", 50, 80, window_size=(9, 3), mask=True),
+    large_case(
+        "packed", 50, 80, cu_seqlens_q=(0, 1, 34, 34, 50), cu_seqlens_k=(0, 3, 40, 77, 77), causal="lower_right"
+    ),
+    large_case(
+        "packed, bias beside axes",
+        35,
+        66,
+        cu_seqlens_q=(0, 20, 33),
+        cu_seqlens_k=(0, 35, 66),
+        window_size=(20, -1),
+        bias=(1, 2, 35, 66),
+        axis_bias=[(1, 2, 35, 2), (1, 2, 35, 33)],
+    ),
     large_case("width 40", 17, 33, width=40, value_width=3),
 ]
 

@@ -6,7 +6,8 @@ import torch
 from attn_core import selective_scan
 from attn_core.testing import Case, assert_matches_reference, cases_of, gradients, leaves, run
 
-CASES = cases_of("selective_scan")
+# Complex states are the torch backend's, which ``explain`` says.
+CASES = [case for case in cases_of("selective_scan") if "conjugate pairs" not in case.name]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

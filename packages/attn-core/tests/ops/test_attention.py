@@ -1,6 +1,9 @@
 """attention: the equation by loops, its properties, and every message."""
 
+import importlib
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +24,28 @@ def by_loops(
     axis_bias: list[Tensor] | None = None,
     key_mask: Tensor | None = None,
     causal: str | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One query at a time, one visible key at a time, numbers only."""
     B, H, N, D = q.shape
     M, group = k.shape[2], H // k.shape[1]
     out, lse = q.new_zeros(B, H, N, v.shape[3]), q.new_full((B, H, N), -math.inf)
     sizes = [table.shape[3] for table in axis_bias or []]
+    starts = [0, N] if cu_seqlens_q is None else cu_seqlens_q.tolist()
+    key_starts = [0, M] if cu_seqlens_q is None else starts if cu_seqlens_k is None else cu_seqlens_k.tolist()
+    left, right = window_size
+
+    def hidden(i: int, j: int) -> bool:
+        """By place alone, in the sequence of query i."""
+        own = [s for s in range(len(starts) - 1) if starts[s] <= i < starts[s + 1]]
+        if not own or not key_starts[own[0]] <= j < key_starts[own[0] + 1]:
+            return True
+        behind = (j - key_starts[own[0]]) - (i - starts[own[0]])  # of the diagonal
+        if causal != "upper_left":
+            behind -= (key_starts[own[0] + 1] - key_starts[own[0]]) - (starts[own[0] + 1] - starts[own[0]])
+        return (causal is not None and behind > 0) or (0 <= left < -behind) or (0 <= right < behind)
 
     def at(x: Tensor, *index: int) -> float:
         return float(x[tuple(min(i, n - 1) for i, n in zip(index, x.shape, strict=True))])
@@ -38,7 +57,7 @@ def by_loops(
                 for j in range(M):
                     if key_mask is not None and not key_mask[b, j]:
                         continue
-                    if (causal == "upper_left" and j > i) or (causal == "lower_right" and j > i + M - N):
+                    if hidden(i, j):
                         continue
                     s = float(q[b, h, i] @ k[b, h // group, j]) * (D**-0.5 if scale is None else scale)
                     if bias is not None:
@@ -63,6 +82,43 @@ def test_reference_equals_the_equation_by_loops(case: object) -> None:
         actual = attention(*args, **kwargs, backend="reference")
     for a, b in zip(actual, expected, strict=True):
         assert relative_error(a, b) <= TOLERANCE[torch.float64]
+
+
+LENGTHS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    lengths=LENGTHS,
+    causal=st.sampled_from([None, "upper_left", "lower_right"]),
+    window=st.sampled_from([None, (1, 2), (-1, 0), (3, -1)]),
+)
+def test_packed_sequences_equal_calls_one_by_one(
+    lengths: list[tuple[int, int]], causal: Any, window: tuple[int, int] | None
+) -> None:
+    queries, keys = ([0, *itertools.accumulate(own)] for own in zip(*lengths, strict=True))
+    q, k, v = random(2, 4, queries[-1], 4), random(2, 2, keys[-1], 4, seed=1), random(2, 2, keys[-1], 3, seed=2)
+    starts = [torch.tensor(own, dtype=torch.int32) for own in (queries, keys)]
+    packed = attention(q, k, v, causal=causal, window_size=window, cu_seqlens_q=starts[0], cu_seqlens_k=starts[1])
+    for rows, own in zip(itertools.pairwise(queries), itertools.pairwise(keys), strict=True):
+        own_k, own_v = (x[:, :, slice(*own)] for x in (k, v))
+        alone = attention(q[:, :, slice(*rows)], own_k, own_v, causal=causal, window_size=window)
+        for part, expected in zip(packed, alone, strict=True):
+            assert relative_error(part[:, :, slice(*rows)], expected) <= 1e-12
+
+
+@pytest.mark.parametrize("keys", [700, 900])
+def test_a_window_over_many_blocks_equals_a_mask(keys: int) -> None:
+    q, k, v = random(1, 2, 700, 4), random(1, 1, keys, 4, seed=1), random(1, 1, keys, 4, seed=2)
+    behind = torch.arange(keys) - torch.arange(700)[:, None] - (keys - 700)
+    bias = torch.zeros(1, 1, 700, keys, dtype=torch.float64).masked_fill_((behind < -90) | (behind > 20), -math.inf)
+    results = []
+    for arguments in ({"window_size": (90, 20)}, {"bias": bias}):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out, lse = attention(*leaves, **arguments)
+        results.append([out, lse, *torch.autograd.grad(out.sin().sum() + lse.sin().sum(), leaves)])
+    for actual, expected in zip(*results, strict=True):
+        assert relative_error(actual, expected) <= 1e-10
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -148,6 +204,16 @@ def test_zero_lse_is_not_taken_for_a_dead_row() -> None:
     assert torch.equal(out, torch.zeros(1, 1, 3, 4))
 
 
+def test_the_kernel_says_which_widths_it_holds() -> None:
+    obstacle = importlib.import_module("attn_core.ops.attention").triton_obstacle
+    q, narrow = torch.zeros(1, 1, 2, 96), torch.zeros(1, 1, 2, 64)
+    assert obstacle(q, q, [q], (), None) is None
+    assert obstacle(narrow, narrow, [q], (1, 1), None) is None
+    message = "the kernel holds head widths up to 64 in float32 with a window or sequences beside axis_bias, got 96"
+    assert obstacle(q, q, [q], (1, 1), None) == obstacle(q, q, [q], (), torch.zeros(1, 2)) == message
+    assert obstacle(q.half(), q, [q], (1, 1), None) is None
+
+
 def make(**replaced: object) -> dict[str, object]:
     return {"q": torch.zeros(2, 4, 6, 8), "k": torch.zeros(2, 2, 9, 8), "v": torch.zeros(2, 2, 9, 5), **replaced}
 
@@ -175,6 +241,25 @@ def make(**replaced: object) -> dict[str, object]:
         ({"axis_bias": [torch.zeros(2, 4, 5, 9)]}, r"axis_bias\[0\] must broadcast to B H N n"),
         ({"axis_bias": [torch.zeros(2, 4, 1, 9)]}, r"axis_bias\[0\] must have size 6 along dimension 2"),
         ({"axis_bias": [torch.zeros(4, 6, 9)]}, r"axis_bias\[0\] must have 4 dimensions"),
+        ({"window_size": (1, -2)}, "window_size must be at least -1, got window_size=-2"),
+        ({"cu_seqlens_k": torch.arange(2)}, "cu_seqlens_k must stand beside cu_seqlens_q, got cu_seqlens_q=None"),
+        ({"cu_seqlens_q": torch.zeros(2)}, "cu_seqlens_q must be one of int32, int64, got cu_seqlens_q.dtype"),
+        ({"cu_seqlens_q": torch.zeros(2, 2).int()}, r"cu_seqlens_q must have 1 dimensions \(S\+1\)"),
+        (
+            {"cu_seqlens_q": torch.tensor([], dtype=torch.int32)},
+            "cu_seqlens_q must hold at least the 0",
+        ),
+        ({"cu_seqlens_q": torch.tensor([1, 6])}, "cu_seqlens_q must begin with 0, got cu_seqlens_q=1"),
+        ({"cu_seqlens_q": torch.tensor([0, 4, 2, 6])}, "cu_seqlens_q must not decrease, got 4 followed by 2; lengths"),
+        ({"cu_seqlens_q": torch.tensor([0, 7])}, "cu_seqlens_q must end with 6 at most, the number of queries, got 7"),
+        (
+            {"cu_seqlens_q": torch.tensor([0, 6]), "cu_seqlens_k": torch.tensor([0, 4, 10])},
+            "cu_seqlens_k must end with 9 at most, the number of keys, got 10",
+        ),
+        (
+            {"cu_seqlens_q": torch.tensor([0, 6]), "cu_seqlens_k": torch.tensor([0, 4, 9])},
+            r"cu_seqlens_k must have size 2 along dimension 0 \(one more than sequences of queries\)",
+        ),
         ({"v": torch.zeros(2, 2, 9, 5, device="meta")}, r"v must be on the device of q \(cpu\), got v on meta"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attn_core import linear_scan, selective_scan
-from attn_core.testing import relative_error
+from attn_core.ops.selective_scan import triton_obstacle
+from attn_core.testing import Case, cases_of, leaves, relative_error, run
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -102,6 +103,47 @@ def test_equals_mambas_reference() -> None:
     assert relative_error(state, final) <= 2e-5
 
 
+@pytest.mark.parametrize("constant", ["B", "C", "BC"])
+def test_constant_maps_equal_maps_repeated_at_every_step(constant: str) -> None:
+    u, delta, A, *_ = operands(70, batch=2)
+    given = {name: random(4, 3, seed=7 + i) for i, name in enumerate("BC")}
+    repeated = {name: x[None, :, :, None].expand(2, -1, -1, 70) for name, x in given.items()}
+    expected = selective_scan(u, delta, A, *repeated.values())
+    mixed = [given[name] if name in constant else repeated[name] for name in "BC"]
+    for actual, want in zip(selective_scan(u, delta, A, *mixed), expected, strict=True):
+        assert relative_error(actual, want) <= 1e-12
+
+
+PAIRS = [case for case in cases_of("selective_scan") if "pairs" in case.name and "chunks" not in case.name]
+
+
+@pytest.mark.parametrize("case", PAIRS, ids=str)
+def test_complex_gradients_and_second_derivatives_are_those_of_finite_differences(case: Case) -> None:
+    args, kwargs = case.inputs(torch.float64)
+
+    def function(*_: Tensor) -> tuple[Tensor, ...]:  # gradcheck perturbs the leaves in place
+        return run(case, args, kwargs, "torch")
+
+    assert torch.autograd.gradcheck(function, leaves(args, kwargs), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, leaves(args, kwargs), fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_a_conjugate_pair_equals_a_real_oscillator(backend: str) -> None:
+    steps, rate, angle = 9, 0.3, 0.7
+    u, one = random(1, 1, steps), torch.ones(1, 1, dtype=torch.complex128)
+    A = torch.tensor([[complex(-rate, angle)]], dtype=torch.complex128)
+    out, _ = selective_scan(u, torch.ones_like(u), A, one, one, backend=backend)  # pyright: ignore[reportArgumentType]
+    weights = [2 * math.exp(-rate * t) * math.cos(angle * t) for t in range(steps)]
+    expected = [sum(weights[t - s] * float(u[0, 0, s]) for s in range(t + 1)) for t in range(steps)]
+    assert relative_error(out[0, 0], torch.tensor(expected, dtype=torch.float64)) <= 1e-12
+
+
+def test_the_kernel_refuses_complex_numbers_by_name() -> None:
+    A = torch.zeros(4, 3, dtype=torch.complex64)
+    assert triton_obstacle(A=A) == "the kernel is real, got A.dtype=torch.complex64; backend='torch' computes it"
+
+
 def make(**replaced: object) -> dict[str, object]:
     names = ("u", "delta", "A", "B", "C")
     return {**{name: x.float() for name, x in zip(names, operands(6, batch=2), strict=True)}, **replaced}
@@ -127,6 +169,10 @@ def make(**replaced: object) -> dict[str, object]:
             {"B": torch.zeros(2, 3, 3, 6), "C": torch.zeros(2, 3, 3, 6)},
             "the channels of u must be a multiple of the groups of B, got 4 and 3",
         ),
+        ({"B": torch.zeros(5, 3)}, r"B must have size 4 along dimension 0 \(the channels of u\)"),
+        ({"C": torch.zeros(4, 2)}, r"C must have size 3 along dimension 1 \(the state width of A\)"),
+        ({"C": torch.zeros(4, 3).half()}, "C must be one of float32, got C.dtype=torch.float16"),
+        ({"A": torch.zeros(4, 3, dtype=torch.complex64)}, "B must be one of complex64, got B.dtype=torch.float32"),
         ({"D": torch.zeros(5)}, r"D must have size 4 along dimension 0 \(the channels of u\)"),
         ({"z": torch.zeros(2, 4, 5)}, r"z must have size 6 along dimension 2 \(the steps of u\)"),
         ({"delta_bias": torch.zeros(4).double()}, "delta_bias must be one of float32"),

@@ -19,7 +19,6 @@ FAMILIES = [
     "test_landmark",
     "test_rcmha",
     "test_routing",
-    "test_scatterbrain",
     "test_titans_mac",
     "test_transnormer",
 ]
@@ -246,4 +245,4 @@ for folder in folders:
         "TitansForCausalLM",
         "TransNormerForCausalLM",
     ]
-    assert done.stdout.split() == ["unknown"] * 7 + names, done.stderr
+    assert done.stdout.split() == ["unknown"] * 6 + names, done.stderr

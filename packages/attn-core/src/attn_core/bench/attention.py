@@ -19,7 +19,8 @@ def cases(device: str, quick: bool) -> list[BenchCase]:
     if quick:
         sweep = [_axis_bias("length 64", 1, 2, 64, (4, 16), 8, sweep=True)]
         sweep += [_axis_bias("length 128", 1, 2, 128, (8, 16), 8, sweep=True)]
-        return [_plain(1, 2, 64), _dense_bias(1, 2, 64), _wide_value(1, 64), _grouped(1, 64), *sweep]
+        few = [_plain(1, 2, 64), _dense_bias(1, 2, 64), _wide_value(1, 64), _grouped(1, 64)]
+        return [*few, _window(1, 64, 16), _packed((5, 40, 19)), *sweep]
     on_gpu = device.startswith("cuda")
     batch = 8 if on_gpu else 1
     return [
@@ -29,6 +30,8 @@ def cases(device: str, quick: bool) -> list[BenchCase]:
         _axis_bias("Plain-DETR decoder, 1800 queries × 50×84", batch, 8, 1800, (50, 84), 32),
         _wide_value(batch, 4096),
         _grouped(batch, 2048),
+        _window(batch, 4096, 256),
+        _packed((37, 512, 90, 210, 803, 64, 300, 32) * batch),
         *(_axis_bias(f"length {n}, axis bias", 1, 4, n, (n // 32, 32), 32, sweep=True, flex=on_gpu) for n in LENGTHS),
     ]
 
@@ -190,3 +193,65 @@ def _grouped(batch: int, tokens: int) -> BenchCase:
     return _case(
         f"causal, 16 heads on 4, {tokens} tokens", inputs, lambda _: {"causal": "upper_left"}, peers, flops=flops
     )
+
+
+def _window(batch: int, tokens: int, width: int) -> BenchCase:
+    """A language model whose queries see the last ``width`` keys: Mistral's windows."""
+    heads = 8
+
+    def inputs() -> Inputs:
+        return {name: _data(batch, tokens, heads, 64) for name in "qkv"}
+
+    def seen(device: torch.device) -> Tensor:
+        behind = torch.arange(tokens, device=device) - torch.arange(tokens, device=device)[:, None]
+        return (behind <= 0) & (behind > -width)
+
+    def masked(x: Inputs) -> Call:
+        mask = seen(x["q"].device)
+        return lambda: F.scaled_dot_product_attention(*_split(x), attn_mask=mask)
+
+    def blocks(x: Inputs) -> Call:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        compiled = torch.compile(flex_attention, dynamic=False)
+        device = str(x["q"].device)
+        mask = create_block_mask(
+            lambda _b, _h, i, j: (i >= j) & (i - j < width), None, None, tokens, tokens, device=device
+        )
+        return lambda: compiled(*_split(x), block_mask=mask)  # pyright: ignore[reportReturnType]
+
+    peers = {"SDPA, dense mask": Provider(masked), "flex compiled": Provider(blocks, compiles=True)}
+    options = {"window_size": (width - 1, 0)}
+    flops = 4 * batch * heads * (tokens * width - width * (width - 1) // 2) * 64
+    return _case(f"window of {width}, {tokens} tokens", inputs, lambda _: options, peers, flops=flops)
+
+
+def _packed(lengths: tuple[int, ...]) -> BenchCase:
+    """Sequences one behind the other, causal; a peer pads them to the longest."""
+    heads, total = 8, sum(lengths)
+    starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+
+    def inputs() -> Inputs:
+        return {name: _data(1, total, heads, 64) for name in "qkv"}
+
+    def options(x: Inputs) -> dict[str, Any]:
+        return {"causal": "lower_right", "cu_seqlens_q": torch.tensor(starts, device=x["q"].device)}
+
+    def padded(x: Inputs) -> Call:
+        # Where each token stands among the padded ones, and padding at the end of each row, which causality hides.
+        place = torch.cat([i * max(lengths) + torch.arange(n) for i, n in enumerate(lengths)]).to(x["q"].device)
+
+        def call() -> Tensor:
+            rows = []
+            for name in "qkv":
+                room = x[name].new_zeros(len(lengths) * max(lengths), heads, 64)
+                row = room.index_copy(0, place, x[name][0])
+                rows.append(row.view(len(lengths), max(lengths), heads, 64).transpose(1, 2))
+            out = F.scaled_dot_product_attention(*rows, is_causal=True)
+            return out.transpose(1, 2).flatten(0, 1)[place][None].transpose(1, 2)
+
+        return call
+
+    flops = 2 * heads * sum(n * (n + 1) for n in lengths) * 64
+    name = f"packed, {len(lengths)} sequences, {total} tokens"
+    return _case(name, inputs, options, {"SDPA, padded": Provider(padded)}, flops=flops)

@@ -38,6 +38,19 @@ def _visible(i: int, queries: int, keys: int, causal: str | None) -> list[int]:
     return [j for j in range(keys) if j <= last]
 
 
+def _in_sequence(
+    i: int, starts: list[int], key_starts: list[int], causal: str | None, window: tuple[int, int]
+) -> list[int]:
+    """Keys that query i sees in its sequence, by causality and a window around the diagonal."""
+    for begin, end, first, stop in zip(starts, starts[1:], key_starts, key_starts[1:], strict=False):
+        if begin <= i < end:
+            n, m = end - begin, stop - first
+            diagonal = i - begin if causal == "upper_left" else i - begin + m - n
+            low, high = (diagonal - window[0] if window[0] >= 0 else 0), (diagonal + window[1] if window[1] >= 0 else m)
+            return [first + j for j in _visible(i - begin, n, m, causal) if low <= j <= high]
+    return []
+
+
 def _axis_row(tables: Sequence[Tensor] | None, keys: int, *place: int) -> Tensor:
     """Σ_a T_a[place, coordinate of the key along axis a], keys row-major."""
     total = torch.zeros(keys, dtype=torch.float64)
@@ -72,13 +85,19 @@ def attention(
     axis_bias: Sequence[Tensor] | None = None,
     key_mask: Tensor | None = None,
     causal: str | None = None,
+    window_size: tuple[int, int] | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse): Σ_j softmax_j(scale·q_i·k_j + biases) v_j over the keys that query i sees."""
     B, H, N, _ = q.shape
     M = k.shape[2]
+    key_starts = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+    starts = [[0, size] if x is None else x.tolist() for x, size in ((cu_seqlens_q, N), (key_starts, M))]
     outs, lses = [], []
     for b, h, i in _places(B, H, N):
-        keys = [j for j in _visible(i, N, M, causal) if key_mask is None or bool(_at(key_mask, b, j))]
+        seen = _in_sequence(i, *starts, causal, window_size or (-1, -1))
+        keys = [j for j in seen if key_mask is None or bool(_at(key_mask, b, j))]
         s = _logits(q, k, keys, (b, h, i), scale, bias) + _axis_row(axis_bias, M, b, h, i)[keys]
         out, lse = _row(s, v.double()[b, h // (H // k.shape[1])][keys])
         outs.append(out)

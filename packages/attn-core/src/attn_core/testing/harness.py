@@ -19,6 +19,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 3e-3, tor
 
 def relative_error(actual: Tensor, reference: Tensor) -> float:
     """max|actual − reference| / max(1, max|reference|) in float64; equal infinities agree, NaN is an infinite error."""
+    actual, reference = (torch.view_as_real(x) if x.is_complex() else x for x in (actual, reference))
     actual, reference = actual.detach().double(), reference.detach().double()
     if actual.shape != reference.shape:
         raise AssertionError(f"shape {tuple(actual.shape)} against {tuple(reference.shape)}")
@@ -81,7 +82,7 @@ def gradients(outputs: tuple[Tensor, ...], inputs: list[Tensor], seed: int = 1) 
     """Gradients of a random weighting of all outputs; −inf entries (lse of dead rows) weigh nothing."""
     generator = torch.Generator().manual_seed(seed)
     loss = torch.zeros((), dtype=torch.float64, device=outputs[0].device)
-    for output in outputs:
+    for output in (torch.view_as_real(x) if x.is_complex() else x for x in outputs):
         weight = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.device)
         loss = loss + (output.double() * weight).masked_fill(output == -math.inf, 0.0).sum()
     if not loss.requires_grad:
@@ -143,6 +144,8 @@ def _widened(values: list[Any]) -> list[Any]:
             return type(value)(widen(item) for item in value)
         if isinstance(value, Tensor) and value.is_floating_point():
             return value.detach().double().requires_grad_(value.requires_grad)
+        if isinstance(value, Tensor) and value.is_complex():
+            return value.detach().to(torch.complex128).requires_grad_(value.requires_grad)
         return value
 
     return [widen(value) for value in values]

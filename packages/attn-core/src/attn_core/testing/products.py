@@ -133,6 +133,8 @@ def _attention(
     scale: float | None,
     value_width: int,
     layout: str,
+    window: tuple[int, int] | None = None,
+    packed: str | None = None,
 ) -> tuple[list[Any], dict[str, Any]]:
     (queries, keys), (count, key_count) = lengths, heads
     args = [
@@ -148,7 +150,22 @@ def _attention(
         "key_mask": _mask(mask, 2, keys),
         "causal": causal,
     }
+    if window is not None:
+        kwargs["window_size"] = window
+    for name, starts in zip(("cu_seqlens_q", "cu_seqlens_k"), _sequences(packed, queries, keys), strict=False):
+        kwargs[name] = torch.tensor(starts, device=device)
     return args, kwargs
+
+
+def _sequences(kind: str | None, queries: int, keys: int) -> tuple[tuple[int, ...], ...]:
+    """Where sequences begin, for queries and for keys; nothing where they are not packed."""
+    if kind is None:
+        return ()
+    if kind == "whole":
+        return (0, queries), (0, keys)
+    if kind == "three":  # the second without a query
+        return (0, queries // 3, queries // 3, queries), (0, keys // 2, keys * 2 // 3, keys)
+    return (0, queries // 2, queries - 1), (0, 0, keys - 1)  # one without a key, tokens behind the last
 
 
 def _group_attention(
@@ -469,7 +486,15 @@ SOFTMAX: dict[str, Sequence[Any]] = {
 }
 
 BUILDERS: dict[str, tuple[Callable[..., tuple[list[Any], dict[str, Any]]], dict[str, Sequence[Any]]]] = {
-    "attention": (_attention, SOFTMAX | {"axes": (None, "one", "two", "closed", "four")}),
+    "attention": (
+        _attention,
+        SOFTMAX
+        | {
+            "axes": (None, "one", "two", "closed", "four"),
+            "window": (None, (2, 1), (0, -1), (-1, 1), (1, 0)),
+            "packed": (None, "whole", "three", "short"),
+        },
+    ),
     "group_attention": (
         _group_attention,
         SOFTMAX | {"factor": (None, "weight", "gate", "closed gate"), "groups": (3, 1, 9), "own_groups": (False, True)},

@@ -1,7 +1,7 @@
 """flash_attn 2.x and the names of 1.x: (B, S, H, D), or sequences one behind the other (total, H, D)."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,40 +11,50 @@ from attn_core import attention
 
 def _refuse(name: str, options: dict[str, Any]) -> None:
     """What attn_core's attention has not."""
-    neutral = {"window_size": [(-1, -1), (None, None)], "softcap": [0.0], "alibi_slopes": [None], "block_table": [None]}
+    neutral = {"softcap": 0.0, "alibi_slopes": None, "block_table": None, "dropout_p": 0.0}
     for option, value in options.items():
-        given = tuple(value) if isinstance(value, (list, tuple)) else value
-        if option == "dropout_p":
-            if value:
-                raise NotImplementedError(f"{name}: dropout_p is not provided by this shim, got dropout_p={value}")
-        elif not any(
-            given is allowed or (not isinstance(given, Tensor) and given == allowed) for allowed in neutral[option]
-        ):
+        if isinstance(value, Tensor) or value != neutral[option]:
             shown = "a tensor" if isinstance(value, Tensor) else value
             raise NotImplementedError(f"{name}: {option} is not provided by this shim, got {option}={shown}")
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool) -> tuple[Tensor, Tensor]:
+def _window(size: Sequence[int | None]) -> tuple[int, int]:
+    """(left, right), any negative number or None for an open side."""
+    left, right = (-1 if side is None or side < 0 else int(side) for side in size)
+    return left, right
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool, window: Sequence[int | None]
+) -> tuple[Tensor, Tensor]:
     """(B, S, H, D) → out of that layout, lse (B, H, S)."""
     mask = "lower_right" if causal else None
-    out, lse = attention(*(x.transpose(1, 2) for x in (q, k, v)), scale=scale, causal=mask)
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    out, lse = attention(*heads_first, scale=scale, causal=mask, window_size=_window(window))
     return out.transpose(1, 2), lse
 
 
-def _attend_each(
-    q: Tensor, k: Tensor, v: Tensor, starts_q: Tensor, starts_k: Tensor, scale: float | None, causal: bool
+def _attend_packed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    starts: tuple[Tensor, Tensor],
+    scale: float | None,
+    causal: Literal["upper_left", "lower_right"] | None,
+    window: Sequence[int | None] = (-1, -1),
 ) -> tuple[Tensor, Tensor]:
-    """Sequences one by one: (total, H, D) → out, lse (H, total)."""
-    ends_q, ends_k = (starts.tolist() for starts in (starts_q, starts_k))
-    outs, lses = [], []
-    for i in range(len(ends_q) - 1):
-        rows, keys = slice(ends_q[i], ends_q[i + 1]), slice(ends_k[i], ends_k[i + 1])
-        out, lse = _attend(q[None, rows], k[None, keys], v[None, keys], scale, causal)
-        outs.append(out[0])
-        lses.append(lse[0])
-    if not outs:
-        return q.new_zeros(0, q.shape[1], v.shape[2]), q.new_zeros(q.shape[1], 0)
-    return torch.cat(outs), torch.cat(lses, -1)
+    """Sequences one behind the other, (total, H, D) → out, lse (H, total)."""
+    heads_first = (x.transpose(0, 1)[None] for x in (q, k, v))
+    own, key_own = starts
+    out, lse = attention(
+        *heads_first,
+        scale=scale,
+        causal=causal,
+        window_size=_window(window),
+        cu_seqlens_q=own,
+        cu_seqlens_k=key_own,
+    )
+    return out[0].transpose(0, 1), lse[0]
 
 
 def _result(found: tuple[Tensor, Tensor], wants_probs: bool) -> Any:
@@ -59,16 +69,16 @@ def flash_attn_func(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: Sequence[int] = (-1, -1),
+    window_size: Sequence[int | None] = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Any:
     """Causality is aligned at the lower right; grouped heads are legal."""
-    options = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap, "alibi_slopes": alibi_slopes}
+    options = {"dropout_p": dropout_p, "softcap": softcap, "alibi_slopes": alibi_slopes}
     _refuse("flash_attn_func", options)
-    return _result(_attend(q, k, v, softmax_scale, causal), return_attn_probs)
+    return _result(_attend(q, k, v, softmax_scale, causal, window_size), return_attn_probs)
 
 
 def flash_attn_kvpacked_func(
@@ -77,17 +87,17 @@ def flash_attn_kvpacked_func(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: Sequence[int] = (-1, -1),
+    window_size: Sequence[int | None] = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Any:
     """kv (B, S, 2, H, D)."""
-    options = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap, "alibi_slopes": alibi_slopes}
+    options = {"dropout_p": dropout_p, "softcap": softcap, "alibi_slopes": alibi_slopes}
     _refuse("flash_attn_kvpacked_func", options)
     k, v = kv.unbind(2)
-    return _result(_attend(q, k, v, softmax_scale, causal), return_attn_probs)
+    return _result(_attend(q, k, v, softmax_scale, causal, window_size), return_attn_probs)
 
 
 def flash_attn_qkvpacked_func(
@@ -95,17 +105,17 @@ def flash_attn_qkvpacked_func(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: Sequence[int] = (-1, -1),
+    window_size: Sequence[int | None] = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Any:
     """qkv (B, S, 3, H, D)."""
-    options = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap, "alibi_slopes": alibi_slopes}
+    options = {"dropout_p": dropout_p, "softcap": softcap, "alibi_slopes": alibi_slopes}
     _refuse("flash_attn_qkvpacked_func", options)
     q, k, v = qkv.unbind(2)
-    return _result(_attend(q, k, v, softmax_scale, causal), return_attn_probs)
+    return _result(_attend(q, k, v, softmax_scale, causal, window_size), return_attn_probs)
 
 
 def flash_attn_varlen_func(
@@ -119,17 +129,19 @@ def flash_attn_varlen_func(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: Sequence[int] = (-1, -1),
+    window_size: Sequence[int | None] = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
     return_attn_probs: bool = False,
     block_table: Tensor | None = None,
 ) -> Any:
-    """One call of attention for each sequence."""
-    options: dict[str, Any] = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap}
+    """Sequences of queries and of keys one behind the other."""
+    options: dict[str, Any] = {"dropout_p": dropout_p, "softcap": softcap}
     _refuse("flash_attn_varlen_func", {**options, "alibi_slopes": alibi_slopes, "block_table": block_table})
-    return _result(_attend_each(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal), return_attn_probs)
+    mask = "lower_right" if causal else None
+    found = _attend_packed(q, k, v, (cu_seqlens_q, cu_seqlens_k), softmax_scale, mask, window_size)
+    return _result(found, return_attn_probs)
 
 
 def flash_attn_varlen_kvpacked_func(
@@ -142,17 +154,19 @@ def flash_attn_varlen_kvpacked_func(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: Sequence[int] = (-1, -1),
+    window_size: Sequence[int | None] = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Any:
     """kv (total, 2, H, D)."""
-    options = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap, "alibi_slopes": alibi_slopes}
+    options = {"dropout_p": dropout_p, "softcap": softcap, "alibi_slopes": alibi_slopes}
     _refuse("flash_attn_varlen_kvpacked_func", options)
     k, v = kv.unbind(1)
-    return _result(_attend_each(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal), return_attn_probs)
+    mask = "lower_right" if causal else None
+    found = _attend_packed(q, k, v, (cu_seqlens_q, cu_seqlens_k), softmax_scale, mask, window_size)
+    return _result(found, return_attn_probs)
 
 
 def flash_attn_varlen_qkvpacked_func(
@@ -162,17 +176,19 @@ def flash_attn_varlen_qkvpacked_func(
     dropout_p: float = 0.0,
     softmax_scale: float | None = None,
     causal: bool = False,
-    window_size: Sequence[int] = (-1, -1),
+    window_size: Sequence[int | None] = (-1, -1),
     softcap: float = 0.0,
     alibi_slopes: Tensor | None = None,
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Any:
     """qkv (total, 3, H, D)."""
-    options = {"dropout_p": dropout_p, "window_size": window_size, "softcap": softcap, "alibi_slopes": alibi_slopes}
+    options = {"dropout_p": dropout_p, "softcap": softcap, "alibi_slopes": alibi_slopes}
     _refuse("flash_attn_varlen_qkvpacked_func", options)
     q, k, v = qkv.unbind(1)
-    return _result(_attend_each(q, k, v, cu_seqlens, cu_seqlens, softmax_scale, causal), return_attn_probs)
+    mask = "lower_right" if causal else None
+    found = _attend_packed(q, k, v, (cu_seqlens, cu_seqlens), softmax_scale, mask, window_size)
+    return _result(found, return_attn_probs)
 
 
 def flash_attn_unpadded_func(
@@ -189,11 +205,11 @@ def flash_attn_unpadded_func(
     return_attn_probs: bool = False,
     deterministic: bool = False,
 ) -> Any:
-    """Of 1.x; its causality is aligned at the upper left, which is the same where lengths are equal."""
+    """Of 1.x; its causality is aligned at the upper left."""
     _refuse("flash_attn_unpadded_func", {"dropout_p": dropout_p})
-    if causal and not torch.equal(cu_seqlens_q.cpu(), cu_seqlens_k.cpu()):
-        raise NotImplementedError("flash_attn_unpadded_func: causal=True with other lengths of keys is not provided")
-    return _result(_attend_each(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, causal), return_attn_probs)
+    mask = "upper_left" if causal else None
+    found = _attend_packed(q, k, v, (cu_seqlens_q, cu_seqlens_k), softmax_scale, mask)
+    return _result(found, return_attn_probs)
 
 
 def flash_attn_unpadded_kvpacked_func(
@@ -228,7 +244,9 @@ def flash_attn_unpadded_qkvpacked_func(
     """Of 1.x; qkv (total, 3, H, D)."""
     _refuse("flash_attn_unpadded_qkvpacked_func", {"dropout_p": dropout_p})
     q, k, v = qkv.unbind(1)
-    return _result(_attend_each(q, k, v, cu_seqlens, cu_seqlens, softmax_scale, causal), return_attn_probs)
+    mask = "upper_left" if causal else None
+    found = _attend_packed(q, k, v, (cu_seqlens, cu_seqlens), softmax_scale, mask)
+    return _result(found, return_attn_probs)
 
 
 def flash_attn_with_kvcache(*_: Any, **__: Any) -> Any:

@@ -26,70 +26,29 @@ def scan(
     delta_softplus: bool,
     z: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Output in the dtype of u, and the last state (B, D, N) in that of A."""
-    if A.is_complex():
-        return _complex_scan(u, delta, A, B, C, D, delta_bias, delta_softplus, z)
+    """Output in the dtype of u, and the last state (B, D, N), complex if A is."""
     exact = torch.float64 if u.dtype == torch.float64 else torch.float32
+    state = exact.to_complex() if A.is_complex() else exact
     skip, bias = (None if x is None else x.to(exact) for x in (D, delta_bias))
-    B, C = (_grouped(x, u).to(u.dtype) for x in (B, C))
-    groups = max(B.shape[1], C.shape[1])
-    B, C = (x if x.shape[1] == groups else x.repeat_interleave(groups // x.shape[1], 1) for x in (B, C))
+    B, C = (x.to(state) if x.ndim == 2 else _of_steps(x, u, state) for x in (B, C))
+    groups = max((x.shape[1] for x in (B, C) if x.ndim == 4), default=1)
+    B, C = (x if x.ndim == 2 else x.repeat_interleave(groups // x.shape[1], 1) for x in (B, C))
     gate = None if z is None else z.to(u.dtype)
     steps = delta if delta.dtype in (u.dtype, exact) else delta.to(exact)
-    return selective_scan(u, steps, A.to(exact), B, C, skip, gate, bias, delta_softplus=bool(delta_softplus))
+    return selective_scan(u, steps, A.to(state), B, C, skip, gate, bias, delta_softplus=bool(delta_softplus))
 
 
-def _grouped(x: Tensor, u: Tensor) -> Tensor:
-    """(B, G, N, L) of (B, N, L), or of a constant (D, N), which makes a group of each channel."""
-    if x.ndim == 2:
-        return x[None, :, :, None].expand(u.shape[0], -1, -1, u.shape[2])
-    return x.unsqueeze(1) if x.ndim == 3 else x
+def _of_steps(x: Tensor, u: Tensor, state: torch.dtype) -> Tensor:
+    """B or C (B, G, N, L) of (B, N, L) or (B, G, N, L).
 
-
-def _complex_scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    z: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Step by step with all states in memory: conjugate pairs of which one is kept, so that y is twice the real part.
-
-    B and C that depend on the step hold real and imaginary parts side by side along the sequence.
+    Beside complex A they hold real and imaginary parts side by side along the sequence: (…, 2·L).
     """
-    real = torch.float64 if A.dtype == torch.complex128 else torch.float32
-    U, steps = u.to(real), delta.to(real)
-    if delta_bias is not None:
-        steps = steps + delta_bias.to(real).unsqueeze(-1)
-    if delta_softplus:
-        steps = F.softplus(steps)
-    pairs = [x if x.ndim == 2 else _paired(_grouped_pairs(x).to(real), u.shape[1]) for x in (B, C)]
-    state = A.new_zeros(u.shape[0], *A.shape)
-    outputs = []
-    for t in range(u.shape[2]):
-        b, c = (x if x.ndim == 2 else x[..., t] for x in pairs)
-        state = torch.exp(steps[:, :, t, None] * A) * state + (steps * U)[:, :, t, None] * b
-        outputs.append(2 * (state * c).sum(-1).real)
-    out = torch.stack(outputs, -1) if outputs else torch.zeros_like(U)
-    if D is not None:
-        out = out + D.to(real).unsqueeze(-1) * U
-    if z is not None:
-        out = out * F.silu(z.to(real))
-    return out.to(u.dtype), state
-
-
-def _grouped_pairs(x: Tensor) -> Tensor:
-    return x.unsqueeze(1) if x.ndim == 3 else x
-
-
-def _paired(x: Tensor, channels: int) -> Tensor:
-    """(B, G, N, 2·L) → complex (B, D, N, L)."""
-    whole = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
-    return whole.repeat_interleave(channels // whole.shape[1], 1)
+    x = x.unsqueeze(1) if x.ndim == 3 else x
+    if not state.is_complex:
+        return x.to(u.dtype)
+    if not x.is_complex():
+        x = torch.view_as_complex(x.to(state.to_real()).unflatten(-1, (-1, 2)).contiguous())
+    return x.to(state)
 
 
 def _checkpoints(last: Tensor, steps: int) -> Tensor:
@@ -257,9 +216,7 @@ def mamba_inner_fn(
 
     Shapes: xz (B, 2·D, L) → (B, L, out).
     """
-    if A.is_complex():
-        raise NotImplementedError("mamba_inner_fn: complex A is not provided by this shim; selective_scan_fn takes it")
-    rank, width = delta_proj_weight.shape[1], A.shape[1]
+    rank, width = delta_proj_weight.shape[1], A.shape[1] * (2 if A.is_complex() else 1)
     x, z = xz.chunk(2, 1)
     x = causal_conv1d_fn(x, conv1d_weight.flatten(1), conv1d_bias, activation="silu")
     projected = F.linear(x.transpose(1, 2), x_proj_weight)  # (B, L, rank + …)
@@ -269,8 +226,8 @@ def mamba_inner_fn(
     own_C = maps.pop(0) if C is None else None
     step = _normalized(step, dt_rms_weight, b_c_dt_rms_eps)
     delta = F.linear(step, delta_proj_weight).transpose(1, 2)
-    B = _map(own_B, B_proj_bias, b_rms_weight, b_c_dt_rms_eps) if own_B is not None else B
-    C = _map(own_C, C_proj_bias, c_rms_weight, b_c_dt_rms_eps) if own_C is not None else C
+    B = _map(own_B, B_proj_bias, b_rms_weight, b_c_dt_rms_eps, A.is_complex()) if own_B is not None else B
+    C = _map(own_C, C_proj_bias, c_rms_weight, b_c_dt_rms_eps, A.is_complex()) if own_C is not None else C
     assert B is not None
     assert C is not None
     y, _ = scan(x, delta, A, B, C, D, delta_bias, delta_softplus, z)
@@ -281,10 +238,14 @@ def mamba_inner_fn(
 mamba_inner_ref = mamba_inner_fn
 
 
-def _map(x: Tensor, bias: Tensor | None, weight: Tensor | None, eps: float) -> Tensor:
-    """(B, L, N) → (B, N, L)."""
+def _map(x: Tensor, bias: Tensor | None, weight: Tensor | None, eps: float, pairs: bool) -> Tensor:
+    """(B, L, N) → (B, N, L); with ``pairs`` complex, of (B, L, 2·N)."""
     x = x if bias is None else x + bias.to(x.dtype)
-    return _normalized(x, weight, eps).transpose(1, 2)
+    x = _normalized(x, weight, eps)
+    if pairs:
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        x = torch.view_as_complex(x.to(exact).unflatten(-1, (-1, 2)).contiguous())
+    return x.transpose(1, 2)
 
 
 def _normalized(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -14,6 +14,7 @@ from attn_core.kernels.registration import Grads, token_major_copy
 
 from .chunked import chunk_rows, chunked_backward, chunked_forward, row_shift, slice_rows
 from .cpu_flash import empty_result, flash_backward, flash_forward
+from .cut import cut_backward, cut_forward
 from .reference import ATTENTION, Arguments, expand_axis_bias, fake, reference
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -33,6 +34,8 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
     q, k, v = a.q, a.k, a.v
     if a.has_no_pair:
         return empty_result(q, v)
+    if a.is_cut:
+        return cut_forward(a, forward)
     if _is_bare(a):  # none of what flash_forward mends can happen
         out, lse = torch_internals.flash_cpu(q, k, v, 0.0, False, scale=a.scale)
         return token_major_copy(out), lse.contiguous()
@@ -66,6 +69,8 @@ def backward(
     needs_bias = needs[3]
     if a.has_no_pair:
         found: list[Tensor | None] = [None if x is None else torch.zeros_like(x) for x in (*a[:4], *a.axis_bias)]
+    elif a.is_cut:
+        found = cut_backward(grads, kept, a, needs, backward)
     elif needs_bias or not _fits_flash(a):
         shift = None if whole and a.q.dtype in NARROW else row_shift(grad_out, grad_lse, out, lse.dtype)
         found = chunked_backward(

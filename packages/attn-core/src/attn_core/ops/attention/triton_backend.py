@@ -24,7 +24,7 @@ from attn_core.kernels.launch import (
 )
 from attn_core.kernels.registration import Grads, empty_gradient
 
-from .reference import ATTENTION, Arguments, expand_axis_bias, fake
+from .reference import ATTENTION, Arguments, expand_axis_bias, fake, key_ranges
 from .triton_config import Pass, choose_tile
 
 LOG2E = math.log2(math.e)
@@ -75,8 +75,9 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
     dbias = None
     whole = bias is not None and bias.shape == (batch, heads, queries, keys)
     if bias is not None and need_bias:
-        # Causality skips tiles, which then must hold zeros.
-        dbias = empty_gradient(bias, False) if a.causal == "none" or not whole else torch.zeros_like(bias).contiguous()
+        # Causality and ranges skip tiles, which then must hold zeros.
+        skips = whole and (a.is_cut or a.causal != "none")
+        dbias = torch.zeros_like(bias).contiguous() if skips else empty_gradient(bias, False)
     table_buffers = problem.table_buffers(need_tables)
     if need_q or (need_bias and whole) or any(need_tables):
         tile = problem.tile("query")
@@ -107,7 +108,7 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
             batch * k.shape[1] * tiles,
             q.device,
             tile,
-            *(*problem.arguments, *incoming, scale, tiles, own_dk, own_dv),
+            *(*problem.arguments, *incoming, scale, tiles, *problem.query_ranges(), own_dk, own_dv),
             *(*(own_dk.stride()[:3] if own_dk is not None else (0, 0, 0)),),
             *(*(own_dv.stride()[:3] if own_dv is not None else (0, 0, 0)),),
             **problem.constants(tile),
@@ -135,9 +136,10 @@ class _Problem:
     """Arguments that every kernel takes, in the kernels' order."""
 
     def __init__(self, a: Arguments) -> None:
-        q, k, v, bias, key_mask, self.given, scale, causal = a
+        q, k, v, bias, key_mask, _, _, self.given, scale, causal, _ = a
         self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
-        self.bias, self.causal = bias, causal
+        self.bias, self.causal = bias, causal != "none" and not a.is_cut
+        self.ranges = key_ranges(a) if a.is_cut else None
         # The kernels know three axes: all before the last two become one table, their outer sum.
         self.tables = [unit_stride(table) for table in self.given]
         if len(self.tables) > 3:
@@ -176,10 +178,22 @@ class _Problem:
             second.shape[3] if second is not None else 1,
             scale * LOG2E,
             keys - q.shape[2] if causal == "lower_right" else 0,
+            *_with_stride(self.ranges),
         )
 
+    def query_ranges(self) -> tuple[Any, ...]:
+        """First query, and one behind the last, that may see each key (1|B, M), and their stride; the kernel's LOW."""
+        if self.ranges is None:
+            return None, None, 0
+        first, end = (bound.contiguous() for bound in self.ranges)
+        j = torch.arange(self.k.shape[2], device=first.device).expand(first.shape[0], -1).contiguous()
+        return _with_stride((torch.searchsorted(end, j, right=True), torch.searchsorted(first, j, right=True)))
+
     def tile(self, kernel: Pass) -> Tile:
-        load = ("plain", "bias", "both")[(self.bias is not None) + bool(self.tables)]
+        dense, ranged = self.bias is not None, self.ranges is not None
+        # Ranges take as many registers as one kind of bias, and more beside a dense one or in float32.
+        most = ranged and (dense or self.q.dtype == torch.float32)
+        load = "ranged" if most else ("plain", "bias", "both")[dense + bool(self.tables) + ranged]
         width = max(self.block_d, self.block_dv)
         return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device), load)
 
@@ -216,12 +230,13 @@ class _Problem:
             "BN": tile.columns,
             "BX": self.cells_per_tile(tile),
             "AXES": len(self.tables),
-            "CAUSAL": self.causal != "none",
+            "CAUSAL": self.causal,
             **product_options(self.q.dtype),
         }
 
     def masking(self, tile: Tile) -> dict[str, Any]:
-        return {"EVEN": self.key_tiles(tile) * tile.columns == self.k.shape[2]}
+        """Whether every tile holds keys alone that all queries may see, unless causality hides some."""
+        return {"EVEN": self.ranges is None and self.key_tiles(tile) * tile.columns == self.k.shape[2]}
 
     def table_buffers(self, needs: Sequence[bool]) -> list[Tensor | None]:
         """Where the query pass leaves the gradient of each table of ``self.tables``, for every batch and head."""
@@ -252,6 +267,14 @@ class _Problem:
         return [*parts, *buffers[1:]]
 
 
+def _with_stride(ranges: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
+    """Both bounds for a kernel, and their stride from one image to the next: 0 where they are the same for all."""
+    if ranges is None:
+        return None, None, 0
+    low, high = (bound.to(torch.int32).contiguous() for bound in ranges)
+    return low, high, 0 if low.shape[0] == 1 else low.stride(0)
+
+
 attention = ATTENTION.register("triton", forward, backward)
 
 
@@ -263,6 +286,9 @@ AOT_FORMS: dict[str, dict[str, Any]] = {
     "axes 50×84": {"axes": (50, 84)},
     "axes 16³": {"axes": (16, 16, 16), "queries": 4096},
     "bias axes 14×14": {"axes": (14, 14), "bias": (1, 8, 196, 196), "queries": 196},
+    "packed": {"key_heads": 2, "causal": "lower_right", "sequences": 12},
+    "window, mask, bias": {"window": (512, 0), "masked": True, "bias": (1, 8, 1024, 4096)},
+    "window axes 50×84": {"axes": (50, 84), "window": (512, 512)},
 }
 
 
@@ -276,8 +302,13 @@ def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
         *((torch.float32, 64, form) for form in ("causal gqa", "bias over batch", "bias axes 14×14")),
         *((torch.float32, 128, form) for form in ("causal gqa", "bias over batch", "bias axes 14×14")),
         (torch.float16, 40, "bias axes 14×14"),
+        *((torch.bfloat16, width, form) for width in (32, 128, 256) for form in ("packed", "window, mask, bias")),
+        *((torch.bfloat16, width, "window axes 50×84") for width in (64, 128, 256)),
+        (torch.float32, 64, "packed"),
+        (torch.float32, 128, "packed"),
+        (torch.float32, 64, "window axes 50×84"),
     ]
-    few = [(torch.bfloat16, 64, "plain"), (torch.bfloat16, 32, "axes 50×84")]
+    few = [(torch.bfloat16, 64, "plain"), (torch.bfloat16, 32, "axes 50×84"), (torch.bfloat16, 64, "packed")]
     for dtype, width, form in few if quick else few + usual:
         label = f"{str(dtype).removeprefix('torch.')} {width} {form}"
         yield label, functools.partial(_aot_run, dtype, width, **AOT_FORMS[form])
@@ -293,6 +324,8 @@ def _aot_run(
     axes: tuple[int, ...] = (),
     masked: bool = False,
     causal: str = "none",
+    sequences: int = 0,
+    window: tuple[int, ...] = (),
 ) -> None:
     keys = math.prod(axes) if axes else keys
     batch, heads = 2, 8
@@ -302,15 +335,19 @@ def _aot_run(
 
     q = meta(batch, queries, heads, width).transpose(1, 2)
     k, v = (meta(batch, keys, key_heads, width).transpose(1, 2) for _ in range(2))
+    starts = torch.empty(1, sequences + 1, dtype=torch.int32, device="meta") if sequences else None
     a = Arguments(
         q,
         k,
         v,
         meta(*bias) if bias else None,
         torch.empty(batch, keys, dtype=torch.bool, device="meta") if masked else None,
+        starts,
+        starts,
         [meta(batch, heads, queries, size) for size in axes],
         width**-0.5,
         causal,
+        window,
     )
     out, lse = forward(a)
     needs = [True, True, True, bias is not None, *[True] * len(axes)]

@@ -12,12 +12,12 @@ import triton.language as tl
 
 from attn_core.kernels.tiles import accumulate, load_lse, load_rows, product, store_rows
 
-from .triton_forward import causal_end, row_bias, tile_logits
+from .triton_forward import causal_end, load_bound, row_bias, tile_logits
 
 
 @triton.jit
 def score_gradient(
-    q, do, lse, delta, K, V, BIAS, MASK, DBIAS, axis,
+    q, do, lse, delta, K, V, BIAS, MASK, first_j, end_j, DBIAS, axis,
     i0, ii, inside_i, j0, jj, inside_j,
     k_n, v_n, bias_n, bias_m, mask_m, M, scale2, causal_offset,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -29,6 +29,7 @@ def score_gradient(
     s = tile_logits(
         product(q, tl.trans(k), UPCAST, PRECISION), scale2, axis,
         BIAS + first * bias_m if BIAS is not None else None, MASK + first * mask_m if MASK is not None else None,
+        first_j[:, None] if first_j is not None else None, end_j[:, None] if end_j is not None else None,
         i0, ii[:, None], j0, jj[None, :], inside_i[:, None], inside_j[None, :],
         bias_n, bias_m, mask_m, causal_offset, CAUSAL, MASKED,
     )  # fmt: skip
@@ -46,7 +47,7 @@ def query_kernel(
     Q, K, V, BIAS, MASK, TX, TA, TB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_n, bias_m, mask_b, mask_m,
     tx_b, tx_h, tx_n, ta_b, ta_h, ta_n, tb_b, tb_h, tb_n,
-    H, GROUP, N, M, W, ROWS, NB, scale2, causal_offset,
+    H, GROUP, N, M, W, ROWS, NB, scale2, causal_offset, FIRST, END, range_b,
     DO, LSE, DELTA, do_b, do_h, do_n, scale, NA,
     DQ, DBIAS, DTX, DTA, DTB, dq_b, dq_h, dq_n,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -85,11 +86,22 @@ def query_kernel(
         DBIAS += rows * M
 
     dq = tl.zeros([BM, BLOCK_D], tl.float32)
-    end = causal_end(i0, M, causal_offset, BM, CAUSAL)
+    if FIRST is not None:
+        FIRST += b * range_b + first
+        END += b * range_b + first
+    first_j = load_bound(FIRST, ii, inside_i, M)
+    end_j = load_bound(END, ii, inside_i, 0)
+    if FIRST is not None:
+        start = tl.min(first_j, 0)
+        end = tl.max(end_j, 0)
+    else:
+        start = 0
+        end = causal_end(i0, M, causal_offset, BM, CAUSAL)
     if AXES == 0:
-        for j0 in range(0, end, BN):
+        for j0 in range(start // BN * BN, end, BN):
             ds, k = score_gradient(
-                q, do, lse, delta, K, V, BIAS, MASK, DBIAS, None, i0, ii, inside_i, j0, c, j0 + c < M,
+                q, do, lse, delta, K, V, BIAS, MASK, first_j, end_j, DBIAS, None,
+                i0, ii, inside_i, j0, c, j0 + c < M,
                 k_n, v_n, bias_n, bias_m, mask_m, M, scale2, causal_offset,
                 D, DV, BLOCK_D, BLOCK_DV, CAUSAL, CAUSAL or not EVEN, UPCAST, PRECISION,
             )  # fmt: skip
@@ -108,12 +120,12 @@ def query_kernel(
             x = x0 + c % BX
             tx = tl.load(TX + (ii[:, None] * tx_n + x[None, :]), mask=inside_i[:, None] & (x < W)[None, :], other=0.0)
             dtx = tl.zeros([BM, BN], tl.float32)
-            for r0 in range(0, tl.cdiv(end, W), RB):
+            for r0 in range(start // W // RB * RB, tl.cdiv(end, W), RB):
                 axis = tx.to(tl.float32)
                 if AXES > 1:
                     axis += row_bias(TA, TB, ii[:, None], r0 + row, inside_i[:, None], ta_n, tb_n, ROWS, NB, AXES)
                 ds, k = score_gradient(
-                    q, do, lse, delta, K, V, BIAS, MASK, DBIAS, axis,
+                    q, do, lse, delta, K, V, BIAS, MASK, first_j, end_j, DBIAS, axis,
                     i0, ii, inside_i, r0 * W + x0, jj, (x < W) & (r0 + down < ROWS),
                     k_n, v_n, bias_n, bias_m, mask_m, M, scale2, causal_offset,
                     D, DV, BLOCK_D, BLOCK_DV, CAUSAL, CAUSAL or not EVEN, UPCAST, PRECISION,
@@ -190,9 +202,9 @@ def axis_tile(
 
 @triton.jit
 def take_queries(
-    k, v, dk, dv, Q, DO, LSE, DELTA, BIAS, MASK, TX, TA, TB,
+    k, v, dk, dv, Q, DO, LSE, DELTA, BIAS, MASK, TX, TA, TB, FIRST, END,
     i0, ii, j0, jj, inside_j, x, row,
-    q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, ROWS, NB, scale2, causal_offset,
+    q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, M, ROWS, NB, scale2, causal_offset,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     AXES: tl.constexpr, CAUSAL: tl.constexpr, WANT_K: tl.constexpr, WANT_V: tl.constexpr,
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
@@ -208,10 +220,13 @@ def take_queries(
         TB + first * tb_n if TB is not None else None,
         ii[None, :], inside_i[None, :], x[:, None], row, inside_j[:, None], tx_n, ta_n, tb_n, ROWS, NB, AXES,
     )  # fmt: skip
+    first_j = load_bound(FIRST + i0 if FIRST is not None else None, ii, inside_i, M)
+    end_j = load_bound(END + i0 if END is not None else None, ii, inside_i, 0)
     # Keys outside need no mask here: each has its own row of dK and dV, and these rows are not stored.
     s = tile_logits(
         product(k, tl.trans(q), UPCAST, PRECISION), scale2, axis,
         BIAS + first * bias_n if BIAS is not None else None, MASK,
+        first_j[None, :] if first_j is not None else None, end_j[None, :] if end_j is not None else None,
         i0, ii[None, :], j0, jj[:, None], inside_i[None, :], inside_j[:, None],
         bias_n, bias_m, mask_m, causal_offset, CAUSAL, CAUSAL,
     )  # fmt: skip
@@ -231,8 +246,8 @@ def key_kernel(
     Q, K, V, BIAS, MASK, TX, TA, TB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_n, bias_m, mask_b, mask_m,
     tx_b, tx_h, tx_n, ta_b, ta_h, ta_n, tb_b, tb_h, tb_n,
-    H, GROUP, N, M, W, ROWS, NB, scale2, causal_offset,
-    DO, LSE, DELTA, do_b, do_h, do_n, scale, tiles,
+    H, GROUP, N, M, W, ROWS, NB, scale2, causal_offset, FIRST, END, range_b,
+    DO, LSE, DELTA, do_b, do_h, do_n, scale, tiles, LOW, HIGH, low_b,
     DK, DVAL, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BX: tl.constexpr,
@@ -269,7 +284,16 @@ def key_kernel(
     # A loop cannot carry None.
     dk = tl.zeros([BN, BLOCK_D] if WANT_K else [1, 1], tl.float32)
     dv = tl.zeros([BN, BLOCK_DV] if WANT_V else [1, 1], tl.float32)
-    start = tl.maximum(0, j0 - causal_offset) // BM * BM if CAUSAL else 0
+    if (
+        LOW is not None
+    ):  # the queries that may see a key of the tile: those of its first and its last key, as both go up
+        start = tl.min(tl.load(LOW + b * low_b + j0 + jj, mask=inside_j, other=N), 0) // BM * BM
+        end = tl.max(tl.load(HIGH + b * low_b + j0 + jj, mask=inside_j, other=0), 0)
+        FIRST += b * range_b
+        END += b * range_b
+    else:
+        start = tl.maximum(0, j0 - causal_offset) // BM * BM if CAUSAL else 0
+        end = N
     for g in range(GROUP):
         h = hk * GROUP + g
         rows = (b * H + h) * N
@@ -279,11 +303,11 @@ def key_kernel(
         TXh = TX + (b * tx_b + h * tx_h) if AXES > 0 else None
         TAh = TA + (b * ta_b + h * ta_h) if AXES > 1 else None
         TBh = TB + (b * tb_b + h * tb_h) if AXES > 2 else None
-        for i0 in range(start, N, BM):
+        for i0 in range(start, end, BM):
             dk, dv = take_queries(
-                k, v, dk, dv, Qh, DOh, LSE + rows, DELTA + rows, BIASh, MASK, TXh, TAh, TBh,
+                k, v, dk, dv, Qh, DOh, LSE + rows, DELTA + rows, BIASh, MASK, TXh, TAh, TBh, FIRST, END,
                 i0, ii, j0, jj, inside_j, x, row,
-                q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, ROWS, NB, scale2, causal_offset,
+                q_n, do_n, bias_n, bias_m, mask_m, tx_n, ta_n, tb_n, N, M, ROWS, NB, scale2, causal_offset,
                 D, DV, BLOCK_D, BLOCK_DV, AXES, CAUSAL, WANT_K, WANT_V, UPCAST, PRECISION,
             )  # fmt: skip
     if WANT_K:
@@ -297,7 +321,7 @@ def bias_kernel(
     Q, K, V, BIAS, MASK, TX, TA, TB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_n, bias_m, mask_b, mask_m,
     tx_b, tx_h, tx_n, ta_b, ta_h, ta_n, tb_b, tb_h, tb_n,
-    H, GROUP, N, M, W, ROWS, NB, scale2, causal_offset,
+    H, GROUP, N, M, W, ROWS, NB, scale2, causal_offset, FIRST, END, range_b,
     DO, LSE, DELTA, do_b, do_h, do_n,
     own_h, own_i, own_j, sum_b, sum_h, sum_i, sum_j,
     DBIAS,
@@ -344,13 +368,15 @@ def bias_kernel(
             TB + (b * tb_b + h * tb_h + first * tb_n) if AXES > 2 else None,
             ii[:, None], inside_i[:, None], x[None, :], row, inside_j[None, :], tx_n, ta_n, tb_n, ROWS, NB, AXES,
         )  # fmt: skip
+        first_j = load_bound(FIRST + b * range_b + i0 if FIRST is not None else None, ii, inside_i, M)
+        end_j = load_bound(END + b * range_b + i0 if END is not None else None, ii, inside_i, 0)
         ds, _ = score_gradient(
             load_rows(Q + (b * q_b + h * q_h + first * q_n), ii, q_n, inside_i, D, BLOCK_D, True),
             load_rows(DO + (b * do_b + h * do_h + first * do_n), ii, do_n, inside_i, DV, BLOCK_DV, True),
             load_lse(LSE + rows + ii, inside_i), tl.load(DELTA + rows + ii, mask=inside_i, other=0.0),
             K + (b * k_b + h // GROUP * k_h), V + (b * v_b + h // GROUP * v_h),
             BIAS + (b * bias_b + h * bias_h + first * bias_n), MASK + b * mask_b if MASK is not None else None,
-            None, axis, i0, ii, inside_i, j0, jj, inside_j,
+            first_j, end_j, None, axis, i0, ii, inside_i, j0, jj, inside_j,
             k_n, v_n, bias_n, bias_m, mask_m, M, scale2, causal_offset,
             D, DV, BLOCK_D, BLOCK_DV, CAUSAL, True, UPCAST, PRECISION,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from attn_core.kernels.launch import OLDER, Tile, at_width, for_small_memory
 
 Pass = Literal["forward", "query", "key", "bias"]
 
-Load = Literal["plain", "bias", "both"]
+Load = Literal["plain", "bias", "both", "ranged"]
 
 # (kernel, what is added to the scores) → width bucket → tiles for sm_80 and for sm_90 on: rows, columns, warps, stages.
 TILES_16_BIT: dict[tuple[Pass, Load], dict[int, tuple[Tile, Tile]]] = {
@@ -27,6 +27,10 @@ TILES_16_BIT: dict[tuple[Pass, Load], dict[int, tuple[Tile, Tile]]] = {
         128: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
         256: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
+    ("forward", "ranged"): {
+        128: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+        256: (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    },
     ("query", "plain"): {
         64: (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
         128: (Tile(64, 64, 8, 2), Tile(64, 64, 4, 2)),
@@ -42,6 +46,10 @@ TILES_16_BIT: dict[tuple[Pass, Load], dict[int, tuple[Tile, Tile]]] = {
         128: (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
         256: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
+    ("query", "ranged"): {
+        64: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+        256: (Tile(32, 32, 4, 2), Tile(32, 32, 4, 2)),
+    },
     ("key", "plain"): {
         64: (Tile(64, 64, 8, 2), Tile(64, 128, 8, 2)),
         128: (Tile(32, 64, 8, 2), Tile(32, 64, 8, 2)),
@@ -56,6 +64,10 @@ TILES_16_BIT: dict[tuple[Pass, Load], dict[int, tuple[Tile, Tile]]] = {
         128: (Tile(32, 64, 8, 2), Tile(32, 64, 8, 2)),
         256: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     },
+    ("key", "ranged"): {
+        128: (Tile(32, 64, 8, 2), Tile(32, 64, 8, 2)),
+        256: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+    },
     ("bias", "bias"): {
         64: (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
         256: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 1)),
@@ -64,20 +76,28 @@ TILES_16_BIT: dict[tuple[Pass, Load], dict[int, tuple[Tile, Tile]]] = {
         128: (Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
         256: (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
+    ("bias", "ranged"): {
+        128: (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        256: (Tile(32, 16, 8, 1), Tile(32, 16, 8, 1)),
+    },
 }
 # float32 is multiplied without tensor cores: small tiles, the same for every architecture.
 TILES_FLOAT32: dict[tuple[Pass, Load], dict[int, Tile]] = {
     ("forward", "plain"): {64: Tile(32, 32, 4, 2), 128: Tile(16, 16, 4, 1)},
     ("forward", "bias"): {64: Tile(32, 32, 4, 2), 128: Tile(16, 16, 4, 1)},
     ("forward", "both"): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 1)},
+    ("forward", "ranged"): {64: Tile(16, 32, 4, 1), 128: Tile(16, 16, 4, 1)},
     ("query", "plain"): {64: Tile(32, 32, 8, 2), 128: Tile(32, 32, 8, 2)},
     ("query", "bias"): {64: Tile(32, 32, 8, 2), 128: Tile(32, 32, 8, 2)},
     ("query", "both"): {64: Tile(32, 32, 8, 1), 128: Tile(32, 32, 8, 2)},
+    ("query", "ranged"): {64: Tile(16, 32, 4, 1), 128: Tile(32, 32, 8, 2)},
     ("key", "plain"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
     ("key", "bias"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
     ("key", "both"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
+    ("key", "ranged"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 32, 8, 1)},
     ("bias", "bias"): {64: Tile(32, 32, 8, 2), 128: Tile(16, 16, 8, 1)},
     ("bias", "both"): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 2)},
+    ("bias", "ranged"): {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 8, 2)},
 }
 
 
@@ -86,7 +106,8 @@ def choose_tile(kernel: Pass, width: int, dtype: torch.dtype, arch: str, load: L
 
     Args:
         width: the larger padded head width, 16…256.
-        load: whether dense or axis bias is added, or both; biases live in registers and need smaller tiles.
+        load: whether dense or axis bias is added, or both, or keys come in ranges beside them; all of them live in
+            registers and need smaller tiles.
     """
     if arch == "interpreter":
         return Tile(16, 32, 4, 1)

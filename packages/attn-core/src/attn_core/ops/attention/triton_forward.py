@@ -8,6 +8,9 @@ the loop goes down the rows, and no key needs a division to find its coordinates
 
     column c of a tile  →  row r0 + c // BX, cell x0 + c % BX, key (r0 + c // BX)·W + x0 + c % BX
 
+Where FIRST and END are given (packed sequences, windows), query i sees keys FIRST[i] … END[i] − 1 and no others; both
+go one way, so a tile of queries walks the keys from its first FIRST to its last END. Causality is then in them.
+
 TX is the table of the last axis (W entries per query); TA holds one entry per grid row, or with three axes one per
 ``row // NB``, and TB one per ``row % NB``.
 """
@@ -21,7 +24,7 @@ from attn_core.kernels.tiles import LOG2E, accumulate, finish, load_rows, produc
 @triton.jit
 def tile_logits(
     s, scale2, axis,
-    BIAS, MASK, i0, ii, j0, jj, inside_i, inside_j,
+    BIAS, MASK, first_j, end_j, i0, ii, j0, jj, inside_i, inside_j,
     bias_n, bias_m, mask_m, causal_offset,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -41,7 +44,19 @@ def tile_logits(
         s = tl.where(inside_j, s, float("-inf"))
     if CAUSAL and MASKED:
         s = tl.where(j0 + jj <= i0 + ii + causal_offset, s, float("-inf"))
+    if first_j is not None:
+        s = tl.where((first_j <= j0 + jj) & (j0 + jj < end_j), s, float("-inf"))
     return s
+
+
+@triton.jit
+def load_bound(BOUND, ii, inside_i, outside):
+    """A bound of the keys of each query of a tile, ``outside`` for queries outside; None without bounds."""
+    if BOUND is not None:
+        bound = tl.load(BOUND + ii, mask=inside_i, other=outside)
+    else:
+        bound = None
+    return bound
 
 
 @triton.jit
@@ -60,7 +75,7 @@ def row_bias(
 
 @triton.jit
 def attend(
-    q, acc, m, total, K, V, BIAS, MASK, axis,
+    q, acc, m, total, K, V, BIAS, MASK, first_j, end_j, axis,
     i0, ii, inside_i, j0, jj, inside_j,
     k_n, v_n, bias_n, bias_m, mask_m, scale2, causal_offset,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
@@ -72,6 +87,7 @@ def attend(
     s = tile_logits(
         product(q, tl.trans(k), UPCAST, PRECISION), scale2, axis,
         BIAS + first * bias_m if BIAS is not None else None, MASK + first * mask_m if MASK is not None else None,
+        first_j[:, None] if first_j is not None else None, end_j[:, None] if end_j is not None else None,
         i0, ii[:, None], j0, jj[None, :], inside_i[:, None], inside_j[None, :],
         bias_n, bias_m, mask_m, causal_offset, CAUSAL, MASKED,
     )  # fmt: skip
@@ -104,7 +120,7 @@ def forward_kernel(
     Q, K, V, BIAS, MASK, TX, TA, TB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_n, bias_m, mask_b, mask_m,
     tx_b, tx_h, tx_n, ta_b, ta_h, ta_n, tb_b, tb_h, tb_n,
-    H, GROUP, N, M, W, ROWS, NB, scale2, causal_offset,
+    H, GROUP, N, M, W, ROWS, NB, scale2, causal_offset, FIRST, END, range_b,
     OUT, LSE, o_b, o_h, o_n,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BX: tl.constexpr,
@@ -135,19 +151,36 @@ def forward_kernel(
     m = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BLOCK_DV], tl.float32)
-    end = causal_end(i0, M, causal_offset, BM, CAUSAL)
-    if AXES == 0:
+    if FIRST is not None:
+        FIRST += b * range_b + first
+        END += b * range_b + first
+    first_j = load_bound(FIRST, ii, inside_i, M)
+    end_j = load_bound(END, ii, inside_i, 0)
+    if FIRST is not None:
+        start = tl.min(first_j, 0)
+        end = tl.max(end_j, 0)
+    else:
+        start = 0
+        end = causal_end(i0, M, causal_offset, BM, CAUSAL)
+    if AXES == 0 and FIRST is not None:
+        for j0 in range(start // BN * BN, end, BN):
+            acc, m, total = attend(
+                q, acc, m, total, K, V, BIAS, MASK, first_j, end_j, None, i0, ii, inside_i, j0, c, j0 + c < M,
+                k_n, v_n, bias_n, bias_m, mask_m, scale2, causal_offset,
+                D, DV, BLOCK_D, BLOCK_DV, CAUSAL, True, UPCAST, PRECISION,
+            )  # fmt: skip
+    elif AXES == 0:
         unmasked = unmasked_end(end, i0, causal_offset, BN, CAUSAL)
         for j0 in range(0, unmasked, BN):
             acc, m, total = attend(
-                q, acc, m, total, K, V, BIAS, MASK, None, i0, ii, inside_i, j0, c, j0 + c < M,
+                q, acc, m, total, K, V, BIAS, MASK, None, None, None, i0, ii, inside_i, j0, c, j0 + c < M,
                 k_n, v_n, bias_n, bias_m, mask_m, scale2, causal_offset,
                 D, DV, BLOCK_D, BLOCK_DV, CAUSAL, False, UPCAST, PRECISION,
             )  # fmt: skip
         if CAUSAL or not EVEN:
             for j0 in range(unmasked, end, BN):
                 acc, m, total = attend(
-                    q, acc, m, total, K, V, BIAS, MASK, None, i0, ii, inside_i, j0, c, j0 + c < M,
+                    q, acc, m, total, K, V, BIAS, MASK, None, None, None, i0, ii, inside_i, j0, c, j0 + c < M,
                     k_n, v_n, bias_n, bias_m, mask_m, scale2, causal_offset,
                     D, DV, BLOCK_D, BLOCK_DV, CAUSAL, True, UPCAST, PRECISION,
                 )  # fmt: skip
@@ -165,12 +198,12 @@ def forward_kernel(
         for x0 in range(0, W, BX):
             x = x0 + c % BX
             tx = tl.load(TX + (ii[:, None] * tx_n + x[None, :]), mask=inside_i[:, None] & (x < W)[None, :], other=0.0)
-            for r0 in range(0, tl.cdiv(end, W), RB):
+            for r0 in range(start // W // RB * RB, tl.cdiv(end, W), RB):
                 axis = tx.to(tl.float32)
                 if AXES > 1:
                     axis += row_bias(TA, TB, ii[:, None], r0 + row, inside_i[:, None], ta_n, tb_n, ROWS, NB, AXES)
                 acc, m, total = attend(
-                    q, acc, m, total, K, V, BIAS, MASK, axis,
+                    q, acc, m, total, K, V, BIAS, MASK, first_j, end_j, axis,
                     i0, ii, inside_i, r0 * W + x0, jj, (x < W) & (r0 + down < ROWS),
                     k_n, v_n, bias_n, bias_m, mask_m, scale2, causal_offset,
                     D, DV, BLOCK_D, BLOCK_DV, CAUSAL, CAUSAL or not EVEN, UPCAST, PRECISION,

@@ -125,4 +125,4 @@ def _of_images(a: Arguments, mask: _Mask) -> DenseArguments:
     q, k, v = a.q, a.k, a.v
     if mask.images != slice(0, len(q)):
         q, k, v = (x[mask.images] for x in (q, k, v))
-    return DenseArguments(q, k, v, mask.bias, None, [], a.scale, "none")
+    return DenseArguments(q, k, v, mask.bias, None, None, None, [], a.scale, "none", ())

@@ -53,7 +53,9 @@ def forward(a: Arguments) -> tuple[Tensor, Tensor]:
         qc, kc, vc, _ = gather(plan, chunk, Q, K, V, a.kv_weight)
         bias, tables, factor = _score_terms(plan, chunk, a)
         if factor is None and not _is_small(kc):
-            out_c, lse_c = dense.forward(DenseArguments(qc, kc, vc, bias, None, tables, a.scale, "none"))
+            out_c, lse_c = dense.forward(
+                DenseArguments(qc, kc, vc, bias, None, None, None, tables, a.scale, "none", ())
+            )
         else:
             terms = [] if bias is None else [bias]
             out_c, lse_c = chunked_forward(qc, kc, vc, terms, tables, a.scale, factor=factor)
@@ -109,7 +111,7 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
             )
         elif factor is None and not _is_small(kc):
             # The fused kernel computes δ by itself: an output of zeros leaves it to the gradient of lse.
-            dense_a = DenseArguments(qc, kc, vc, bias, None, tables, scale, "none")
+            dense_a = DenseArguments(qc, kc, vc, bias, None, None, None, tables, scale, "none", ())
             wanted = [True, True, True, False, *(True for _ in tables)]
             zeros = torch.zeros_like(dO_c)
             found = dense.backward((dO_c, -shift_c), (zeros, L_c), dense_a, wanted, whole=False)

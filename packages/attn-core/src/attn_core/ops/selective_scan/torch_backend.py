@@ -12,7 +12,7 @@ from torch import Tensor
 from attn_core.kernels.registration import Grads
 from attn_core.ops.linear_scan.recurrence import is_short, next_gates, scan, solve_last
 
-from .reference import Arguments, accumulation, definition, fake, reference
+from .reference import Arguments, definition, fake, of_pairs, reference
 
 CHUNK = 64
 # Numbers in one array of a chunk: images are taken together until they fill it.
@@ -41,21 +41,21 @@ def forward(x: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 def _short_forward(x: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """The same for few steps, one chunk, in few calls: everything (B, C, N, T)."""
-    dtype = accumulation(x.u)
-    u, delta, A, B, C = (t if t.dtype == dtype else t.to(dtype) for t in x[:5])
+    dtype, state = x.real, x.state
+    u, delta = (t if t.dtype == dtype else t.to(dtype) for t in x[:2])
+    A, B, C = (t if t.dtype == state else t.to(state) for t in x[2:5])
     if x.delta_bias is not None:
         delta = delta + x.delta_bias.unsqueeze(-1)
     if x.delta_softplus:
         delta = F.softplus(delta)
-    if B.shape[1] > 1:
-        B, C = (t.repeat_interleave(u.shape[1] // t.shape[1], 1) for t in (B, C))
+    B, C = (m.repeat_interleave(u.shape[1] // m.shape[1], 1) if 1 < m.shape[1] < u.shape[1] else m for m in (B, C))
     start = x.initial_state
     a = torch.mul(delta.unsqueeze(2), A.unsqueeze(-1)).exp_()
     h = (delta * u).unsqueeze(2) * B
     h = solve_last(a.unsqueeze(-1), h.unsqueeze(-1), None if start is None else start.unsqueeze(-1), x.reverse)
     h = h.squeeze(-1)
     last = h.select(-1, 0 if x.reverse else -1).clone(memory_format=torch.contiguous_format)
-    y = h.mul_(C).sum(2)
+    y = of_pairs(h.mul_(C).sum(2))
     if x.D is not None:
         y = torch.addcmul(y, u, x.D.unsqueeze(-1))
     if x.z is not None:
@@ -68,18 +68,19 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequen
     """Chunk by chunk against the walk: recompute the states h, then scan their gradient g.
 
     g_t = C_t dy_t + a_{t+1} g_{t+1} with a = exp(ΔA). w_t = a_t g_t h_{t−1} is the gradient of log a_t = Δ_t A; so
-    dA = Σ w Δ;  dΔ = Σ_N w A + u (g·B);  du = Δ (g·B) + D dy;  dB = Σ_C g Δ u;  dC = Σ_C dy h.
+    dA = Σ w Δ;  dΔ = Σ_N w A + u (g·B);  du = Δ (g·B) + D dy;  dB = Σ_C g Δ u;  dC = Σ_C dy h. If A is complex, what
+    stands beside g or dy is conjugate, dy counts twice, and sums that belong to real operands are real parts.
     """
     (grad_out, grad_state), (starts,) = grads, kept
     assert grad_out is not None
-    u, delta, A, B, C, _, z = x[:7]
-    dtype = starts.dtype
-    du, d_delta, dB, dC = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, delta, B, C))
+    u, delta, A, _, _, _, z = x[:7]
+    du, d_delta = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, delta))
+    dB, dC = MapGradient(x, x.B), MapGradient(x, x.C)
     dz = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
     batch, channels, _ = u.shape
     shape = (batch, channels, A.shape[-1])
-    dA, d_initial = (torch.zeros(shape, dtype=dtype, device=u.device) for _ in range(2))
-    dD, d_bias = (torch.zeros(shape[:2], dtype=dtype, device=u.device) for _ in range(2))
+    dA, d_initial = (torch.zeros(shape, dtype=x.state, device=u.device) for _ in range(2))
+    dD, d_bias = (torch.zeros(shape[:2], dtype=x.real, device=u.device) for _ in range(2))
     for images in spans(*shape):
         inputs = Span(images, x)
         arriving = start_of(grad_state, images, d_initial)
@@ -92,24 +93,22 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequen
                 slope = gate * (1 + part.z * (1 - gate))
                 dz[images, :, steps] = (dy * part.read() * slope).transpose(1, 2)
                 dy = dy * (part.z * gate)
-            groups, per_group = part.B.shape[2], channels // part.B.shape[2]
-            split = (groups, per_group)
-            by_group = dy.unflatten(2, split).unsqueeze(-1)
-            dC[images, :, :, steps] = (part.h.unflatten(2, split) * by_group).sum(3).permute(0, 2, 3, 1)
-            g = (by_group * part.C.unsqueeze(3)).flatten(2, 3)
+            by_group = (2 * dy if x.A.is_complex() else dy).unflatten(2, part.split(part.C)).unsqueeze(-1)
+            dC.put(images, steps, (part.h.conj().unflatten(2, part.split(part.C)) * by_group).sum(3))
+            g = (by_group * part.C.conj().unsqueeze(3)).flatten(2, 3)
             g[:, part.final] += arriving
-            g = scan(next_gates(part.a, x.reverse), g, None, not x.reverse)
-            grouped = g.unflatten(2, split)
-            arriving = part.a[:, part.first] * g[:, part.first]
-            read = torch.matmul(grouped, part.B.unsqueeze(-1)).squeeze(-1).flatten(2, 3)
-            dB[images, :, :, steps] = (
-                torch.matmul((part.delta * part.u).unflatten(2, split).unsqueeze(3), grouped)
-                .squeeze(3)
-                .permute(0, 2, 3, 1)
-            )
-            w = g.mul_(part.before).mul_(part.a)
-            dA[images] += torch.einsum("btcn,btc->bcn", w, part.delta)
-            d_part = torch.einsum("btcn,bcn->btc", w, inputs.A.expand(w.shape[0], -1, -1)) + part.u * read
+            a = part.a.conj_physical()
+            g = scan(next_gates(a, x.reverse), g, None, not x.reverse)
+            grouped = g.unflatten(2, part.split(part.B))
+            arriving = a[:, part.first] * g[:, part.first]
+            read = torch.matmul(grouped, part.B.conj().unsqueeze(-1)).squeeze(-1).flatten(2, 3)
+            taken = (part.delta * part.u).unflatten(2, part.split(part.B)).unsqueeze(3).to(g.dtype)
+            dB.put(images, steps, torch.matmul(taken, grouped).squeeze(3))
+            read = read.real if read.is_complex() else read
+            w = g.mul_(part.before.conj()).mul_(a)
+            dA[images] += torch.einsum("btcn,btc->bcn", w, part.delta.to(w.dtype))
+            d_part = torch.einsum("btcn,bcn->btc", w, inputs.A.conj().expand(w.shape[0], -1, -1))
+            d_part = (d_part.real if d_part.is_complex() else d_part) + part.u * read
             d_u = part.delta * read
             if inputs.D is not None:
                 dD[images] += (dy * part.u).sum(1)
@@ -120,7 +119,27 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequen
             du[images, :, steps] = d_u.transpose(1, 2)
             d_delta[images, :, steps] = d_part.transpose(1, 2)
         d_initial[images] = arriving
-    return [du, d_delta, dA, dB, dC, dD, dz, d_bias, d_initial]
+    return [du, d_delta, dA, dB.total, dC.total, dD, dz, d_bias, d_initial]
+
+
+class MapGradient:
+    """The gradient of B or C (B, G, N, T), or of what is the same at every step (B, C, N, 1)."""
+
+    def __init__(self, x: Arguments, given: Tensor) -> None:
+        batch, _, steps = x.u.shape
+        self.constant = given.shape[-1] != steps
+        shape = (batch, *given.shape[1:])
+        if self.constant:
+            self.total = torch.zeros(shape, dtype=x.state, device=given.device)
+        else:
+            self.total = torch.empty(shape, dtype=given.dtype, device=given.device)
+
+    def put(self, images: slice, steps: slice, gradient: Tensor) -> None:
+        """Take that of some steps, (images, steps, G, N)."""
+        if self.constant:
+            self.total[images, ..., 0] += gradient.sum(1)
+        else:
+            self.total[images, ..., steps] = gradient.permute(0, 2, 3, 1)
 
 
 def spans(batch: int, channels: int, width: int) -> list[slice]:
@@ -138,16 +157,21 @@ class Span:
     """Arguments of a few images."""
 
     def __init__(self, images: slice, x: Arguments) -> None:
-        self.dtype = accumulation(x.u)
+        self.dtype, self.state = x.real, x.state
         self.images, self.reverse, self.delta_softplus = images, x.reverse, x.delta_softplus
         self.u, self.delta, self.B, self.C, self.z = x.u, x.delta, x.B, x.C, x.z
         # Parameters have a batch of 1, under vmap one value for each image.
-        self.A = self.parameter(x.A)
-        self.D, self.bias = (None if t is None else self.parameter(t) for t in (x.D, x.delta_bias))
+        self.A = self.own(x.A).to(self.state)
+        self.D, self.bias = (None if t is None else self.own(t).to(self.dtype) for t in (x.D, x.delta_bias))
 
-    def parameter(self, x: Tensor) -> Tensor:
-        """The part of x that belongs to these images, in the accumulation dtype."""
-        return (x if x.shape[0] == 1 else x[self.images]).to(self.dtype)
+    def own(self, x: Tensor) -> Tensor:
+        """The part of x that belongs to these images."""
+        return x if x.shape[0] == 1 else x[self.images]
+
+    def maps(self, x: Tensor, steps: slice) -> Tensor:
+        """B or C as (images|1, steps|1, G, N)."""
+        x = self.own(x) if x.shape[-1] != self.u.shape[2] else self.own(x)[..., steps]
+        return x.to(self.state).movedim(-1, 1).contiguous()
 
     def walk(self) -> list[tuple[int, slice]]:
         """Chunks in the order of the recurrence."""
@@ -165,19 +189,18 @@ class Part:
 
     def __init__(self, inputs: Span, steps: slice, start: Tensor) -> None:
         self.inputs = inputs
-        self.u, self.delta, self.B, self.C = (
-            inputs.rows(x, steps) for x in (inputs.u, inputs.delta, inputs.B, inputs.C)
-        )
+        self.u, self.delta = (inputs.rows(x, steps) for x in (inputs.u, inputs.delta))
+        self.B, self.C = (inputs.maps(x, steps) for x in (inputs.B, inputs.C))
         self.z = None if inputs.z is None else inputs.rows(inputs.z, steps)
         if inputs.bias is not None:
             self.delta = self.delta + inputs.bias.unsqueeze(1)
         if inputs.delta_softplus:
             self.delta = F.softplus(self.delta)
         images, length, channels = self.u.shape
-        groups, width = self.B.shape[2:]
+        width = self.B.shape[3]
         self.a = (self.delta.unsqueeze(-1) * inputs.A.unsqueeze(1)).exp_()
-        terms = (self.delta * self.u).view(images, length, groups, channels // groups, 1) * self.B.unsqueeze(3)
-        states = torch.empty(images, length + 1, channels, width, dtype=inputs.dtype, device=start.device)
+        terms = (self.delta * self.u).view(images, length, *self.split(self.B), 1) * self.B.unsqueeze(3)
+        states = torch.empty(images, length + 1, channels, width, dtype=inputs.state, device=start.device)
         self.first, self.final = (length - 1, 0) if inputs.reverse else (0, length - 1)
         if inputs.reverse:
             self.h, self.before = states[:, :-1], states[:, 1:]
@@ -187,11 +210,15 @@ class Part:
         scan(self.a, terms.view(self.a.shape), start, inputs.reverse, out=self.h)
         self.last = self.h[:, self.final].clone()
 
+    def split(self, x: Tensor) -> tuple[int, int]:
+        """Groups of B or C, and the channels of each."""
+        groups, channels = x.shape[2], self.u.shape[2]
+        return groups, channels // groups
+
     def read(self) -> Tensor:
         """y = C·h + D u, (images, steps, C)."""
-        images, length, channels, _ = self.h.shape
-        grouped = self.h.unflatten(2, (self.C.shape[2], channels // self.C.shape[2]))
-        y = torch.matmul(grouped, self.C.unsqueeze(-1)).view(images, length, channels)
+        grouped = self.h.unflatten(2, self.split(self.C))
+        y = of_pairs(torch.matmul(grouped, self.C.unsqueeze(-1)).view(self.h.shape[:3]))
         return y if self.inputs.D is None else y + self.inputs.D.unsqueeze(1) * self.u
 
 

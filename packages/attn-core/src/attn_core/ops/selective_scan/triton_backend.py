@@ -49,14 +49,18 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequen
 
     (grad_out, grad_state), (starts,) = grads, kept
     assert grad_out is not None
-    u, B, z, problem = x.u, x.B, x.z, _Problem(x)
+    u, z, problem = x.u, x.z, _Problem(x)
     batch, channels, steps = u.shape
-    groups, width = B.shape[1:3]
+    width = x.A.shape[2]
     du, d_delta = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (u, x.delta))
     dz = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
     dA, d_initial = (starts.new_empty(batch, channels, width) for _ in range(2))
     dD, d_bias = (starts.new_empty(batch, channels) for _ in range(2))
-    parts = [starts.new_empty(batch, groups, channels // groups // problem.channels, steps, width) for _ in range(2)]
+    parts = []
+    for given, constant in ((x.B, problem.constants["CONST_B"]), (x.C, problem.constants["CONST_C"])):
+        blocks = channels // given.shape[1] // problem.channels
+        shape = (channels, width) if constant else (given.shape[1], blocks, steps, width)
+        parts.append(starts.new_empty(batch, *shape))
     grad_out = unit_stride(grad_out)
     grad_last = None if grad_state is None else unit_stride(grad_state)
     launch(
@@ -69,7 +73,7 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], x: Arguments, needs: Sequen
         *problem.sizes,
         **problem.constants,
     )
-    dB, dC = (part.sum(2).mT for part in parts)
+    dB, dC = (part.unsqueeze(-1) if part.ndim == 3 else part.sum(2).mT for part in parts)
     return [du, d_delta, dA, dB, dC, dD, dz, d_bias, d_initial]
 
 
@@ -80,9 +84,12 @@ class _Problem:
         self.tensors: list[Any] = [None if t is None else unit_stride(t) for t in x[:8]]
         u, delta, A, B, C, D, z, delta_bias = self.tensors
         batch, channels, steps = u.shape
-        groups, width = B.shape[1:3]
+        width = A.shape[2]
         block_n = power_of_two(width)
-        per_group = channels // groups
+        # Maps that are the same at every step have no groups: every channel has its own.
+        constant = [given.shape[1] == channels and given.shape[3] == 1 for given in (B, C)]
+        groups = [given.shape[1] for given, own in zip((B, C), constant, strict=True) if not own]
+        per_group = channels // (groups[0] if groups else 1)
         fit = max(1, min(MAX_CHANNELS, TILE_NUMBERS // (STEPS * block_n)))
         self.channels = math.gcd(per_group, fit)
         self.programs = batch * channels // self.channels
@@ -90,8 +97,8 @@ class _Problem:
             *u.stride()[:2],
             *delta.stride()[:2],
             *(0 if A.shape[0] == 1 else A.stride(0), A.stride(1)),
-            *B.stride()[:3],
-            *C.stride()[:3],
+            *(0 if B.shape[0] == 1 else B.stride(0), *B.stride()[1:3]),
+            *(0 if C.shape[0] == 1 else C.stride(0), *C.stride()[1:3]),
             0 if D is None or D.shape[0] == 1 else D.stride(0),
             *((0, 0) if z is None else z.stride()[:2]),
             0 if delta_bias is None or delta_bias.shape[0] == 1 else delta_bias.stride(0),
@@ -104,6 +111,8 @@ class _Problem:
             "BN": block_n,
             "SOFTPLUS": x.delta_softplus,
             "REVERSE": x.reverse,
+            "CONST_B": constant[0],
+            "CONST_C": constant[1],
         }
 
 
@@ -117,14 +126,19 @@ def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     for dtype, width, everything in few if quick else few + rest:
         label = f"{str(dtype).removeprefix('torch.')} {width}{' everything' if everything else ''}"
         yield label, functools.partial(_aot_run, dtype, width, everything)
+    for width, constant in () if quick else ((16, "B"), (16, "BC"), (128, "BC")):
+        yield (
+            f"bfloat16 {width} constant {constant}",
+            functools.partial(_aot_run, torch.bfloat16, width, True, constant),
+        )
 
 
-def _aot_run(dtype: torch.dtype, width: int, everything: bool) -> None:
+def _aot_run(dtype: torch.dtype, width: int, everything: bool, constant: str = "") -> None:
     def meta(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=kind, device="meta")
 
     u, z = (meta(2, 192, 784, kind=dtype) for _ in range(2))
-    maps = [meta(2, 2, width, 784, kind=dtype) for _ in range(2)]
+    maps = [meta(1, 192, width, 1) if name in constant else meta(2, 2, width, 784, kind=dtype) for name in "BC"]
     options = [meta(1, 192), z, meta(1, 192), meta(2, 192, width)] if everything else [None] * 4
     x = Arguments(u, meta(2, 192, 784), meta(1, 192, width), *maps, *options, everything, everything)  # pyright: ignore[reportCallIssue]
     out, state, starts = forward(x)

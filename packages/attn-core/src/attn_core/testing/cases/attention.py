@@ -22,6 +22,7 @@ def _case(
     bias: tuple[int, int, int, int] | None = None,
     grid: tuple[int, ...] = (),
     mask: bool = False,
+    starts: tuple[tuple[int, ...], ...] = (),
     strided: bool = False,
     varied: bool = False,
     **options: Any,
@@ -45,6 +46,8 @@ def _case(
             visible = torch.rand(batch, keys) > 0.4
             visible[0] = False
             kwargs["key_mask"] = visible.to(device)
+        for name, bounds in zip(("cu_seqlens_q", "cu_seqlens_k"), starts, strict=False):
+            kwargs[name] = torch.tensor(bounds, dtype=torch.int32, device=device)
         return [data(heads, queries, width), data(key_heads, keys, width), data(key_heads, keys, value_width)], kwargs
 
     return Case(attention, name, build, varied)
@@ -77,6 +80,24 @@ def cases() -> list[Case]:
         case(
             "everything", mask=True, bias=(1, 4, 7, 12), grid=(4, 3), causal="lower_right", value_width=5, varied=True
         ),
+        case("window", queries=17, window_size=(3, 1)),
+        case("window of the past, more keys", keys=21, causal="lower_right", window_size=(4, -1), bias=(1, 4, 7, 21)),
+        case("window that leaves rows without a key", queries=17, keys=5, causal="upper_left", window_size=(2, 0)),
+        case("packed", queries=12, starts=((0, 5, 6, 12),)),
+        case(
+            "packed, everything",
+            queries=13,
+            # a sequence without queries, one without keys, and a token behind the last
+            starts=((0, 4, 4, 7, 12), (0, 5, 8, 8, 11)),
+            mask=True,
+            bias=(2, 1, 13, 12),
+            grid=(4, 3),
+            causal="lower_right",
+            window_size=(2, 0),
+            value_width=5,
+            varied=True,
+        ),
+        case("packed, no sequence", starts=((0,), (0,))),
         case("no image", batch=0),
         case("no query", queries=0),
         case("no key", keys=0),

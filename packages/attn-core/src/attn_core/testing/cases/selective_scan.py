@@ -22,11 +22,13 @@ def _case(
     bias: bool = False,
     state: bool = False,
     exact: bool = True,
+    constant: str = "",
+    pairs: bool = False,
     strided: bool = False,
     varied: bool = False,
     **options: Any,
 ) -> Case:
-    """``exact``: delta in float32 whatever the dtype of u."""
+    """``exact``: delta in float32 whatever the dtype of u; ``constant``: maps that are; ``pairs``: complex states."""
 
     def build(dtype: torch.dtype, device: str) -> tuple[list[Any], dict[str, Any]]:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -37,15 +39,27 @@ def _case(
                 return x.movedim(1, -1).requires_grad_()
             return tensor(dtype, device, *shape)
 
+        def parameter(*shape: int) -> Tensor:
+            if not pairs:
+                return tensor(wide, device, *shape)
+            x = torch.view_as_complex(tensor(torch.float64, device, *shape, 2, gradient=False))
+            return x.to(wide.to_complex()).requires_grad_()
+
+        def state_map(name: str) -> Tensor:
+            if name in constant:
+                return parameter(channels, width)
+            shape = (batch, groups, width, steps)
+            return parameter(*shape) if pairs else sequence(*shape)
+
         u = sequence(batch, channels, steps)
         delta = tensor(torch.float64, device, batch, channels, steps, gradient=False)
         delta = delta if options.get("delta_softplus") else delta.abs() * 0.5
         args = [
             u,
             delta.to(wide if exact else dtype).requires_grad_(),
-            tensor(torch.float64, device, channels, width, gradient=False).abs().neg().to(wide).requires_grad_(),
-            sequence(batch, groups, width, steps),
-            sequence(batch, groups, width, steps),
+            rate(parameter(channels, width)),
+            state_map("B"),
+            state_map("C"),
         ]
         kwargs = dict(options)
         if skip:
@@ -55,8 +69,14 @@ def _case(
         if bias:
             kwargs["delta_bias"] = tensor(wide, device, channels)
         if state:
-            kwargs["initial_state"] = tensor(wide, device, batch, channels, width)
+            kwargs["initial_state"] = parameter(batch, channels, width)
         return args, kwargs
+
+    def rate(x: Tensor) -> Tensor:
+        """A that lets the states fade."""
+        x = x.detach()
+        x = torch.complex(-x.real.abs(), x.imag) if pairs else -x.abs()
+        return x.requires_grad_()
 
     return Case(selective_scan, name, build, varied)
 
@@ -82,6 +102,14 @@ def cases() -> list[Case]:
         case("chunks, from the right", steps=131, batch=1, channels=2, width=2, reverse=True, gate=True, state=True),
         case("strided", strided=True, gate=True),
         case("one step", steps=1, **everything),
+        case("constant input map", constant="B", skip=True),
+        case("constant output map", constant="C", groups=1, reverse=True),
+        case("constant maps", constant="BC", **everything, varied=True),
+        case("constant maps in chunks", constant="BC", steps=131, batch=1, channels=2, width=2, state=True, gate=True),
+        case("constant maps, one step", constant="B", steps=1),
+        case("conjugate pairs", pairs=True, **everything),
+        case("conjugate pairs, constant maps", pairs=True, constant="BC", skip=True),
+        case("conjugate pairs in chunks", pairs=True, constant="C", steps=131, channels=2, reverse=True, state=True),
         case("no image", batch=0, **everything),
         case("no step", steps=0, **everything),
     ]
