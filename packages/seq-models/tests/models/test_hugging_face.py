@@ -238,11 +238,6 @@ for folder in folders:
     print(type(AutoModelForCausalLM.from_pretrained(folder)).__name__)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=False)
-    names = [
-        "LandmarkForCausalLM",
-        "RCMHAForCausalLM",
-        "RoutingForCausalLM",
-        "TitansForCausalLM",
-        "TransNormerForCausalLM",
-    ]
+    families = ("Gaussian", "Landmark", "RCMHA", "Routing", "Titans", "TransNormer")
+    names = [f"{name}ForCausalLM" for name in families]
     assert done.stdout.split() == ["unknown"] * 6 + names, done.stderr
