@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from vision_models.models.dhvt import DHVT
     from vision_models.models.focalnet import FocalNet, FocalNetDense
     from vision_models.models.halonet import HaloNet
+    from vision_models.models.mambaout import MambaOut, MambaOutDense
     from vision_models.models.nat import NAT, NATDense
     from vision_models.models.pvt import PVT
     from vision_models.models.ravlt import RAVLT, RAVLTDense
+    from vision_models.models.spectformer import SpectFormer, SpectFormerH
     from vision_models.models.swin import Swin, SwinDense
     from vision_models.official import load_official
 
@@ -36,8 +38,12 @@ __all__ = [
     "FocalNet",
     "FocalNetDense",
     "HaloNet",
+    "MambaOut",
+    "MambaOutDense",
     "NATDense",
     "RAVLTDense",
+    "SpectFormer",
+    "SpectFormerH",
     "Swin",
     "SwinDense",
     "create_model",
@@ -55,9 +61,11 @@ __getattr__, __dir__ = deferred(
         "vision_models.models.dhvt": ("DHVT",),
         "vision_models.models.focalnet": ("FocalNet", "FocalNetDense"),
         "vision_models.models.halonet": ("HaloNet",),
+        "vision_models.models.mambaout": ("MambaOut", "MambaOutDense"),
         "vision_models.models.nat": ("NAT", "NATDense"),
         "vision_models.models.pvt": ("PVT",),
         "vision_models.models.ravlt": ("RAVLT", "RAVLTDense"),
+        "vision_models.models.spectformer": ("SpectFormer", "SpectFormerH"),
         "vision_models.models.swin": ("Swin", "SwinDense"),
         "vision_models.official": ("load_official",),
     },

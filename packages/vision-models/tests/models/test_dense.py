@@ -7,13 +7,23 @@ import torch
 from torch import Tensor, nn
 
 from attn_core.weights import official_names
-from vision_models import BiFormerDense, DaViTDense, FocalNetDense, NATDense, RAVLTDense, SwinDense, load_official
+from vision_models import (
+    BiFormerDense,
+    DaViTDense,
+    FocalNetDense,
+    MambaOutDense,
+    NATDense,
+    RAVLTDense,
+    SwinDense,
+    load_official,
+)
 
 # class: small variant, layout of the checkpoints, official name of the second norm
 DENSE: dict[Any, tuple[str, str, str]] = {
     BiFormerDense: ("test_biformer", "biformer", "extra_norms.1.weight"),
     DaViTDense: ("test_davit", "davit", "norm1.weight"),
     FocalNetDense: ("test_focalnet", "focalnet", "norm1.weight"),
+    MambaOutDense: ("test_mambaout", "mambaout", "out_norms.1.weight"),
     NATDense: ("test_nat", "nat", "norm1.weight"),
     RAVLTDense: ("test_ravlt", "rala", "extra_norms.1.norm.weight"),
     SwinDense: ("test_agent_swin", "swin", "norm1.weight"),
@@ -50,7 +60,7 @@ def test_maps_are_normed_on_the_way_out_only(build: Any) -> None:
     with torch.no_grad():
         maps = model(x)
         taps = model.forward_intermediates(x, intermediates_only=True)
-    eps = 1e-6 if build in (BiFormerDense, RAVLTDense) else 1e-5
+    eps = 1e-6 if build in (BiFormerDense, MambaOutDense, RAVLTDense) else 1e-5
     for level, (out, tap, norm) in enumerate(zip(maps, taps, model.out_norms, strict=True)):
         assert out.shape[2:] == tuple(-(-side // (4 << level)) for side in x.shape[2:])
         mean, var = tap.mean(1, keepdim=True), tap.var(1, unbiased=False, keepdim=True)

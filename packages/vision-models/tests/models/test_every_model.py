@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import vision_models
 from vision_models import create_model, list_models
+from vision_models.models import timm_name
 
 SMALL = [name for name in list_models() if name.startswith("test_")]
 ALL = list_models()
@@ -123,8 +124,12 @@ def test_layer_scales_and_position_tables_are_not_decayed() -> None:
         "test_halonet": ("_rel",),
         "test_agent_swin": ("position_bias_table",),
         "test_nat": (".rpb", ".gamma1", ".gamma2"),
+        "test_mambain": (".A_log", ".ssm.D", ".gamma"),
         "test_dinat_s": (".rpb",),
+        "test_spectformer": (".pos_embed",),
+        "test_gfnet": (".pos_embed", ".gamma"),
         "test_agent_deit": ("pos_embed", "token"),
+        "test_moh_vit": ("pos_embed", "token"),
         "test_dhvt": ("cls_token",),
     }
     for name in SMALL:
@@ -218,7 +223,7 @@ def test_intermediates_and_feature_lists_agree(name: str) -> None:
         for feature_cls in (None, "getter") if is_token_model(model) else (None, "getter", "fx", "hook"):
             options: dict[str, Any] = {} if feature_cls is None else {"feature_cls": feature_cls}
             options |= {"out_indices": (0, 1, 2, 3)}
-            features: Any = timm.create_model(name, features_only=True, **options).eval()
+            features: Any = timm.create_model(timm_name(name), features_only=True, **options).eval()
             # the wrappers rename: stem_0 for stem.0, model.stem.0, graph_module.stem.0
             plain = {
                 key: key.removeprefix("model.")
@@ -315,7 +320,10 @@ SHORT: dict[str, dict[str, Any]] = {
     "test_halonet": {},
     "test_inline_cswin": {"attention": ("inline", "softmax", "inline", "inline")},
     "test_inline_deit": {"attention": ("inline", "softmax", "inline", "inline")},
+    "test_mambaout": {},
     "test_nat": {},
+    "test_spectformer": {"spectral": 1},
+    "test_spectformer_h": {},
     "test_ravlt": {"attention": ("linear", "softmax", "linear", "softmax")},
 }
 
@@ -350,6 +358,7 @@ def test_compiles_to_one_graph_that_serves_all_sizes(name: str) -> None:
 def test_a_network_that_exports_for_one_size_alone_says_why() -> None:
     reasons = {
         "biformer": "the tokens of a region are counted",
+        "mambain": "one step for each token",
         "dinat_s": "memory order of the patches' map",
         **dict.fromkeys(("swin", "davit"), "windows are counted"),
     }

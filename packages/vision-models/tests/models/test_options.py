@@ -7,7 +7,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_models import DHVT, NAT, PVT, RAVLT, BiFormer, CSwin, DaViT, DeiT, FocalNet, HaloNet, Swin
+from vision_models import (
+    DHVT,
+    NAT,
+    PVT,
+    RAVLT,
+    BiFormer,
+    CSwin,
+    DaViT,
+    DeiT,
+    FocalNet,
+    HaloNet,
+    MambaOut,
+    SpectFormer,
+    SpectFormerH,
+    Swin,
+)
 from vision_models.models import CATALOG
 
 # class: small variant, and for each option another value (with what it needs beside it)
@@ -151,6 +166,23 @@ OTHERS: dict[Any, tuple[str, dict[str, Any]]] = {
             "final_dim": 32,
         },
     ),
+    MambaOut: (
+        "test_mambain",
+        {
+            "depths": (1, 1, 1, 1),
+            "dims": (12, 16, 24, 24),
+            "expansion": 3.0,
+            "conv_ratio": 0.5,
+            "kernel_size": 5,
+            "act": "gelu",
+            "ssm": False,
+            "ssm_state": 2,
+            "layer_scale": None,
+            "stem_norm": True,
+            "down_norm_first": False,
+            "head_norm": True,
+        },
+    ),
     NAT: (
         "test_nat",
         {
@@ -194,6 +226,32 @@ OTHERS: dict[Any, tuple[str, dict[str, Any]]] = {
             "mlp_ratio": 2.0,
             "layer_scale": 0.5,
             "proj_dim": 32,
+        },
+    ),
+    SpectFormer: (
+        "test_gfnet",
+        {
+            "depths": (1, 1, 2, 1),
+            "dims": (12, 16, 24, 24),
+            "spectral": {"spectral": 2, "num_heads": 2},
+            "num_heads": ({"spectral": 2, "num_heads": 2}, {"num_heads": 4}),
+            "patch_size": 2,
+            "mlp_ratio": 2.0,
+            "layer_scale": None,
+            "img_size": 64,
+        },
+    ),
+    SpectFormerH: (
+        "test_spectformer_h",
+        {
+            "depths": (1, 1, 2, 1),
+            "dims": (12, 16, 24, 24),
+            "num_heads": (1, 1, 1, 1),
+            "mlp_ratios": (1, 1, 1, 1),
+            "stem_dim": 12,
+            "spectral": 1,
+            "token_label": False,
+            "img_size": 64,
         },
     ),
     Swin: (

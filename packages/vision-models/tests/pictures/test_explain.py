@@ -15,10 +15,13 @@ from vision_models.pictures.explain.davit import channel_matrix, window_attentio
 from vision_models.pictures.explain.dhvt import attention_of
 from vision_models.pictures.explain.focalnet import gates_and_modulator
 from vision_models.pictures.explain.halonet import window_attention as halo_window
+from vision_models.pictures.explain.mambaout import gates_and_neighbors
 from vision_models.pictures.explain.mixture_of_heads import gates_of
 from vision_models.pictures.explain.nat import token_attention
 from vision_models.pictures.explain.panel import brightness, enlarged, inputs_of, spread, token_at
 from vision_models.pictures.explain.ravlt import key_weights
+from vision_models.pictures.explain.spectformer import taps_around
+from vision_models.pictures.explain.spectformer import token_attention as spectformer_attention
 
 SMALL = [name for name in list_models() if name.startswith("test_")]
 
@@ -143,6 +146,38 @@ def test_dhvt_pictures_reproduce_the_outputs_of_its_attention(head_tokens: bool)
     torch.testing.assert_close(rebuilt[1 : x.shape[1]], out[0, 1:])
     merged = rebuilt[0] + (rebuilt[x.shape[1] :].mean(0) if head_tokens else 0)
     torch.testing.assert_close(merged, out[0, 0])
+
+
+def test_mambaout_pictures_show_all_that_a_token_takes_in() -> None:
+    """The neighbors' parts and the gated bias are what the gate lets through of the convolved channels."""
+    block, x, _ = _seen(create_model("test_mambaout").double().eval(), "GatedConvBlock")
+    let_through: list[Tensor] = []
+    with torch.no_grad(), block.fc2.register_forward_pre_hook(lambda _module, inputs: let_through.append(inputs[0])):
+        block(x)
+        for row, column in ((0, 0), (7, 11), (x.shape[1] - 1, 3)):
+            gates, parts = gates_and_neighbors(block, x, row, column)
+            convolved = parts.shape[2]
+            expected = let_through[0][0, row, column, -convolved:] - gates[row, column, -convolved:] * block.conv.bias
+            torch.testing.assert_close(parts.sum((0, 1)), expected)
+            outside = parts[: max(3 - row, 0)]
+            assert not outside.any()
+
+
+@pytest.mark.parametrize("size", [(96, 96), (75, 113)], ids=str)
+def test_spectformer_pictures_show_the_gradient_of_a_tokens_output(size: tuple[int, int]) -> None:
+    """Of the gate by its input; of attention by values of one channel, of which it takes the mean that it shows."""
+    net: Any = create_model("test_spectformer", num_heads=1).double().eval()
+    gate, x, _ = _seen(net, "SpectralGate", size)
+    x = x.clone().requires_grad_()
+    seen = torch.autograd.grad(gate(x)[0, 2, 3].sum(), x)[0][0]
+    torch.testing.assert_close(taps_around(gate, 2, 3, (x.shape[1], x.shape[2])).detach(), seen)
+    attn, x, _ = _seen(net, "Attention", size)
+    values = torch.zeros(*x.shape[:3], 3 * x.shape[3], dtype=torch.float64, requires_grad=True)
+    attn.qkv.register_forward_hook(lambda _module, _inputs, out: out + values)
+    attn.proj = nn.Identity()
+    seen = torch.autograd.grad(attn(x)[0, 2, 3, 0], values)[0][0, :, :, 2 * x.shape[3]]
+    with torch.no_grad():
+        torch.testing.assert_close(spectformer_attention(attn, x, 2, 3), seen)
 
 
 def test_davit_pictures_reproduce_the_outputs_of_its_attention() -> None:

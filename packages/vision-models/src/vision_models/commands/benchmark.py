@@ -10,7 +10,7 @@ import typer
 
 from attn_core.engine import BenchmarkRequest
 
-DEFAULT = ("biformer_tiny", "davit_tiny", "focalnet_tiny_srf", "halonet26t")
+DEFAULT = ("biformer_tiny", "davit_tiny", "focalnet_tiny_srf", "halonet26t", "mambaout_tiny", "spectformer_s")
 
 
 def benchmark(
@@ -26,7 +26,7 @@ def benchmark(
     Raises:
         ValueError: a model whose family has no peer.
     """
-    from vision_models.bench import biformer, timm_peer, token_attention
+    from vision_models.bench import biformer, mambaout, spectformer, timm_peer, token_attention
     from vision_models.bench.measure import environment, plot
     from vision_models.models import create_model, family, list_models
     from vision_models.models.biformer import BiFormer
@@ -34,6 +34,8 @@ def benchmark(
     from vision_models.models.dhvt import DHVT
     from vision_models.models.focalnet import FocalNet
     from vision_models.models.halonet import HaloNet
+    from vision_models.models.mambaout import MambaOut
+    from vision_models.models.spectformer import SpectFormer, SpectFormerH
 
     peers = {
         BiFormer: biformer.rows,
@@ -41,6 +43,9 @@ def benchmark(
         FocalNet: timm_peer.rows,
         HaloNet: timm_peer.rows,
         DHVT: token_attention.rows,
+        MambaOut: mambaout.rows,
+        SpectFormer: spectformer.rows,
+        SpectFormerH: spectformer.rows,
     }
     rows: list[dict[str, Any]] = []
     for name in request.models or DEFAULT:
