@@ -1,24 +1,24 @@
-"""SpectFormer on scikit-learn's 1,797 handwritten digits, trained as BiFormer is.
+"""The hierarchical SpectFormer on scikit-learn's 1,797 handwritten digits, trained as BiFormer is.
 
-The same size with gates alone, which is GFNet: ``--set model.net.spectral=None --set model.net.depths=[5]``; with
-attention alone: ``--set model.net.spectral=0``.
+Gates alone, with as many parameters: ``--set model.net.spectral=4 --set model.net.depths=[1,1,2,1]``; attention alone:
+``--set model.net.spectral=0``.
 """
 
 # ruff: noqa: C408, F403  recipes are written with dict(), so that a setting looks as on the command line
 
 from attn_core.engine import read_base
-from vision_models.models.spectformer import SpectFormer
+from vision_models.models.spectformer import SpectFormerH
 
-epochs = 16
+epochs = 20
 net = dict(
-    type=SpectFormer,
+    type=SpectFormerH,
     in_chans=1,
     num_classes=10,
-    depths=(4,),
-    dims=(48,),
-    spectral=1,
-    num_heads=3,
-    patch_size=4,
+    depths=(1, 1, 1, 1),
+    dims=(24, 48, 64, 64),
+    num_heads=(2, 2, 4, 4),
+    mlp_ratios=(4, 4, 4, 4),
+    stem_dim=8,
     img_size=32,
     drop_path_rate=0.1,
 )
