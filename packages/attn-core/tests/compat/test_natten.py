@@ -12,6 +12,7 @@ from torch import Tensor
 
 from attn_core import neighborhood_attention
 from attn_core.compat import Provided
+from attn_core.testing import peak_memory
 
 Shim = Callable[..., Provided]
 
@@ -49,6 +50,21 @@ def test_old_functions_with_a_softmax_between_equal_fused_attention(version: str
     grad = torch.randn_like(out)
     pairs = zip(*(torch.autograd.grad(x, (q, k, v, rpb), grad) for x in (out, expected)), strict=True)
     assert all(close(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize("dilation", [1, 4])
+def test_old_functions_hold_a_fifth_beyond_their_output_at_most(dilation: int, shim: Shim) -> None:
+    shim("natten@0.14")
+    functional = importlib.import_module("natten.functional")
+    q, k, v = (torch.randn(1, 4, 56, 56, 32) for _ in range(3))
+    rpb = torch.randn(4, 13, 13)
+    attn = functional.natten2dqkrpb(q, k, rpb, 7, dilation).softmax(-1)  # first calls allocate plans
+    out = functional.natten2dav(attn, v, 7, dilation)
+    for call, result in (
+        (lambda: functional.natten2dqkrpb(q, k, rpb, 7, dilation), attn),
+        (lambda: functional.natten2dav(attn, v, 7, dilation), out),
+    ):
+        assert peak_memory(call) <= 1.2 * result.nbytes
 
 
 def test_functions_of_0_15_take_a_bias_and_additional_keys(shim: Shim) -> None:

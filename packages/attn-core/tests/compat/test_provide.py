@@ -226,3 +226,19 @@ def test_the_command_runs_a_script_and_its_spawned_workers_over_the_shims(
         for change in reversed(active):
             change.restore()
     assert started[0].stdout.strip() == "['--lr', '1'] True (True, True)", started[0].stderr
+
+
+@pytest.mark.slow
+def test_children_of_torchrun_find_the_shims(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import importlib.metadata, importlib.util, os, pathlib, sys\n"
+        "found = importlib.util.find_spec('swattention') is not None\n"
+        "report = f\"{found} {importlib.metadata.version('swattention')}\"\n"
+        "(pathlib.Path(sys.argv[0]).parent / os.environ['RANK']).write_text(report)\n",
+        encoding="utf-8",
+    )
+    run = [sys.executable, "-m", "attn_core.compat", "run", "--provide", "swattention", "--"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run([*run, *launcher], capture_output=True, text=True, timeout=300)
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["True 1.0+attn_core"] * 2, done.stderr

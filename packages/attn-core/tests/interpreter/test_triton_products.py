@@ -17,8 +17,7 @@ def test_float32_equals_the_definition(case: Case) -> None:
     assert_matches_reference(case, torch.float32, "triton", definition=DEFINITIONS[case.operator.__name__])
 
 
-# linear is torch's own product; the unfused windows have no kernel yet, which ``explain`` says.
-WITHOUT_KERNEL = {"linear", "neighborhood_scores", "neighborhood_values"}
+WITHOUT_KERNEL = {"linear"}  # torch's own product, which ``explain`` says
 VARIED = {case.operator.__name__: case for case in every_case() if case.varied}
 
 

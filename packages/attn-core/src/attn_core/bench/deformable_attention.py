@@ -1,5 +1,8 @@
 """Benchmark of :func:`attn_core.deformable_attention`: encoder and decoder of Deformable-DETR, lifting of DFA3D."""
 
+import importlib
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,7 +10,7 @@ from torch import Tensor
 from attn_core import deformable_attention
 from attn_core.dispatch import Backend
 
-from .case import BenchCase, Inputs, Provider, backends
+from .case import BenchCase, Call, Inputs, Provider, backends
 
 Maps = tuple[tuple[int, int], ...]
 # An image of 800 × 1333 at strides 8 to 64.
@@ -96,7 +99,17 @@ def _case(
         return out.view(batch, heads * width, queries).transpose(1, 2)
 
     providers = backends(ours, "value")
+
+    def original(x: Inputs) -> Call:
+        """Deformable-DETR's function over the stand-in for its extension."""
+        shim = importlib.import_module("attn_core.compat.shims.msda")
+        shapes = torch.tensor(maps, device=x["value"].device)
+        starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+        return lambda: _Original.apply(shim, x["value"], shapes, starts, exact(x), x["weights"])
+
     providers["grid_sample"] = Provider(lambda x: lambda: sampled(x))
+    if not bins:
+        providers["the original's function"] = Provider(original, remark="over MultiScaleDeformableAttention's shim")
     corners = batch * queries * heads * levels * points * (8 if bins else 4)
     return BenchCase(
         name,
@@ -106,3 +119,21 @@ def _case(
         backward_factor=3,
         length=queries if sweep else None,
     )
+
+
+class _Original(torch.autograd.Function):
+    """What the repositories put around their extension."""
+
+    @staticmethod
+    def forward(ctx: Any, shim: Any, *tensors: Tensor) -> Tensor:
+        """Of value, shapes, starts, locations and weights."""
+        ctx.shim = shim
+        ctx.save_for_backward(*tensors)
+        return shim.ms_deform_attn_forward(*tensors, 64)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Of value, locations and weights."""
+        value, locations, weights = ctx.shim.ms_deform_attn_backward(*ctx.saved_tensors, *grads, 64)
+        return None, value, None, None, locations, weights

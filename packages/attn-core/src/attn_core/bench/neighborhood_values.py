@@ -12,7 +12,8 @@ from attn_core.ops.neighborhood_scores.slots import Windows, all_slots
 from .case import BenchCase, Call, Inputs, Provider, backends
 
 
-def cases(device: str, quick: bool) -> list[BenchCase]:
+def cases(device: str, quick: bool) -> list[BenchCase]:  # noqa: ARG001  one size for every device
+    """NAT's and DiNAT's first stage, and a sweep over the length."""
     if quick:
         sweep = [_case(f"length {n}, window 9", 2, (n,), (9,), 8, sweep=True) for n in (32, 64)]
         return [_case("8×8, window 3", 2, (8, 8), (3, 3), 8), *sweep]

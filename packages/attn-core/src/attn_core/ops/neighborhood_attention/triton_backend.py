@@ -25,6 +25,7 @@ from attn_core.kernels.launch import (
 from attn_core.kernels.registration import Grads, empty_gradient
 
 from . import torch_backend
+from .boxes import box, dilations, three, tiles
 from .reference import NEIGHBORHOOD_ATTENTION, Arguments, fake
 from .triton_config import Pass, choose_tile
 
@@ -91,39 +92,27 @@ class _Problem:
         self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
         self.rpb = None if rpb is None else rpb.flatten(2).contiguous()
         self.axes, self.scale, self.shifted = len(grid), scale, border == "shifted"
-        self.grid, self.kernel, self.stride = (_three(x) for x in (grid, kernel_size, stride))
-        # A larger dilation leaves each cell alone, as one of the length does, and would have empty residues.
-        self.dilation = tuple(min(step, n) for step, n in zip(_three(dilation), self.grid, strict=True))
+        self.grid, self.kernel, self.stride = (three(x) for x in (grid, kernel_size, stride))
+        self.dilation = dilations(dilation, self.grid)
         self.causal = (*[False] * (3 - self.axes), *is_causal)
         self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
 
     def tile(self, kernel: Pass) -> Tile:
         return choose_tile(kernel, max(self.block_d, self.block_dv), self.q.dtype, architecture(self.q.device))
 
-    def box(self, cells: int) -> list[int]:
-        """Sides of a tile's box, powers of two: as equal as the grid allows, for the least rim."""
-        available = [math.ceil(n / step) for n, step in zip(self.grid, self.dilation, strict=True)]
-        sides = [1, 1, 1]
-        while math.prod(sides) < cells:
-            open_axes = [a for a in range(3) if sides[a] < available[a]] or [2]
-            sides[min(reversed(open_axes), key=lambda axis: sides[axis])] *= 2
-        return sides
+    def sides(self, kernel: Pass) -> list[int]:
+        """Of the box of a tile: of keys in the pass over them, else of queries."""
+        tile = self.tile(kernel)
+        return box(self.grid, self.dilation, tile.columns if kernel == "key" else tile.rows)
 
     def counts(self, kernel: Pass) -> list[int]:
-        """Tiles along each axis, those of all residues."""
-        tile = self.tile(kernel)
-        sides = self.box(tile.columns if kernel == "key" else tile.rows)
-        return [
-            step * math.ceil(math.ceil(n / step) / side)
-            for n, step, side in zip(self.grid, self.dilation, sides, strict=True)
-        ]
+        return tiles(self.grid, self.dilation, self.sides(kernel))
 
     def tiles(self, kernel: Pass) -> int:
         return math.prod(self.counts(kernel))
 
     def launch(self, kernel: Pass, function: Any, arguments: tuple[Any, ...]) -> None:
         q, tile = self.q, self.tile(kernel)
-        sides = self.box(tile.columns if kernel == "key" else tile.rows)
         launch(
             function,
             q.shape[0] * q.shape[1] * self.tiles(kernel),
@@ -138,16 +127,12 @@ class _Problem:
             BLOCK_DV=self.block_dv,
             BM=tile.rows,
             BN=tile.columns,
-            **dict(zip(("T0", "T1", "T2"), sides, strict=True)),
+            **dict(zip(("T0", "T1", "T2"), self.sides(kernel), strict=True)),
             AXES=self.axes,
             **dict(zip(("C0", "C1", "C2"), self.causal, strict=True)),
             SHIFTED=self.shifted,
             **product_options(q.dtype),
         )
-
-
-def _three(values: Sequence[int]) -> tuple[int, ...]:
-    return (*[1] * (3 - len(values)), *values)
 
 
 neighborhood_attention = NEIGHBORHOOD_ATTENTION.register("triton", forward, backward)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -15,7 +16,9 @@ from .slots import check_grid, check_rules
 
 OPERATOR = "neighborhood_scores"
 SlotBorder = Literal["shifted", "truncated", "zero"]
-NO_KERNEL = "there is no Triton kernel of the unfused windows; neighborhood_attention has one"
+MAX_TRITON_WIDTH = 256
+# Without tensor cores a wider product is unrolled into more registers than there are (seen by the ahead-of-time gate).
+MAX_TRITON_WIDTH_FLOAT32 = 128
 
 
 def neighborhood_scores(
@@ -36,7 +39,7 @@ def neighborhood_scores(
     the keys it holds in order, and a causal one too: slots behind the query's own cell are −inf. With
     ``border="truncated"`` or ``"zero"`` slot t is the cell t − kernel_size // 2 steps of the dilation away, and slots
     outside the grid hold −inf or 0; ``"zero"`` is the local correlation of two feature maps.
-    Memory: the result and a twelfth of it.
+    Memory: the result and, on the torch backend, a twelfth of it.
 
     Args:
         q, k: the same grid of 1 to 3 axes. No scale: multiply it into q.
@@ -51,7 +54,7 @@ def neighborhood_scores(
     """
     q, k, rpb = under_autocast(q, k, rpb)
     rules = _check(q, k, kernel_size, dilation, is_causal, rpb, border)
-    run = _implementation(select(OPERATOR, backend, q, lambda: NO_KERNEL))
+    run = _implementation(select(OPERATOR, backend, q, lambda: width_obstacle(q)))
     grid = list(q.shape[2:-1])
     bias = None if rpb is None else rpb[None]
     scores = run(Arguments(q.flatten(2, -2), k.flatten(2, -2), bias, grid, *rules, border))
@@ -59,11 +62,25 @@ def neighborhood_scores(
 
 
 def _implementation(backend: Backend) -> Callable[[Arguments], Tensor]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.neighborhood_scores
     return reference if backend == "reference" else torch_backend.neighborhood_scores
 
 
-def triton_obstacle(**_: Any) -> str | None:
-    return NO_KERNEL
+def triton_obstacle(*, q: Tensor, **_: Any) -> str | None:
+    """Why the Triton kernel cannot take this call (too many columns), or None."""
+    return width_obstacle(q)
+
+
+def width_obstacle(x: Tensor) -> str | None:
+    """The same for what the kernels multiply, x (…, D)."""
+    limit = MAX_TRITON_WIDTH_FLOAT32 if x.dtype == torch.float32 else MAX_TRITON_WIDTH
+    if x.shape[-1] > limit:
+        kind = str(x.dtype).removeprefix("torch.")
+        return f"the kernel holds widths up to {limit} in {kind}, got {x.shape[-1]}"
+    return None
 
 
 @remembered

@@ -25,6 +25,7 @@ class Arguments(NamedTuple):
     border: str
 
     def windows(self) -> Windows:
+        """The rules alone."""
         return windows(self.grid, self.kernel_size, self.dilation, self.is_causal, self.border)
 
 
@@ -44,10 +45,12 @@ def empty_slot(border: str) -> float:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def fake(a: Arguments) -> Tensor:
+    """Uninitialized scores (B, H, N, S)."""
     return a.q.new_empty(*a.q.shape[:3], math.prod(a.kernel_size))
 
 

@@ -36,9 +36,11 @@ class Windows:
 
     @property
     def slots(self) -> int:
+        """Of a window."""
         return math.prod(self.kernel_size)
 
     def axes(self) -> list[Axis]:
+        """The rule of each axis."""
         rules = zip(self.grid, self.kernel_size, self.dilation, self.is_causal, strict=True)
         return [Axis(*rule[:3], 1, rule[3], self.border == "shifted") for rule in rules]
 

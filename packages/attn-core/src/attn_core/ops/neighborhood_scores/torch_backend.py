@@ -15,6 +15,7 @@ from .slots import add_to_bias, add_to_keys, bias_of, only_box, scores_into, sco
 
 
 def forward(a: Arguments) -> Tensor:
+    """The slots of all boxes."""
     w, dtype, empty = a.windows(), wide(a.q.dtype), empty_slot(a.border)
     box = only_box(w, a.q, a.q.numel() // max(1, a.q.shape[-1]) * w.slots)
     if box is not None:
@@ -26,7 +27,7 @@ def forward(a: Arguments) -> Tensor:
     return out
 
 
-def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:  # noqa: ARG001  the backends' signature
     """dq_i = Σ_t g_it k_j;  dk_j = Σ g_it q_i;  drpb = Σ g_it by offset."""
     (grad,) = grads
     assert grad is not None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attn_core.checks import DATA_DTYPES, check_dtype, check_same, check_size, check_tensor, remembered, shape
 from attn_core.dispatch import Backend, select, under_autocast
-from attn_core.ops.neighborhood_scores import NO_KERNEL, SlotBorder
+from attn_core.ops.neighborhood_scores import SlotBorder, width_obstacle
 from attn_core.ops.neighborhood_scores.slots import check_grid, check_rules
 
 from . import torch_backend
@@ -30,7 +30,7 @@ def neighborhood_values(
     """Σ over the S = Π kernel_size slots of a cell's window of p · v, without gathered values.
 
     Slots are those of :func:`attn_core.neighborhood_scores` with the same rules; what stands in slots without a key is
-    not read. Dropout on attention goes between the two. Memory: the result and a twelfth of it.
+    not read. Dropout on attention goes between the two. Memory: the result and, on the torch backend, a twelfth of it.
 
     Args:
         p: weights of the slots, usually a softmax over the last dimension.
@@ -45,17 +45,22 @@ def neighborhood_values(
     """
     p, v = under_autocast(p, v)
     rules = _check(p, v, kernel_size, dilation, is_causal, border)
-    run = _implementation(select(OPERATOR, backend, p, lambda: NO_KERNEL))
+    run = _implementation(select(OPERATOR, backend, p, lambda: width_obstacle(v)))
     grid = list(v.shape[2:-1])
     return run(Arguments(p.flatten(2, -2), v.flatten(2, -2), grid, *rules, border)).unflatten(2, grid)
 
 
 def _implementation(backend: Backend) -> Callable[[Arguments], Tensor]:
+    if backend == "triton":  # imported on first use: it costs time, and is absent where triton has no wheels
+        from . import triton_backend
+
+        return triton_backend.neighborhood_values
     return reference if backend == "reference" else torch_backend.neighborhood_values
 
 
-def triton_obstacle(**_: Any) -> str | None:
-    return NO_KERNEL
+def triton_obstacle(*, v: Tensor, **_: Any) -> str | None:
+    """Why the Triton kernel cannot take this call (too many columns), or None."""
+    return width_obstacle(v)
 
 
 @remembered

@@ -23,6 +23,7 @@ class Arguments(NamedTuple):
     border: str
 
     def windows(self) -> Windows:
+        """The rules alone."""
         return windows(self.grid, self.kernel_size, self.dilation, self.is_causal, self.border)
 
 
@@ -35,6 +36,7 @@ def reference(a: Arguments) -> Tensor:
 
 
 def fake(a: Arguments) -> Tensor:
+    """Uninitialized sums (B, H, N, D), (B, N, H, D) in memory."""
     batch, heads, cells, _ = a.p.shape
     return token_major(a.v, batch, heads, cells, a.v.shape[3])
 

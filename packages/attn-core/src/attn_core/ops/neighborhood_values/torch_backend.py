@@ -16,6 +16,7 @@ from .reference import NEIGHBORHOOD_VALUES, Arguments, fake, reference
 
 
 def forward(a: Arguments) -> Tensor:
+    """The sums of all boxes."""
     w, dtype = a.windows(), wide(a.v.dtype)
     out = fake(a)
     box = only_box(w, a.v, a.v.numel())
@@ -27,7 +28,7 @@ def forward(a: Arguments) -> Tensor:
     return out
 
 
-def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:
+def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:  # noqa: ARG001  the backends' signature
     """dp_it = do_i·v_j;  dv_j = Σ p_it do_i."""
     (grad,) = grads
     assert grad is not None

@@ -36,6 +36,7 @@ def _case(
 
 
 def cases() -> list[Case]:
+    """Grids of one to three axes, every border, causal axes, dilation; windows larger than the grid; no image."""
     case = _case
     return [
         case("plain", (6, 5), 3, varied=True),
