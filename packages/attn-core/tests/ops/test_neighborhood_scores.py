@@ -1,5 +1,6 @@
 """What is special to the unfused windows: together they are the fused operator; errors; memory."""
 
+import importlib
 from typing import Any
 
 import pytest
@@ -51,12 +52,13 @@ def test_neither_holds_more_than_a_fifth_beyond_its_own_output() -> None:
     assert peak_memory(lambda: neighborhood_values(p, k, 7)) <= 1.2 * values
 
 
-def test_explain_says_that_there_is_no_kernel() -> None:
-    q = torch.zeros(1, 1, 4, 2)
-    report = explain(neighborhood_scores, q, q, 3)
-    assert report["torch"] == "chosen automatically"
-    with pytest.raises(RuntimeError, match=r"neighborhood_values: backend='triton' cannot run: "):
-        neighborhood_values(torch.zeros(1, 1, 4, 3), q, 3, backend="triton")
+def test_the_kernels_say_which_widths_they_hold() -> None:
+    q = torch.zeros(1, 1, 4, 200)
+    assert explain(neighborhood_scores, q, q, 3)["torch"] == "chosen automatically"
+    for name, operands in (("scores", {"q": q}), ("values", {"p": q, "v": q})):
+        obstacle = importlib.import_module(f"attn_core.ops.neighborhood_{name}").triton_obstacle
+        assert obstacle(**operands) == "the kernel holds widths up to 128 in float32, got 200"
+        assert obstacle(**{argument: x.half() for argument, x in operands.items()}) is None
 
 
 ONES = torch.ones(1, 2, 4, 5, 3)
