@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attn_core.weights import official_names
 from vision_models import MambaOut, MambaOutDense, create_model, load_official
+from vision_models.bench.mambaout import split
 from vision_models.layers.state_space import STEPS, StateSpace, doubled
 from vision_models.models.mambaout import KEY_MAP
 
@@ -240,6 +241,16 @@ def test_half_precision_trains_with_finite_gradients(name: str, dtype: torch.dty
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     with torch.no_grad():
         assert model.eval()(x).dtype == dtype
+
+
+def test_the_official_formulation_of_the_benchmark_computes_the_same() -> None:
+    for name in ("official", "timm's own"):
+        model = _drawn(NETS[name]).eval()
+        x = torch.randn(2, 3, 19, 13, dtype=torch.float64)
+        with torch.no_grad():
+            torch.testing.assert_close(split(model)(x), model(x), rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match="split: the official formulation has no state-space model; build with ssm"):
+        split(_drawn(NETS["ssm"]))
 
 
 def test_a_dense_backbone_has_a_norm_for_each_map_and_no_head() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attn_core.weights import official_names
 from vision_models import SpectFormer, SpectFormerH, create_model, load_official
+from vision_models.bench.spectformer import official
 from vision_models.layers.spectral_gate import SpectralGate
 from vision_models.models.spectformer import KEY_MAP, KEY_MAP_H
 
@@ -295,6 +296,16 @@ def test_depth_of_the_change_from_gates_to_attention_is_an_option() -> None:
     for spectral in (0, 3, 4):
         model = SpectFormerH(**H, spectral=spectral)
         assert sum(isinstance(module, SpectralGate) for module in model.modules()) == sum(H["depths"][:spectral])
+
+
+@pytest.mark.parametrize("name", ["spectformer", "gfnet_h", "token_label"])
+def test_the_official_formulation_of_the_benchmark_computes_the_same(name: str) -> None:
+    """At the size that the gates are made for, and but for their spectra, which it takes in float32."""
+    model = drawn(name).float().eval()
+    x = torch.randn(2, 3, *(NETS[name][0]["img_size"],) * 2)
+    with torch.no_grad():
+        expected = model(x)
+        assert (official(model)(x) - expected).abs().max() <= 2e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -10,7 +10,7 @@ import typer
 
 from attn_core.engine import BenchmarkRequest
 
-DEFAULT = ("biformer_tiny", "davit_tiny", "focalnet_tiny_srf", "halonet26t", "mambaout_tiny", "spectformer_s")
+DEFAULT = ("biformer_tiny", "davit_tiny", "focalnet_tiny_srf", "halonet26t")
 
 
 def benchmark(
