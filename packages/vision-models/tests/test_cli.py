@@ -244,8 +244,8 @@ def test_benchmark_gives_timms_model_our_weights() -> None:
 def test_benchmark_names_models_without_a_peer(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("benchmark", "ravlt_tiny") == 1
     assert (
-        "ravlt_tiny has no peer to compare with; BiFormer, DaViT, FocalNet, HaloNet, DHVT, MambaOut, SpectFormer, "
-        "SpectFormerH have" in capsys.readouterr().err
+        "ravlt_tiny has no peer to compare with; BiFormer, DaViT, FocalNet, HaloNet, DeiT, DHVT, MambaOut, "
+        "Sparsifiner, SpectFormer, SpectFormerH have" in capsys.readouterr().err
     )
 
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from vision_models.models.nat import NAT, NATDense
     from vision_models.models.pvt import PVT
     from vision_models.models.ravlt import RAVLT, RAVLTDense
+    from vision_models.models.sparsifiner import Sparsifiner
     from vision_models.models.spectformer import SpectFormer, SpectFormerH
     from vision_models.models.swin import Swin, SwinDense
+    from vision_models.models.transnext import TransNeXt
     from vision_models.official import load_official
 
 __all__ = [
@@ -42,10 +44,12 @@ __all__ = [
     "MambaOutDense",
     "NATDense",
     "RAVLTDense",
+    "Sparsifiner",
     "SpectFormer",
     "SpectFormerH",
     "Swin",
     "SwinDense",
+    "TransNeXt",
     "create_model",
     "list_models",
     "load_official",
@@ -65,8 +69,10 @@ __getattr__, __dir__ = deferred(
         "vision_models.models.nat": ("NAT", "NATDense"),
         "vision_models.models.pvt": ("PVT",),
         "vision_models.models.ravlt": ("RAVLT", "RAVLTDense"),
+        "vision_models.models.sparsifiner": ("Sparsifiner",),
         "vision_models.models.spectformer": ("SpectFormer", "SpectFormerH"),
         "vision_models.models.swin": ("Swin", "SwinDense"),
+        "vision_models.models.transnext": ("TransNeXt",),
         "vision_models.official": ("load_official",),
     },
 )

@@ -19,9 +19,11 @@ from vision_models import (
     FocalNet,
     HaloNet,
     MambaOut,
+    Sparsifiner,
     SpectFormer,
     SpectFormerH,
     Swin,
+    TransNeXt,
 )
 from vision_models.models import CATALOG
 
@@ -228,6 +230,21 @@ OTHERS: dict[Any, tuple[str, dict[str, Any]]] = {
             "proj_dim": 32,
         },
     ),
+    Sparsifiner: (
+        "test_sparsifiner",
+        {
+            "depth": 3,
+            "embed_dim": 32,
+            "num_heads": 2,
+            "keep": 0.5,
+            "rank": 4,
+            "reduce": 3,
+            "patch_size": 8,
+            "img_size": 64,
+            "mlp_ratio": 2.0,
+            "qkv_bias": False,
+        },
+    ),
     SpectFormer: (
         "test_gfnet",
         {
@@ -266,6 +283,20 @@ OTHERS: dict[Any, tuple[str, dict[str, Any]]] = {
             "img_size": 64,
             "window": 3,
             "mlp_ratio": 2.0,
+            "qkv_bias": False,
+        },
+    ),
+    TransNeXt: (
+        "test_moh_transnext",
+        {
+            "depths": (1, 1, 2, 1),
+            "embed_dims": (16, 16, 24, 32),
+            "num_heads": (2, 4, 3, 4),
+            "mlp_ratios": (3, 3, 3, 3),
+            "sr_ratios": (4, 4, 2, 1),
+            "shared_heads": (2, 1, 2, 2),
+            "routed_heads": (0, 1, 2, 1),
+            "img_size": 64,
             "qkv_bias": False,
         },
     ),

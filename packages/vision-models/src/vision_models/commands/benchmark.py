@@ -26,15 +26,17 @@ def benchmark(
     Raises:
         ValueError: a model whose family has no peer.
     """
-    from vision_models.bench import biformer, mambaout, spectformer, timm_peer, token_attention
+    from vision_models.bench import biformer, mambaout, masked, spectformer, timm_peer, token_attention
     from vision_models.bench.measure import environment, plot
     from vision_models.models import create_model, family, list_models
     from vision_models.models.biformer import BiFormer
     from vision_models.models.davit import DaViT
+    from vision_models.models.deit import DeiT
     from vision_models.models.dhvt import DHVT
     from vision_models.models.focalnet import FocalNet
     from vision_models.models.halonet import HaloNet
     from vision_models.models.mambaout import MambaOut
+    from vision_models.models.sparsifiner import Sparsifiner
     from vision_models.models.spectformer import SpectFormer, SpectFormerH
 
     peers = {
@@ -42,8 +44,10 @@ def benchmark(
         DaViT: timm_peer.rows,
         FocalNet: timm_peer.rows,
         HaloNet: timm_peer.rows,
+        DeiT: masked.rows,
         DHVT: token_attention.rows,
         MambaOut: mambaout.rows,
+        Sparsifiner: masked.rows,
         SpectFormer: spectformer.rows,
         SpectFormerH: spectformer.rows,
     }

@@ -1,1 +1,1 @@
-"""Attention inside diffusion pipelines."""
+"""Diffusion: attention inside its pipelines, transformers that denoise, and their loss."""
