@@ -223,7 +223,8 @@ def test_benchmark_runs_token_networks_beside_their_official_formulation(monkeyp
     from vision_models.commands import benchmark as families
 
     monkeypatch.setattr(measure, "REPEATS", 1)
-    rows: Any = families.benchmark(BenchmarkRequest(["test_dhvt"], 1, torch.device("cpu"), None))
+    names = ["test_dhvt", "test_tap_rvt", "test_tap_fan"]
+    rows: Any = families.benchmark(BenchmarkRequest(names, 1, torch.device("cpu"), None))
     assert {row["against"] for row in rows} == {"scores in full"}
     assert all(float(row["error"]) < 1e-4 for row in rows)
 
@@ -245,7 +246,7 @@ def test_benchmark_names_models_without_a_peer(capsys: pytest.CaptureFixture[str
     assert command("benchmark", "ravlt_tiny") == 1
     assert (
         "ravlt_tiny has no peer to compare with; BiFormer, DaViT, FocalNet, HaloNet, DeiT, DHVT, MambaOut, "
-        "Sparsifiner, SpectFormer, SpectFormerH have" in capsys.readouterr().err
+        "Sparsifiner, SpectFormer, SpectFormerH, FAN, RVT have" in capsys.readouterr().err
     )
 
 

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from vision_models.models.davit import DaViT, DaViTDense
     from vision_models.models.deit import DeiT
     from vision_models.models.dhvt import DHVT
+    from vision_models.models.fan import FAN
     from vision_models.models.focalnet import FocalNet, FocalNetDense
     from vision_models.models.halonet import HaloNet
     from vision_models.models.mambaout import MambaOut, MambaOutDense
     from vision_models.models.nat import NAT, NATDense
     from vision_models.models.pvt import PVT
     from vision_models.models.ravlt import RAVLT, RAVLTDense
+    from vision_models.models.rvt import RVT
     from vision_models.models.sparsifiner import Sparsifiner
     from vision_models.models.spectformer import SpectFormer, SpectFormerH
     from vision_models.models.swin import Swin, SwinDense
@@ -28,9 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DHVT",
+    "FAN",
     "NAT",
     "PVT",
     "RAVLT",
+    "RVT",
     "BiFormer",
     "BiFormerDense",
     "CSwin",
@@ -63,12 +67,14 @@ __getattr__, __dir__ = deferred(
         "vision_models.models.davit": ("DaViT", "DaViTDense"),
         "vision_models.models.deit": ("DeiT",),
         "vision_models.models.dhvt": ("DHVT",),
+        "vision_models.models.fan": ("FAN",),
         "vision_models.models.focalnet": ("FocalNet", "FocalNetDense"),
         "vision_models.models.halonet": ("HaloNet",),
         "vision_models.models.mambaout": ("MambaOut", "MambaOutDense"),
         "vision_models.models.nat": ("NAT", "NATDense"),
         "vision_models.models.pvt": ("PVT",),
         "vision_models.models.ravlt": ("RAVLT", "RAVLTDense"),
+        "vision_models.models.rvt": ("RVT",),
         "vision_models.models.sparsifiner": ("Sparsifiner",),
         "vision_models.models.spectformer": ("SpectFormer", "SpectFormerH"),
         "vision_models.models.swin": ("Swin", "SwinDense"),

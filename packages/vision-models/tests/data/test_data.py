@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vision_models.data import Cifar, Digits, ImageFolder, Preprocess, read_image
+from vision_models.data.corruptions import blur
 from vision_models.data.repeated import RepeatedAugmentation
 from vision_models.data.splits import stratified_parts
 
@@ -40,6 +41,33 @@ def test_digits_augmentation_follows_the_global_generator_and_stays_in_range() -
     assert not torch.equal(data[5]["image"], first)
     assert first.shape == (1, 32, 32)
     assert -1.001 <= first.min() < first.max() <= 1.001
+
+
+def test_corrupted_digits_come_behind_the_images_as_they_are_and_keep_their_labels() -> None:
+    plain, data = Digits("val"), Digits("val", corruptions=("noise", "contrast"))
+    count = len(plain)
+    assert len(data) == 3 * count
+    for kind in range(3):
+        item = data[kind * count + 5]
+        assert (item["corruption"], item["label"]) == (kind, plain[5]["label"])
+    assert torch.equal(data[5]["image"], plain[5]["image"])
+    assert torch.equal(data[count + 5]["image"], Digits("val", corruptions=("noise",))[count + 5]["image"])
+    low, high = data[2 * count + 5]["image"], plain[5]["image"]
+    torch.testing.assert_close(low.std() / high.std(), torch.tensor(0.25))
+    torch.testing.assert_close(low.mean(), high.mean())
+    with pytest.raises(ValueError, match=r"corruptions must be among .*got 'fog'"):
+        Digits("val", corruptions=("fog",))
+
+
+def test_blur_spreads_a_point_as_a_gaussian_and_keeps_what_is_even() -> None:
+    point = torch.zeros(1, 1, 33, 33)
+    point[..., 16, 16] = 1
+    spread = blur(point)[0, 0]
+    places = torch.arange(33.0) - 16
+    assert spread.sum().item() == pytest.approx(1)
+    assert (spread.sum(0) * places.square()).sum().sqrt().item() == pytest.approx(0.09 * 33, rel=0.03)
+    torch.testing.assert_close(spread, spread.T)
+    torch.testing.assert_close(blur(torch.ones(1, 1, 9, 9)), torch.ones(1, 1, 9, 9))
 
 
 def test_few_digits_hold_equally_many_of_each_and_more_hold_them_too() -> None:

@@ -39,6 +39,8 @@ VARIATIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "test_inline_cswin": [{}, {"attention": ("softmax", "inline", "softmax", "inline")}],
     "test_agent_deit": [{}, {"global_pool": "avg"}],
+    "test_tap_rvt": [{}, {"scales": None}],
+    "test_tap_fan": [{}, {"scales": None}],
     "test_dhvt": [{}, {"patch_size": 4}, {"stem": "patch", "head_tokens": False, "feed_forward": "mlp"}],
     "test_dinat_s": [{}, {"attention": "softmax", "img_size": 64}],
 }
@@ -131,6 +133,8 @@ def test_layer_scales_and_position_tables_are_not_decayed() -> None:
         "test_agent_deit": ("pos_embed", "token"),
         "test_moh_vit": ("pos_embed", "token"),
         "test_dhvt": ("cls_token",),
+        "test_tap_fan": ("cls_token",),
+        "test_tap_fan_hybrid": ("cls_token",),
     }
     for name in SMALL:
         model: Any = create_model(name, **scaled.get(name, {}))
@@ -324,6 +328,8 @@ SHORT: dict[str, dict[str, Any]] = {
     "test_nat": {},
     "test_spectformer": {"spectral": 1},
     "test_spectformer_h": {},
+    "test_tap_fan": {},
+    "test_tap_rvt": {"depths": (1, 1, 1, 1)},
     "test_ravlt": {"attention": ("linear", "softmax", "linear", "softmax")},
 }
 

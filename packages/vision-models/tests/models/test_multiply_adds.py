@@ -49,6 +49,8 @@ GIGA = {
     "dinat_s_tiny": 4.5,
     "dinat_iso_small": 4.3,
     "vitrpb_small": 4.6,
+    "tap_rvt_small_plus": 4.70,
+    "tap_fan_base_hybrid": 11.86,
     "ravlt_tiny": 2.626,
     "ravlt_small": 4.899,
     "ravlt_base": 10.616,

@@ -10,15 +10,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vision_models import create_model, list_models
+from vision_models.layers.token_pooling import attention_of
 from vision_models.pictures.explain import draw, panels_of, stages
 from vision_models.pictures.explain.davit import channel_matrix, window_attention
-from vision_models.pictures.explain.dhvt import attention_of
+from vision_models.pictures.explain.dhvt import attention_of as head_attention
 from vision_models.pictures.explain.focalnet import gates_and_modulator
 from vision_models.pictures.explain.halonet import window_attention as halo_window
 from vision_models.pictures.explain.mambaout import gates_and_neighbors
 from vision_models.pictures.explain.mixture_of_heads import gates_of
 from vision_models.pictures.explain.nat import token_attention
 from vision_models.pictures.explain.panel import brightness, enlarged, inputs_of, spread, token_at
+from vision_models.pictures.explain.pooling import attention_rows
 from vision_models.pictures.explain.ravlt import key_weights
 from vision_models.pictures.explain.spectformer import taps_around
 from vision_models.pictures.explain.spectformer import token_attention as spectformer_attention
@@ -134,12 +136,36 @@ def test_pictures_of_a_mixture_show_where_a_head_reaches_the_output() -> None:
     assert torch.equal(lit.flatten(), gates[1:, 2] > 0)
 
 
+@pytest.mark.parametrize("name", ["test_tap_rvt", "test_tap_fan"])
+def test_pictures_of_pooling_show_its_weights_and_the_attention_behind_it(name: str) -> None:
+    net: Any = create_model(name).double().eval()
+    image = torch.randn(3, 64, 64, dtype=torch.float64)
+    block = net.stages[1].blocks[0] if name == "test_tap_rvt" else net.blocks[0]
+    with torch.no_grad():
+        columns: Any = panels_of(net)(net, image, (0.9, 0.1))  # type: ignore[misc]
+        reach, attention = columns[1 if name == "test_tap_rvt" else 0]
+        x = inputs_of(net, [block.pooling], image)[block.pooling]
+        weights = block.pooling.weights(x)[0]
+        mean = (weights * torch.arange(4.0)).sum(2).float()
+        torch.testing.assert_close(reach.light, 0.15 + 0.85 * mean / 3)
+        pooled = block.norm1(block.pooling(x))
+        pooled = pooled if name == "test_tap_rvt" else pooled.flatten(1, 2)
+        with attention_of(block) as seen:
+            block.attn(pooled)
+        rows = attention_rows(seen[0])
+    row, column = token_at((0.9, 0.1), attention.light.shape)
+    torch.testing.assert_close(
+        attention.light, brightness(rows[row * len(attention.light[0]) + column].view(mean.shape))
+    )
+    assert reach.frames == attention.frames == [(row, column, 1, 1)]
+
+
 @pytest.mark.parametrize("head_tokens", [True, False])
 def test_dhvt_pictures_reproduce_the_outputs_of_its_attention(head_tokens: bool) -> None:
     net = create_model("test_dhvt", head_tokens=head_tokens).double().eval()
     attn, x, out = _seen(net, "HeadTokenAttention")
     with torch.no_grad():
-        seen = attention_of(attn, x)
+        seen = head_attention(attn, x)
         tokens = attn.with_head_tokens(x) if head_tokens else x
         values = attn.qkv(tokens)[0, :, 2 * x.shape[2] :].unflatten(1, (attn.num_heads, -1))
         rebuilt = attn.proj(torch.einsum("hnm,mhd->nhd", seen, values).flatten(1))

@@ -1,15 +1,19 @@
-"""Token networks beside their official formulation, which holds the scores of attention in full."""
+"""Networks of DHVT, RVT and FAN beside their official formulation, which holds scores in full and copies windows."""
 
 import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vision_models.backbone import StagedBackbone
 from vision_models.bench.measure import model_rows
 from vision_models.layers.token_maps import Linear
+from vision_models.layers.token_pooling import TokenPooling
 from vision_models.models.dhvt import HeadTokenAttention
+from vision_models.models.fan import TokenAttention
+from vision_models.models.rvt import MaskedAttention
 
 PEER = "scores in full"
 
@@ -22,17 +26,22 @@ def rows(name: str, ours: StagedBackbone, x: Tensor, *, compiled: bool) -> list[
 def in_full(model: StagedBackbone) -> StagedBackbone:
     """A copy of ``model`` with the same parameters in the official formulation."""
     peer = copy.deepcopy(model)
+    formulations: dict[Any, Any] = {
+        HeadTokenAttention: FullHeadTokenAttention,
+        MaskedAttention: FullMaskedAttention,
+        TokenAttention: FullTokenAttention,
+        TokenPooling: UnfoldedPooling,
+        Linear: nn.Linear,
+    }
     for module in peer.modules():
-        if isinstance(module, HeadTokenAttention):
-            module.__class__ = FullHeadTokenAttention
-        elif isinstance(module, Linear):
-            module.__class__ = nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
+        module.__class__ = formulations.get(type(module), type(module))
     return peer
 
 
-def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def full_attention(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None = None) -> Tensor:
     """(B, H, N, D) → (B, N, H·D)."""
     scores = (q @ k.transpose(-2, -1)) * q.shape[3] ** -0.5
+    scores = scores if gate is None else scores * gate.expand(len(q), -1, -1, -1)
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
@@ -47,3 +56,36 @@ class FullHeadTokenAttention(HeadTokenAttention):
         x = self.proj(full_attention(qkv[0], qkv[1], qkv[2]))
         first, patches, heads = torch.split(x, [1, count - 1, x.shape[1] - count], dim=1)
         return torch.cat([first + heads.mean(1, keepdim=True), patches], 1)
+
+
+class FullMaskedAttention(MaskedAttention):
+    """Scores of all pairs, with or without a table."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, Y, X, dim) → same."""
+        q, k, v = self.projected(x)
+        return self.proj(full_attention(q, k, v, self.gate((x.shape[1], x.shape[2]))).view(x.shape))
+
+
+class FullTokenAttention(TokenAttention):
+    """Scores of all pairs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, dim) → same."""
+        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(full_attention(q, k, v))
+
+
+class UnfoldedPooling(TokenPooling):
+    """The nine neighbors of every token copied, then averaged, once for each dilation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, Y, X, dim) → same."""
+        weights = self.weights(x)
+        cells = x.permute(0, 3, 1, 2)
+        scales = [cells]
+        for far in range(1, self.scales):
+            near = F.unfold(cells, 3, dilation=far, padding=far)
+            scales.append(near.view(*cells.shape[:2], 9, *cells.shape[2:]).mean(2))
+        return (torch.stack(scales, 4) * weights[:, None]).sum(4).permute(0, 2, 3, 1)

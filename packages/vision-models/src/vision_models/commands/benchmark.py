@@ -33,9 +33,11 @@ def benchmark(
     from vision_models.models.davit import DaViT
     from vision_models.models.deit import DeiT
     from vision_models.models.dhvt import DHVT
+    from vision_models.models.fan import FAN
     from vision_models.models.focalnet import FocalNet
     from vision_models.models.halonet import HaloNet
     from vision_models.models.mambaout import MambaOut
+    from vision_models.models.rvt import RVT
     from vision_models.models.sparsifiner import Sparsifiner
     from vision_models.models.spectformer import SpectFormer, SpectFormerH
 
@@ -50,6 +52,8 @@ def benchmark(
         Sparsifiner: masked.rows,
         SpectFormer: spectformer.rows,
         SpectFormerH: spectformer.rows,
+        FAN: token_attention.rows,
+        RVT: token_attention.rows,
     }
     rows: list[dict[str, Any]] = []
     for name in request.models or DEFAULT:

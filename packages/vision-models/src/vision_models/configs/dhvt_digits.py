@@ -1,8 +1,8 @@
 """DHVT on scikit-learn's 1,797 handwritten digits, trained as BiFormer is.
 
-The plain vision transformer of equal size: ``--set net.stem=patch --set net.head_tokens=False --set
-net.feed_forward=mlp --set net.mlp_ratio=5.7``. Fewer digits, as many steps: ``--set train_dataloader.dataset.limit=200
---set epochs=101``, or 500 and 43.
+The plain vision transformer of equal size: ``--set model.net.stem=patch --set model.net.head_tokens=False --set
+model.net.feed_forward=mlp --set model.net.mlp_ratio=5.7``. Fewer digits, as many steps: ``--set
+train_dataloader.dataset.limit=200 --set epochs=101``, or 500 and 43.
 """
 
 # ruff: noqa: C408, F403, F405  recipes are written with dict(), so that a setting looks as on the command line

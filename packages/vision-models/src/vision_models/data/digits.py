@@ -6,6 +6,7 @@ Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI 1
 import hashlib
 import importlib.util
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vision_models.data.corruptions import CORRUPTIONS
 from vision_models.data.splits import stratified_parts
 
 SIDE = 8
@@ -33,6 +35,8 @@ class Digits(Dataset[dict[str, Any]]):
         augment: random rotation (±``degrees``), shift (±``shift`` original pixels), scale (±``scale``) and shear,
             smooth displacements (``elastic`` original pixels) and stroke weight (ink^(e^±``contrast``)).
         limit: take only so many images, a tenth of each digit, always the same ones; a larger limit adds to them.
+        corruptions: ``"noise"``, ``"blur"`` or ``"contrast"``: the images as they are, then all of them once more under
+            each; items then have its number as ``corruption``, 0 for images as they are.
 
     Shapes: image (1, size, size) float32 in [−1, 1].
     Raises: ValueError if the installed data are not the ones that results were measured on, or have no such ``limit``.
@@ -51,6 +55,7 @@ class Digits(Dataset[dict[str, Any]]):
         elastic: float = 0.3,
         contrast: float = 0.3,
         limit: int | None = None,
+        corruptions: Sequence[str] = (),
     ) -> None:
         if split not in ("train", "val", "test"):
             raise ValueError(f"Digits: split must be 'train', 'val' or 'test', got split={split!r}")
@@ -61,6 +66,15 @@ class Digits(Dataset[dict[str, Any]]):
             index = index[_few(labels[index], limit)]
         self.images = torch.from_numpy(images[index]).float().div(LEVELS / 2).sub(1).unsqueeze(1)
         self.labels: list[int] = labels[index].tolist()
+        unknown = [name for name in corruptions if name not in CORRUPTIONS]
+        if unknown:
+            raise ValueError(f"Digits: corruptions must be among {sorted(CORRUPTIONS)}, got {unknown[0]!r}")
+        self.kinds: list[int] = []
+        if corruptions:
+            large = F.interpolate(self.images, (size, size), mode="bilinear", align_corners=False)
+            self.images = torch.cat([large, *(CORRUPTIONS[name](large) for name in corruptions)])
+            self.kinds = [kind for kind in range(1 + len(corruptions)) for _ in self.labels]
+            self.labels = self.labels * (1 + len(corruptions))
         self.size = size
         self.augment = augment
         self.degrees = degrees
@@ -89,7 +103,10 @@ class Digits(Dataset[dict[str, Any]]):
         images = F.interpolate(images, (self.size, self.size), mode="bilinear", align_corners=False)
         if self.augment:
             images = self._warped(images)
-        return [{"image": image, "label": self.labels[i]} for image, i in zip(images, indices, strict=True)]
+        items = [{"image": image, "label": self.labels[i]} for image, i in zip(images, indices, strict=True)]
+        if self.kinds:
+            items = [{**item, "corruption": self.kinds[i]} for item, i in zip(items, indices, strict=True)]
+        return items
 
     def _warped(self, images: Tensor) -> Tensor:
         """Sample (B, 1, size, size) at randomly displaced positions; outside is background.

@@ -41,7 +41,7 @@ def _column(attn: Any, x: Tensor, grid: tuple[int, int], point: tuple[float, flo
         Panel(f"{name}: patch, {share:.0f} % to head tokens", on_patches(seen[:, here].mean(0)), frames=frames),
         Panel(f"{name}: head tokens", on_patches(seen[:, last:].mean((0, 1)))),
         Panel(
-            f"{name}: each head (row) to each token",
+            f"{name}: heads (rows) to head tokens",
             to_heads.float().cpu() / to_heads.max().clamp(min=1e-12).cpu(),
             over="nothing",
         ),
