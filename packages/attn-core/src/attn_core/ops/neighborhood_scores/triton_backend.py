@@ -30,10 +30,12 @@ from .reference import NEIGHBORHOOD_SCORES, Arguments, empty_slot, fake
 
 # Width bucket → tiles for sm_80 and for sm_90 on: cells of the box, cells of a step, warps, stages.
 TILES_16_BIT: dict[int, tuple[Tile, Tile]] = {
-    64: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+    64: (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
     128: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
     256: (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
 }
+# What walks queries, whose windows it computes at each step, where four warps would spill.
+KEYS_TILE = Tile(64, 32, 8, 2)
 # float32 is multiplied without tensor cores: small tiles, the same for every architecture.
 TILES_FLOAT32: dict[int, Tile] = {64: Tile(32, 32, 8, 1), 128: Tile(16, 16, 4, 1)}
 BIAS_TILE = Tile(16, 64, 4, 1)  # offsets, cells of a step
@@ -70,12 +72,14 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
     return [dq, dk, drpb]
 
 
-def choose_tile(width: int, dtype: torch.dtype, arch: str) -> Tile:
+def choose_tile(width: int, dtype: torch.dtype, arch: str, walks_queries: bool) -> Tile:
     """Tile of all kernels but that of the bias: every entry passes ``python -m attn_core.aot``."""
     if arch == "interpreter":
         return Tile(16, 32, 4, 1)
     if dtype == torch.float32:
         tile = at_width(TILES_FLOAT32, width)
+    elif walks_queries and width <= 64:
+        tile = KEYS_TILE
     else:
         tile = at_width(TILES_16_BIT, width)[0 if arch in OLDER else 1]
     return for_small_memory(tile, width, dtype, arch)
@@ -143,7 +147,7 @@ def _launch(kernel: Any, rules: Rules, like: Tensor, tensors: Sequence[Any], str
     grid = three(rules.grid)
     steps = dilations(rules.dilation, grid)
     block_d = power_of_two(like.shape[3], 16)
-    tile = choose_tile(block_d, like.dtype, architecture(like.device))
+    tile = choose_tile(block_d, like.dtype, architecture(like.device), kernel.__name__ == "keys_kernel")
     sides = box(grid, steps, tile.rows)
     counts = tiles(grid, steps, sides)
     launch(
