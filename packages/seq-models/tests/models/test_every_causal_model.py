@@ -213,6 +213,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "num_local_heads": 1, "first_routing_layer": 1, "num_clusters": 2, "window": 2, "local_block": 3,
         "selection": "topk", "style": "lucidrains", "feedforward_size": 40, "rope_theta": 100.0,
     },
+    "test_scatterbrain": {
+        "window": 2, "num_features": 4, "support": "sparse", "feedforward_size": 40, "rope_theta": 100.0,
+    },
     "test_titans_mag": {
         "architecture": "mal", "memory_depth": 1, "memory_expansion": 1, "chunk_size": 1, "window": 2,
         "num_persistent": 1, "conv_size": 2, "theta_max": 0.5, "momentum": False, "forgetting": False, "mlp_size": 40,

@@ -19,6 +19,7 @@ FAMILIES = [
     "test_landmark",
     "test_rcmha",
     "test_routing",
+    "test_scatterbrain",
     "test_titans_mac",
     "test_transnormer",
 ]
@@ -238,6 +239,6 @@ for folder in folders:
     print(type(AutoModelForCausalLM.from_pretrained(folder)).__name__)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=False)
-    families = ("Gaussian", "Landmark", "RCMHA", "Routing", "Titans", "TransNormer")
+    families = ("Gaussian", "Landmark", "RCMHA", "Routing", "Scatterbrain", "Titans", "TransNormer")
     names = [f"{name}ForCausalLM" for name in families]
-    assert done.stdout.split() == ["unknown"] * 6 + names, done.stderr
+    assert done.stdout.split() == ["unknown"] * 7 + names, done.stderr

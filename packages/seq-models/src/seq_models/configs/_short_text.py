@@ -1,4 +1,4 @@
-"""Base of the recipes of text that take two minutes on a core: a third of the steps of ``_text``."""
+"""Base of the recipes of text with a third of the steps of ``_text``."""
 
 # ruff: noqa: C408, F403  recipes are written with dict(), and read their bases with *
 

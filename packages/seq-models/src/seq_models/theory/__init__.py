@@ -1,0 +1,1 @@
+"""What single layers can learn, measured on closed-form fits."""
