@@ -1,7 +1,7 @@
 """RVT with TAP and ADL on scikit-learn's 1,797 handwritten digits, trained as BiFormer is.
 
 RVT alone: ``--set model.net.scales=None --set diversity=0.0``. The test is taken once more under noise, blur and low
-contrast, which no training image has.
+contrast, which no training image has. Not run to its end yet.
 """
 
 # ruff: noqa: C408, F403, F405  recipes are written with dict(), so that a setting looks as on the command line
