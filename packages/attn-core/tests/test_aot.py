@@ -2,9 +2,12 @@
 
 import importlib
 import importlib.util
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from attn_core import aot
 from attn_core.kernels.launch import Launch, Tile, record
@@ -56,6 +59,39 @@ def test_recording_starts_nothing_and_ends_with_its_block() -> None:
     assert launch._recorder is None
 
 
+# Rows and columns of maps as images and crops give them: multiples of 16, of 2, odd ones.
+SIDES = [
+    *((32, 40), (33, 33), (40, 64), (48, 84), (50, 56), (56, 56), (57, 61), (60, 80), (64, 64), (64, 65)),
+    *((70, 70), (75, 100), (80, 80), (84, 50), (90, 100), (96, 96), (100, 101), (112, 112), (120, 160), (128, 128)),
+]
+RUNS: dict[str, Callable[[Any, int, int], None]] = {
+    "attention": lambda run, y, x: run(torch.bfloat16, 64, y * x, y * x),
+    "attention, causal": lambda run, y, x: run(torch.bfloat16, 64, y * x, y * x, causal="lower_right"),
+    "attention, bias": lambda run, y, x: run(torch.bfloat16, 64, y * x, y * x, bias=(1, 8, y * x, y * x)),
+    "attention, axes": lambda run, y, x: run(torch.bfloat16, 32, 300, axes=(y, x)),
+    "block_attention": lambda run, y, x: run(torch.bfloat16, 32, 49, (2 * y // 7) * (2 * x // 7), topk=4),
+    "neighborhood_attention": lambda run, y, x: run(torch.bfloat16, 32, (y, x), 7),
+    "neighborhood_attention, table": lambda run, y, x: run(torch.bfloat16, 32, (y, x), 7, rpb=True),
+    "group_attention": lambda run, y, x: run(torch.bfloat16, 64, y * x),
+    "linear_attention": lambda run, y, x: run(torch.bfloat16, 64, True, False, y * x),
+    "linear_scan": lambda run, y, x: run(torch.bfloat16, 3, 64, y * x),
+    "channel_attention": lambda run, y, x: run(torch.bfloat16, 32, False, y * x),
+    "focal_modulation": lambda run, y, _: run(torch.bfloat16, y, 96, (3, 5)),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_twenty_image_sizes_need_four_compiled_forms_of_a_kernel_at_most(name: str) -> None:
+    run = backend(name.partition(",")[0])._aot_run
+    forms = defaultdict(set)
+    for rows, columns in SIDES:
+        with record("sm_90") as recorded:
+            RUNS[name](run, rows, columns)
+        for position, launch in enumerate(recorded):  # what a kernel is started for, levels or directions, is no size
+            forms[position, launch.kernel.__name__].add(aot.variant(launch, "sm_90"))
+    assert all(len(found) <= 4 for found in forms.values()), {kernel: len(found) for kernel, found in forms.items()}
+
+
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
@@ -67,6 +103,22 @@ def test_recording_starts_nothing_and_ends_with_its_block() -> None:
 )
 def test_gate_names_what_is_exceeded(resources: tuple[int, int, int], message: str | None) -> None:
     assert aot._failure("sm_80", *resources) == message
+
+
+@pytest.mark.parametrize(
+    ("layout", "result", "copies"),
+    [
+        ("versionMajor = 3, versionMinor = 0, warpsPerCTA = [8, 1], instrShape = [16, 64, 16]", "64x64", 2),
+        ("versionMajor = 3, versionMinor = 0, warpsPerCTA = [4, 2], instrShape = [16, 32, 16]", "64x64", 1),
+        ("versionMajor = 3, versionMinor = 0, warpsPerCTA = [8, 1], instrShape = [16, 64, 16]", "128x64", 1),
+        ("versionMajor = 2, versionMinor = 0, warpsPerCTA = [1, 8], instrShape = [16, 8]", "64x32", 2),
+        ("versionMajor = 2, versionMinor = 0, warpsPerCTA = [8, 1], instrShape = [16, 8]", "32x32", 4),
+    ],
+)
+def test_gate_names_a_product_that_several_warps_compute_alike(layout: str, result: str, copies: int) -> None:
+    dot = "tt.dot %a, %b, %c : tensor<64x32xbf16, #x> * tensor<32x64xbf16, #y>"
+    found = aot._repeated(f"#mma = #ttg.nvidia_mma<{{{layout}}}>\n  %d = {dot} -> tensor<{result}xf32, #mma> loc(#l)")
+    assert (found is None) if copies == 1 else (found is not None and f"computed {copies} times" in found)
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""Ahead-of-time gate: compile every shipped kernel for GPUs that are not here, and refuse register spills.
+"""Ahead-of-time gate: compile every shipped kernel for GPUs that are not here, and refuse spills and double work.
 
 ``python -m attn_core.aot`` runs each operator's backend on meta tensors, compiles the kernels that it would have
 started on each architecture, and prints their registers, stack and shared memory. The exit code is 1 if any of them
-spills (NVIDIA), needs more shared memory than a block may have, or does not compile. No driver is needed.
+spills or computes a product in several warps alike (NVIDIA), needs more shared memory than a block may have, or does
+not compile. No driver is needed.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from torch import Tensor
 from attn_core import ops
 
 from .kernels.launch import Launch, record
+from .kernels.machine_code import Loop, hot_loop
 
 MAX_REGISTERS = 255
 # Bytes of shared memory that one block may have.
@@ -54,6 +56,7 @@ class Report:
     stack: int
     shared: int
     mma: int
+    loop: Loop | None
     seconds: float
     failure: str | None
 
@@ -87,14 +90,18 @@ def _report(operator: str, label: str, launch: Launch, architecture: str) -> Rep
     block = [str(launch.constants[name]) for name in ("BM", "BN", "BX") if name in launch.constants]
     options = f"{'×'.join(block)} w{launch.warps} s{launch.stages}"
     registers = stack = shared = mma = -1
+    loop = None
     try:
         compiled = _compile(launch, architecture)
         shared = compiled.metadata.shared
         if architecture.startswith("sm_"):
-            registers, stack, mma = _nvidia_resources(compiled.asm["cubin"])
+            registers, stack, mma, code = _nvidia_resources(compiled.asm["cubin"])
+            loop = hot_loop(code, launch.warps, architecture)
         else:
             registers, stack, mma = _amd_resources(compiled.asm["amdgcn"])
         failure = _failure(architecture, registers, stack, shared)
+        if failure is None and not launch.repeats:
+            failure = _repeated(compiled.asm["ttgir"])
     except Exception as raised:  # a kernel that does not compile is a finding of the gate, whatever the reason
         error: BaseException = raised
         while error.__cause__ is not None:
@@ -102,7 +109,7 @@ def _report(operator: str, label: str, launch: Launch, architecture: str) -> Rep
         failure = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     seconds = time.perf_counter() - start
     name = launch.kernel.__name__.removesuffix("_kernel")
-    return Report(operator, label, name, architecture, options, registers, stack, shared, mma, seconds, failure)
+    return Report(operator, label, name, architecture, options, registers, stack, shared, mma, loop, seconds, failure)
 
 
 def _failure(architecture: str, registers: int, stack: int, shared: int) -> str | None:
@@ -116,10 +123,39 @@ def _failure(architecture: str, registers: int, stack: int, shared: int) -> str 
     return None
 
 
-def _compile(launch: Launch, architecture: str) -> Any:
-    import triton
+def _repeated(code: str) -> str | None:
+    """Which product of the intermediate code several warps compute alike: more warps than its result has tiles.
+
+    Blackwell's products are of one warp, and AMD's tiles are not tuned.
+    """
+    layouts = {
+        name: [int(n) for n in (*warps.split(","), *shape.split(",")[:2])]
+        for name, warps, shape in re.findall(
+            r"^(#\w+) = #ttg\.nvidia_mma<.*warpsPerCTA = \[([\d, ]+)\].*instrShape = \[([\d, ]+)\]", code, re.MULTILINE
+        )
+    }
+    for rows, columns, name in re.findall(r"(?:tt\.dot|warp_group_dot) .*-> tensor<(\d+)x(\d+)x\w+, (#\w+)>", code):
+        if name in layouts:  # else of plain multiplications
+            down, across, height, width = layouts[name]
+            copies = max(1, down * height // int(rows)) * max(1, across * width // int(columns))
+            if copies > 1:
+                return f"a product of {rows}×{columns} is computed {copies} times, by {down}×{across} warps"
+    return None
+
+
+def variant(launch: Launch, architecture: str) -> str:
+    """What Triton keys compiled code by: launches of one kernel with equal variants share it."""
+    _, _, specialization, options = _bound(launch, architecture)
+    return f"{launch.kernel.__name__} {specialization} {options}"
+
+
+def _bound(launch: Launch, architecture: str) -> tuple[Any, Any, Any, Any]:
+    """A compiler backend, arguments by name, their specialization and options.
+
+    What ``JITFunction.run`` does up to the point where it asks the driver for a device.
+    """
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, make_backend
+    from triton.compiler import make_backend
     from triton.runtime.jit import create_function_from_signature
 
     if architecture.startswith("sm_"):
@@ -128,17 +164,25 @@ def _compile(launch: Launch, architecture: str) -> Any:
         target = GPUTarget("hip", architecture, 64)
     backend = make_backend(target)
     kernel = launch.kernel
-    # What JITFunction.run does up to the point where it asks the driver for a device.
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
-    arguments, specialization, options = bind(*launch.args, **launch.constants, **options)
-    parsed, signature, constants, attributes = kernel._pack_args(backend, options, arguments, specialization, options)
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=parsed.__dict__)
+    return backend, *bind(*launch.args, **launch.constants, **options)
 
 
-def _nvidia_resources(cubin: bytes) -> tuple[int, int, int]:
-    """Registers per thread, bytes of stack (with local-memory instructions counted as stack), tensor-core products."""
+def _compile(launch: Launch, architecture: str) -> Any:
+    import triton
+    from triton.compiler import ASTSource
+
+    backend, arguments, specialization, options = _bound(launch, architecture)
+    parsed, signature, constants, attributes = launch.kernel._pack_args(
+        backend, options, arguments, specialization, options
+    )
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    return triton.compile(source, target=backend.target, options=parsed.__dict__)
+
+
+def _nvidia_resources(cubin: bytes) -> tuple[int, int, int, str]:
+    """Registers per thread, bytes of stack (local-memory instructions count as stack), tensor-core products, code."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -154,7 +198,7 @@ def _nvidia_resources(cubin: bytes) -> tuple[int, int, int]:
         raise RuntimeError(f"cuobjdump prints no resource usage: {usage.stdout!r}")
     spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
     products = len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCIMMA)\b", code))
-    return int(found[1]), int(found[2]) + spills, products
+    return int(found[1]), int(found[2]) + spills, products, code
 
 
 def _amd_resources(assembly: str) -> tuple[int, int, int]:
@@ -193,7 +237,8 @@ def _identity(launch: Launch) -> str:
 
 
 COLUMNS = {
-    "operator": 16, "case": 32, "kernel": 8, "arch": 7, "tile": 18, "reg": 4, "stack": 6, "shared": 7, "mma": 4, "s": 5
+    "operator": 16, "case": 32, "kernel": 8, "arch": 7, "tile": 18, "reg": 4, "stack": 6, "shared": 7, "mma": 4,
+    "TFLOP/s": 12, "s": 5
 }  # fmt: skip
 
 
@@ -206,7 +251,8 @@ def line(*cells: object) -> str:
 
 def described(r: Report) -> str:
     """One line of the table: what was compiled, what it needs, how long it took, what failed."""
-    resources = (r.registers, r.stack, r.shared, r.mma, f"{r.seconds:.1f}", r.failure or "ok")
+    bound = f"{r.loop.teraflops:.0f} {r.loop.limiter}" if r.loop else ""
+    resources = (r.registers, r.stack, r.shared, r.mma, bound, f"{r.seconds:.1f}", r.failure or "ok")
     return line(r.operator, r.case, r.kernel, r.architecture, r.options, *resources)
 
 

@@ -18,7 +18,7 @@ def cases(device: str, quick: bool) -> list[BenchCase]:
     """Causal with decay, both ways at vision sizes, and a sweep over the length."""
     on_gpu = device.startswith("cuda")
     if quick:
-        sizes = [("causal, decay, 128 tokens", 1, 2, 128, 16, True), ("both ways, 128 tokens", 1, 2, 128, 16, False)]
+        sizes = [("causal, decay, 64 tokens", 1, 2, 64, 16, True), ("both ways, 64 tokens", 1, 2, 64, 16, False)]
     else:
         tokens, batch = (8192, 8) if on_gpu else (1024, 1)
         sizes = [
@@ -26,7 +26,7 @@ def cases(device: str, quick: bool) -> list[BenchCase]:
             ("vision, both ways, 3136 tokens", batch, 2, 3136, 32, False),
         ]
     listed = [_case(*size) for size in sizes]
-    for n in (64, 128) if quick else GPU_LENGTHS if on_gpu else LENGTHS:
+    for n in (16, 32) if quick else GPU_LENGTHS if on_gpu else LENGTHS:
         listed.append(_case(f"length {n}, 4 heads of 64", 1, 4, n, 64, True, sweep=True))
     return listed
 

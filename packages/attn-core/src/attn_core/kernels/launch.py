@@ -21,12 +21,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Tile:
-    """Shape of a program's tile and how the compiler schedules it."""
+    """Shape of a program's tile and how the compiler schedules it.
+
+    ``repeats``: several of its warps compute one product alike, for want of a tile that neither does so nor spills.
+    """
 
     rows: int
     columns: int
     warps: int
     stages: int
+    repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Launch:
     constants: dict[str, Any]
     warps: int
     stages: int
+    repeats: bool
 
 
 @dataclass
@@ -63,7 +68,7 @@ def record(architecture: str) -> Iterator[list[Launch]]:
 def launch(kernel: Any, programs: int, device: torch.device, tile: Tile, *args: Any, **constants: Any) -> None:
     """Start ``kernel`` on a one-dimensional grid; a grid of 0 programs starts nothing."""
     if _recorder is not None:
-        _recorder.launches.append(Launch(kernel, args, constants, tile.warps, tile.stages))
+        _recorder.launches.append(Launch(kernel, args, constants, tile.warps, tile.stages, tile.repeats))
         return
     if programs == 0:
         return
@@ -130,8 +135,8 @@ def for_small_memory(tile: Tile, width: int, dtype: torch.dtype, arch: str) -> T
     size = width * dtype.itemsize * (2 if amd else 1)
     stages = 1 if amd or size > 256 else tile.stages
     if size <= 256:
-        return Tile(min(tile.rows, 64), min(tile.columns, 64), tile.warps, stages)
-    return Tile(min(tile.rows, 32), min(tile.columns, 32), min(tile.warps, 4), stages)
+        return Tile(min(tile.rows, 64), min(tile.columns, 64), tile.warps, stages, tile.repeats)
+    return Tile(min(tile.rows, 32), min(tile.columns, 32), min(tile.warps, 4), stages, tile.repeats)
 
 
 def power_of_two(size: int, least: int = 1) -> int:

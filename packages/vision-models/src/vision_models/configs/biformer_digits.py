@@ -10,7 +10,7 @@ twice the rotation, shift and scale and without mixup, 8 with mixup, 3 with mild
 from attn_core.engine import read_base
 from vision_models.models.biformer import BiFormer
 
-epochs = 50
+epochs = 30
 net = dict(
     type=BiFormer,
     in_chans=1,

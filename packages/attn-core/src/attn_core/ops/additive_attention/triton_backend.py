@@ -33,7 +33,7 @@ Pass = Literal["forward", "query", "key"]
 TILES_16_BIT: dict[Pass, dict[int, Tile]] = {
     "forward": {1: Tile(32, 64, 4, 1), 128: Tile(32, 64, 8, 1), 256: Tile(32, 32, 8, 1)},
     "query": {1: Tile(32, 64, 4, 1), 64: Tile(32, 64, 4, 1), 256: Tile(32, 32, 8, 1)},
-    "key": {1: Tile(64, 32, 4, 1), 128: Tile(32, 32, 4, 1), 256: Tile(32, 32, 8, 1)},
+    "key": {1: Tile(64, 32, 4, 1), 128: Tile(32, 32, 4, 1), 256: Tile(32, 32, 8, 1, repeats=True)},
 }
 TILES_FLOAT32: dict[Pass, dict[int, Tile]] = {
     "forward": {1: Tile(32, 64, 4, 1), 64: Tile(32, 32, 4, 1), 128: Tile(16, 16, 4, 1)},

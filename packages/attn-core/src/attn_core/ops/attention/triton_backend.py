@@ -172,7 +172,7 @@ class _Problem:
             q.shape[1],
             q.shape[1] // k.shape[1],
             q.shape[2],
-            keys,
+            0 if self.tables else keys,  # M of a grid is its cells, whose number is no reason for another compiled form
             self.cells,
             self.grid_rows,
             second.shape[3] if second is not None else 1,
@@ -202,7 +202,10 @@ class _Problem:
         return batch * heads * math.ceil(queries / tile.rows)
 
     def cells_per_tile(self, tile: Tile) -> int:
-        """How many cells of one grid row a key tile spans: the widest that pads the grid ≤ 10 % more than the best."""
+        """How many cells of one grid row a key tile spans: the widest that pads the grid ≤ 10 % more than the best.
+
+        From 8 to 64: each width is a compiled kernel of its own.
+        """
         if not self.tables:
             return tile.columns
 
@@ -210,7 +213,7 @@ class _Problem:
             rows = tile.columns // cells
             return math.ceil(self.cells / cells) * cells * math.ceil(self.grid_rows / rows) * rows
 
-        choices = [tile.columns >> shift for shift in range(tile.columns.bit_length())]
+        choices = [cells for cells in (64, 32, 16, 8) if cells <= tile.columns]
         least = min(map(padded, choices))
         return next(cells for cells in choices if padded(cells) <= 1.1 * least)
 
@@ -236,7 +239,9 @@ class _Problem:
 
     def masking(self, tile: Tile) -> dict[str, Any]:
         """Whether every tile holds keys alone that all queries may see, unless causality hides some."""
-        return {"EVEN": self.ranges is None and self.key_tiles(tile) * tile.columns == self.k.shape[2]}
+        # With tables the width of a tile follows the grid: one form of the kernel for each is enough.
+        whole = self.ranges is None and not self.tables
+        return {"EVEN": whole and self.key_tiles(tile) * tile.columns == self.k.shape[2]}
 
     def table_buffers(self, needs: Sequence[bool]) -> list[Tensor | None]:
         """Where the query pass leaves the gradient of each table of ``self.tables``, for every batch and head."""

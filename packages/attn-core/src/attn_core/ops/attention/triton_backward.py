@@ -12,7 +12,7 @@ import triton.language as tl
 
 from attn_core.kernels.tiles import accumulate, load_lse, load_rows, product, store_rows
 
-from .triton_forward import causal_end, load_bound, row_bias, tile_logits
+from .triton_forward import COUNTS, causal_end, load_bound, row_bias, tile_logits
 
 
 @triton.jit
@@ -42,7 +42,7 @@ def score_gradient(
     return ds, k
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def query_kernel(
     Q, K, V, BIAS, MASK, TX, TA, TB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_n, bias_m, mask_b, mask_m,
@@ -59,6 +59,8 @@ def query_kernel(
 
     DTX (B, H, N, W), DTA (B, H, N, NA) and DTB (B, H, N, NB) are contiguous, the last two zeros at the start.
     """
+    if AXES > 0:
+        M = W * ROWS
     tiles = tl.cdiv(N, BM)
     tile = tl.program_id(0) % tiles
     if CAUSAL:
@@ -241,7 +243,7 @@ def take_queries(
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def key_kernel(
     Q, K, V, BIAS, MASK, TX, TA, TB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_n, bias_m, mask_b, mask_m,
@@ -255,6 +257,8 @@ def key_kernel(
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: dK, dV or both of one key tile of one key head, over the queries of every head of its group."""
+    if AXES > 0:
+        M = W * ROWS
     j0, r0, x0 = key_tile(tl.program_id(0) % tiles, W, AXES, BN, BX)
     heads = H // GROUP
     bh = tl.program_id(0) // tiles
@@ -316,7 +320,7 @@ def key_kernel(
         store_rows(DVAL + (b * dv_b + hk * dv_h + first * dv_n), jj, dv_n, inside_j, dv, DV, BLOCK_DV)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def bias_kernel(
     Q, K, V, BIAS, MASK, TX, TA, TB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_n, bias_m, mask_b, mask_m,
@@ -335,6 +339,8 @@ def bias_kernel(
     Along heads, query tiles and key tiles there are ``own_*`` programs and ``sum_*`` steps; one of each pair is 1, and
     the sum over the batch has ``sum_b`` steps. DBIAS is contiguous, in the shape of the bias.
     """
+    if AXES > 0:
+        M = W * ROWS
     pid = tl.program_id(0)
     jt = pid % own_j
     it = pid // own_j % own_i

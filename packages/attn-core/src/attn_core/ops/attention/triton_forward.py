@@ -20,6 +20,11 @@ import triton.language as tl
 
 from attn_core.kernels.tiles import LOG2E, accumulate, finish, load_rows, product, softmax_step, store_rows
 
+# What changes from image to image, strides of tables included: no value of it is worth a compiled kernel of its own. M
+# and N are not among them: multiples of 16 are read in wide loads, and cost one more form.
+COUNTS = ["W", "ROWS", "NB", "NA", "tiles", "causal_offset", "own_h", "own_i", "own_j",
+          *(f"{table}_{stride}" for table in ("tx", "ta", "tb") for stride in "bhn")]  # fmt: skip
+
 
 @triton.jit
 def tile_logits(
@@ -115,7 +120,7 @@ def unmasked_end(end, i0, causal_offset, BN: tl.constexpr, CAUSAL: tl.constexpr)
     return end // BN * BN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def forward_kernel(
     Q, K, V, BIAS, MASK, TX, TA, TB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, bias_b, bias_h, bias_n, bias_m, mask_b, mask_m,
@@ -128,6 +133,8 @@ def forward_kernel(
     UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: BM queries of one head, all the keys they see."""
+    if AXES > 0:
+        M = W * ROWS
     tiles = tl.cdiv(N, BM)
     tile = tl.program_id(0) % tiles
     if CAUSAL:  # the longest rows first, so that no program starts late and ends late

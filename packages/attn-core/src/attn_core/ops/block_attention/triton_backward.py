@@ -32,7 +32,7 @@ def store_table(DT, row, size, inside, value, BLOCK: tl.constexpr):
     tl.store(pointers, value, mask=inside[:, None] & (n < size)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "I", "J", "KS", "C1", "C2", "ROWS", "n0"])
 def query_kernel(
     Q, K, V, QI, KI, TABLE, WEIGHT, QPOS, KPOS, T0, T1, T2,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
@@ -165,7 +165,7 @@ def query_kernel(
             store_table(DT2 + first * C2, row, C2, written, dt2, N2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "I", "J", "KS", "C1", "C2", "ROWS", "S"])
 def key_kernel(
     Q, K, V, QI, KI, TABLE, WEIGHT, QPOS, KPOS, T0, T1, T2,  # noqa: ARG001  as the others' arguments
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,
@@ -267,7 +267,7 @@ def key_kernel(
         store_tokens(DVAL + (b * dv_b + hk * dv_h), to, dv_n, written, dv, DV, BLOCK_DV)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["SLOTS"])
 def reduce_kernel(
     SHARES, ORDER, START, OUT, order_b, order_h, start_b, start_h, o_b, o_h, o_n, H, N, SLOTS,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, BM: tl.constexpr,

@@ -12,34 +12,34 @@ Pass = Literal["forward", "query", "key"]
 TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
     ("forward", True): {
         64: (Tile(64, 64, 4, 3), Tile(64, 64, 4, 3)),
-        128: (Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
-        256: (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+        128: (Tile(64, 64, 8, 2, repeats=True), Tile(64, 32, 4, 1)),
+        256: (Tile(64, 64, 8, 2, repeats=True), Tile(64, 32, 8, 2, repeats=True)),
     },
     ("forward", False): {
         64: (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
-        128: (Tile(64, 64, 8, 2), Tile(64, 64, 8, 2)),
-        256: (Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+        128: (Tile(64, 64, 8, 2, repeats=True), Tile(64, 32, 4, 1)),
+        256: (Tile(64, 64, 8, 2, repeats=True), Tile(64, 32, 8, 2, repeats=True)),
     },
     ("query", True): {
         64: (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-        128: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
-        256: (Tile(64, 32, 8, 2), Tile(32, 32, 4, 1)),
+        128: (Tile(64, 32, 4, 1), Tile(64, 32, 4, 1)),
+        256: (Tile(64, 32, 8, 2, repeats=True), Tile(32, 32, 4, 1, repeats=True)),
     },
     ("query", False): {
         64: (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
-        128: (Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
-        256: (Tile(32, 32, 4, 1), Tile(32, 32, 8, 2)),
+        128: (Tile(64, 32, 8, 2, repeats=True), Tile(64, 32, 4, 1)),
+        256: (Tile(32, 32, 4, 1, repeats=True), Tile(32, 32, 8, 2, repeats=True)),
     },
     ("key", True): {
         32: (Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
         64: (Tile(32, 64, 4, 2), Tile(64, 64, 4, 2)),
-        128: (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
-        256: (Tile(32, 64, 8, 2), Tile(32, 32, 4, 2)),
+        128: (Tile(64, 64, 8, 2, repeats=True), Tile(32, 64, 4, 1)),
+        256: (Tile(32, 64, 8, 2, repeats=True), Tile(32, 32, 4, 2, repeats=True)),
     },
     ("key", False): {
-        64: (Tile(32, 64, 4, 2), Tile(64, 64, 8, 2)),
-        128: (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2)),
-        256: (Tile(32, 64, 8, 2), Tile(32, 32, 4, 2)),
+        64: (Tile(32, 64, 4, 2), Tile(64, 128, 8, 2)),
+        128: (Tile(64, 64, 8, 2, repeats=True), Tile(16, 64, 4, 1)),
+        256: (Tile(32, 64, 8, 2, repeats=True), Tile(32, 32, 4, 2, repeats=True)),
     },
 }
 # float32 is multiplied without tensor cores: small tiles, the same for every architecture.
@@ -71,4 +71,4 @@ def choose_tile(kernel: Pass, width: int, dtype: torch.dtype, arch: str, plain: 
     # Fewer warps where there is less to share out, and then more blocks on one multiprocessor; the key pass accumulates
     # two products.
     warps = rows * max(columns, width) // (512 if kernel == "key" else 1024)
-    return Tile(rows, columns, max(1, min(tile.warps, warps)), tile.stages)
+    return Tile(rows, columns, max(1, min(tile.warps, warps)), tile.stages, tile.repeats)

@@ -104,7 +104,7 @@ def key_tokens(TABLE, KI, r, slot, x, KS, J, IDENTITY: tl.constexpr):
     return tl.load(KI + tl.where(inside, block * J + x, 0), mask=inside, other=-1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R", "I", "J", "KS", "C1", "C2", "ROWS"])
 def forward_kernel(
     Q, K, V, QI, KI, TABLE, WEIGHT, QPOS, KPOS, T0, T1, T2,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n,

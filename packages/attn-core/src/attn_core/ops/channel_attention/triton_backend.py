@@ -139,11 +139,11 @@ def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
         yield label, functools.partial(_aot_run, dtype, width, tokens_innermost)
 
 
-def _aot_run(dtype: torch.dtype, width: int, tokens_innermost: bool) -> None:
+def _aot_run(dtype: torch.dtype, width: int, tokens_innermost: bool, tokens: int = 3136) -> None:
     def operand() -> Tensor:
         if tokens_innermost:
-            return torch.empty(2, 1, width, 3136, dtype=dtype, device="meta").mT
-        return torch.empty(2, 3136, 3, width, dtype=dtype, device="meta").transpose(1, 2)
+            return torch.empty(2, 1, width, tokens, dtype=dtype, device="meta").mT
+        return torch.empty(2, tokens, 3, width, dtype=dtype, device="meta").transpose(1, 2)
 
     problem = Arguments(operand(), operand(), operand(), width**-0.5, False, tokens_innermost)
     y, weights = forward(problem)

@@ -40,7 +40,7 @@ def depth_of(DEPTH, cell, d, inside, BINS):
     return read, near_slope * first + far_slope * second, z0, near, z1, far
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["BINS", "pairs"])
 def forward_kernel(
     VALUE, SHAPES, LOCATIONS, WEIGHTS, DEPTH,
     v_b, v_s, v_h, x_b, a_b, z_b, z_s, z_h, N, H, BINS, pairs,
@@ -86,7 +86,7 @@ def forward_kernel(
     tl.store(out, acc, mask=active[:, None] & wide)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["BINS", "pairs", "cells"])
 def backward_kernel(
     VALUE, SHAPES, LOCATIONS, WEIGHTS, DEPTH,
     v_b, v_s, v_h, x_b, a_b, z_b, z_s, z_h, N, H, BINS, pairs,

@@ -49,7 +49,7 @@ def convolve(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Y", "X"])
 def level_kernel(
     Z, KERNELS, GATES, U, OUT, SUM,
     z_b, z_y, z_x, z_c, k_b, g_b, g_y, g_x, Y, X, C,
@@ -71,7 +71,7 @@ def level_kernel(
         tl.store(SUM + at, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Y", "X"])
 def level_gradient_kernel(
     DU, KERNELS, D_MEAN, DY, GATES, U, OUT,
     k_b, dy_b, dy_y, dy_x, dy_c, g_b, g_y, g_x, Y, X, C, scale,

@@ -72,13 +72,14 @@ class _Problem:
         self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
         self.group, self.key_mask, self.groups = a.group, a.key_mask, a.num_groups
         self.bias, self.causal = a.bias, a.causal
+        self.laden = a.bias is not None or a.factor is not None
         self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
         self.scale2 = a.scale * LOG2E
         self._lists: dict[int, KeyList] = {}
 
     def tile(self, kernel: Pass) -> Tile:
         width = max(self.block_d, self.block_dv)
-        return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device))
+        return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device), self.laden)
 
     def keys(self, tile: Tile) -> KeyList:
         if tile.columns not in self._lists:

@@ -16,7 +16,7 @@ from attn_core.kernels.tiles import accumulate, load_lse, load_rows, product, st
 from .triton_forward import group_logits, last_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["G", "causal_offset"])
 def query_kernel(
     Q, K, V, TOKEN, FIRST, BIAS,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, token_b, first_b, bias_b, bias_h, bias_n, bias_m,
@@ -84,7 +84,7 @@ def query_kernel(
         store_rows(DQ + (b * dq_b + h * dq_h + first * dq_n), ii, dq_n, inside_i, dq * scale, D, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["G", "causal_offset", "tiles"])
 def key_kernel(
     Q, K, V, TOKEN, TILE_GROUP, BIAS,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, token_b, tile_b, bias_b, bias_h, bias_n, bias_m,

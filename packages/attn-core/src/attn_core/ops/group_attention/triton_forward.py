@@ -55,7 +55,7 @@ def last_tile(TOKEN, first, end, i0, causal_offset, BM: tl.constexpr, BN: tl.con
     return end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["G", "causal_offset"])
 def forward_kernel(
     Q, K, V, TOKEN, FIRST, FACTOR, BIAS,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, token_b, first_b,

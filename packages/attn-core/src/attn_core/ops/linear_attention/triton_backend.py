@@ -217,11 +217,11 @@ def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
         yield label, functools.partial(_aot_run, dtype, width, causal, decay)
 
 
-def _aot_run(dtype: torch.dtype, width: int, causal: bool, decay: bool) -> None:
+def _aot_run(dtype: torch.dtype, width: int, causal: bool, decay: bool, tokens: int = 4096) -> None:
     def meta(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=kind, device="meta")
 
-    q, k, v = (meta(2, 4096, 8, width).transpose(1, 2) for _ in range(3))
+    q, k, v = (meta(2, tokens, 8, width).transpose(1, 2) for _ in range(3))
     state = meta(2, 8, width, width, kind=torch.float32)
     log = meta(1, 8, kind=torch.float32) if decay else None
     a = Arguments(q, k, v, log, state, causal, 1.0, False, 0.0, 0)

@@ -39,7 +39,7 @@ def head_decay(LOG, b, h, log_b):
     return decay
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["CHUNKS"])
 def state_kernel(
     B, C, LOG, START, STATES, FINAL,
     b_b, b_h, b_n, c_b, c_h, c_n, log_b, start_b, start_h, start_d, start_c,
@@ -101,7 +101,7 @@ def state_kernel(
         tl.store(FINAL + (b * H + h) * D * DV + at, state, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ROWS", "CHUNKS"])
 def output_kernel(
     A, B, C, LOG, FORWARD, BACKWARD, OUT,
     a_b, a_h, a_n, b_b, b_h, b_n, c_b, c_h, c_n, log_b, state_d, state_c, o_b, o_h, o_n,

@@ -70,9 +70,9 @@ def aot_cases(quick: bool) -> Iterator[tuple[str, Callable[[], None]]]:
         yield label, functools.partial(_aot_run, dtype, groups, features)
 
 
-def _aot_run(dtype: torch.dtype, groups: int, features: int) -> None:
-    b = torch.empty(2, 1024, groups, features, dtype=dtype, device="meta")
-    a = torch.empty(2, 1024, groups, device="meta")
+def _aot_run(dtype: torch.dtype, groups: int, features: int, steps: int = 1024) -> None:
+    b = torch.empty(2, steps, groups, features, dtype=dtype, device="meta")
+    a = torch.empty(2, steps, groups, device="meta")
     x = Arguments(b, a, torch.empty(2, groups, features, device="meta"), False)
     h = forward(x)
     backward((torch.empty_like(h),), (h,), x, (True, True, True))

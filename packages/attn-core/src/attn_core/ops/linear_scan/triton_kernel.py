@@ -12,7 +12,7 @@ def join(a, x, b, y):
     return a * b, b * x + y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["GROUPS", "TILES"])
 def scan_kernel(
     A, B, START, OUT,
     a_b, a_t, b_b, b_t,

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "rows"])
 def merge_kernel(
     O0,
     O1,
@@ -83,7 +83,7 @@ def merge_kernel(
     tl.store(lse + row, result, live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["heads", "tokens", "rows"])
 def part_gradient_kernel(
     grad_out,
     grad_lse,

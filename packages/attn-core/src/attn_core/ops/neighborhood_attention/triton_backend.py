@@ -98,7 +98,8 @@ class _Problem:
         self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
 
     def tile(self, kernel: Pass) -> Tile:
-        return choose_tile(kernel, max(self.block_d, self.block_dv), self.q.dtype, architecture(self.q.device))
+        width = max(self.block_d, self.block_dv)
+        return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device), self.rpb is not None)
 
     def sides(self, kernel: Pass) -> list[int]:
         """Of the box of a tile: of keys in the pass over them, else of queries."""

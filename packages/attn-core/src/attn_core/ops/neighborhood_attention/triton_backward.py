@@ -11,10 +11,10 @@ import triton.language as tl
 
 from attn_core.kernels.tiles import accumulate, load_lse, load_rows, product, store_rows
 
-from .triton_forward import cells, logits, onlookers, relative, seen, tile_of, token, window
+from .triton_forward import COUNTS, cells, logits, onlookers, relative, seen, tile_of, token, window
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def query_kernel(
     Q, K, V, RPB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, rpb_b, rpb_h,
@@ -79,7 +79,7 @@ def query_kernel(
         store_rows(DQ + (b * dq_b + h * dq_h), rows, dq_n, inside, dq * scale, D, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def key_kernel(
     Q, K, V, RPB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, rpb_b, rpb_h,

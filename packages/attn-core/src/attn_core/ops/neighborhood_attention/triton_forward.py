@@ -20,6 +20,10 @@ from attn_core.kernels.tiles import (
     store_rows,
 )
 
+# What changes from image to image: no value of it is worth a compiled kernel of its own. Sides and tiles of the first
+# axis are not among them: they are 1 in images, where divisions by them vanish.
+COUNTS = ["R", "L1", "L2", "TILES1", "TILES2"]
+
 
 @triton.jit
 def window(p, n, KERNEL, STRIDE, CAUSAL: tl.constexpr, SHIFTED: tl.constexpr):
@@ -107,7 +111,7 @@ def logits(s, scale2, RPB, index, visible):
     return tl.where(visible, s, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def forward_kernel(
     Q, K, V, RPB,
     q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, rpb_b, rpb_h,

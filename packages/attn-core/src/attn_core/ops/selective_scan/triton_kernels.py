@@ -80,7 +80,7 @@ def softplus_slope(delta):
     return tl.where(near, tl.where(u == 1.0, delta, (1.0 - u) * (delta / log)), 1.0 - u)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["CHANNELS", "TILES"])
 def forward_kernel(
     U, DELTA, A, B, C, SKIP, Z, BIAS, START, OUT, LAST, STATES,
     u_b, u_c, delta_b, delta_c, a_b, a_c, b_b, b_g, b_n, c_b, c_g, c_n, skip_b, z_b, z_c, bias_b, start_b, start_c,
@@ -134,7 +134,7 @@ def forward_kernel(
     tl.store(LAST + b * CHANNELS * N + entry, state, mask=inside_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["CHANNELS", "TILES"])
 def backward_kernel(
     U, DELTA, A, B, C, SKIP, Z, BIAS, STATES, DOUT, DLAST, DU, DDELTA, DA, DB, DC, DSKIP, DZ, DBIAS, DSTART,
     u_b, u_c, delta_b, delta_c, a_b, a_c, b_b, b_g, b_n, c_b, c_g, c_n, skip_b, z_b, z_c, bias_b,
