@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTED = json.loads((ROOT / "tests/mutations.json").read_text(encoding="utf-8"))
-# A configuration of transformers' own network; two lines of attention; two files of eighty lines.
-SMALL = ("LLaVA", "Identity", "Logit boost")
+# A configuration of transformers' own network; two lines of attention; two files of eighty lines; gates of three lines.
+SMALL = ("LLaVA", "Identity", "Logit boost", "ELA", "Little attention", "ULSAM")
 SOURCE = """
 class Block:
     def forward(self, x):

@@ -32,6 +32,7 @@ PACKAGES = {
     "vision_models": ["vision-models", "benchmark"],
     "vision_models_tokens": ["vision-models", "benchmark", "dhvt_tiny_imagenet_p16", "tap_rvt_tiny_plus"],
     "vision_models_gates": ["vision-models", "benchmark", "mambaout_femto", "spectformer_ti"],
+    "vision_models_modules": ["vision-models", "benchmark", "--modules"],
     "vision_models_compiled": ["vision-models", "benchmark", "--compile"],
     "vlm_tools": ["vlm-tools", "benchmark"],
 }

@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 
 import attn_core
-from attn_core.catalog import Card
+from attn_core.catalog import Card, Catalog
 from attn_core.dispatch import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +66,7 @@ def family_table() -> str:
     lines = ["| system | variants | package | paper | official code | parity test |", "|---|--:|---|---|---|---|"]
     for package in PACKAGES:
         families: dict[str, list[Card]] = {}
-        for card in _cards(package).values():
+        for card in [*_cards(package).values(), *_other_cards(package)]:
             families.setdefault(card.family, []).append(card)
         for family, cards in families.items():
             place, tests = f"[`{package}`](packages/{package})", f"`packages/{package}/tests/{cards[0].test}`"
@@ -82,6 +82,15 @@ def _models(package: str) -> ModuleType:
 def _cards(package: str) -> dict[str, Card]:
     models = _models(package)
     return {name: models.card(name) for name in models.list_models() if not name.startswith("test_")}
+
+
+def _other_cards(package: str) -> list[Card]:
+    """Of what stands in catalogues beside the models: modules that are added to networks."""
+    models = _models(package)
+    listed = set(models.list_models())
+    others = [face for face in vars(models).values() if isinstance(face, Catalog)]
+    found = {name: entry.card for face in others for name, entry in face.entries.items() if name not in listed}
+    return [card for name, card in found.items() if not name.startswith("test_")]
 
 
 def _sources(card: Card) -> list[str]:

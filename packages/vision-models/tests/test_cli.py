@@ -257,3 +257,21 @@ def test_default_recipe_trains_a_model_of_the_stated_size() -> None:
     options.pop("type")
     count = sum(p.numel() for p in BiFormer(**options, device="meta").parameters())
     assert 0.55e6 < count < 0.7e6
+
+
+def test_a_run_of_localization_draws_and_lists_boxes(
+    tmp_path: Path, digit: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "sat"
+    small = ("epochs=1", "model.net.depth=1", "model.net.last_k=1", "model.net.embed_dim=16", "train_cfg.max_epochs=1")
+    settings = (*small, "train_dataloader.batch_size=256", "test_evaluator.step=0.5")
+    assert command("train", "sat_digits", "--out", str(run), *(p for s in settings for p in ("--set", s))) == 0
+    assert np.asarray(Image.open(run / "predictions.png")).std() > 20
+    assert json.loads((run / "result.json").read_text())["test"].keys() >= {"gt_known", "top1_loc", "max_box_acc_v2"}
+    capsys.readouterr()
+    assert command("predict", str(digit), "--run", str(run), "--out", str(tmp_path / "out")) == 0
+    assert "digit_map.png" in capsys.readouterr().out
+    assert np.asarray(Image.open(tmp_path / "out" / "digit_map.png")).std() > 20
+    left, top, right, bottom = json.loads((tmp_path / "out" / "predictions.json").read_text())[0]["box"]
+    assert 0 <= left < right <= 64
+    assert 0 <= top < bottom <= 64

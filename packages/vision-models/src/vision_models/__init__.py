@@ -9,6 +9,7 @@ from attn_core.deferred import deferred, running_command
 from vision_models.models import create_model, list_models
 
 if TYPE_CHECKING:
+    from vision_models.insertion import insert
     from vision_models.models.biformer import BiFormer, BiFormerDense
     from vision_models.models.cswin import CSwin
     from vision_models.models.davit import DaViT, DaViTDense
@@ -55,6 +56,7 @@ __all__ = [
     "SwinDense",
     "TransNeXt",
     "create_model",
+    "insert",
     "list_models",
     "load_official",
 ]
@@ -62,6 +64,7 @@ __all__ = [
 __getattr__, __dir__ = deferred(
     __name__,
     {
+        "vision_models.insertion": ("insert",),
         "vision_models.models.biformer": ("BiFormer", "BiFormerDense"),
         "vision_models.models.cswin": ("CSwin",),
         "vision_models.models.davit": ("DaViT", "DaViTDense"),

@@ -17,17 +17,24 @@ def benchmark(
     request: BenchmarkRequest,
     *,
     compiled: Annotated[bool, typer.Option("--compile", help="Time both sides under torch.compile.")] = False,
+    modules: Annotated[
+        bool, typer.Option("--modules", help="Time what can be inserted into networks instead.")
+    ] = False,
 ) -> list[dict[str, Any]]:
     """One row per model and quantity: ours, the peer, ratio, and the largest relative difference of the logits.
 
     Args:
         compiled: time both under ``torch.compile`` (forward only; compiling the training step takes minutes).
+        modules: a row for each module of ``vision_models.insert`` in a small ResNet and a MobileNet instead.
 
     Raises:
-        ValueError: a model whose family has no peer.
+        ValueError: a model whose family has no peer; models or ``--compile`` beside ``--modules``.
     """
     from vision_models.bench import biformer, mambaout, masked, spectformer, timm_peer, token_attention
     from vision_models.bench.measure import environment, plot
+
+    if modules:
+        return _of_modules(request, compiled=compiled)
     from vision_models.models import create_model, family, list_models
     from vision_models.models.biformer import BiFormer
     from vision_models.models.davit import DaViT
@@ -68,3 +75,14 @@ def benchmark(
     if request.json is not None and not compiled:
         plot(rows, request.json.with_suffix(".png"))
     return rows
+
+
+def _of_modules(request: BenchmarkRequest, *, compiled: bool) -> list[dict[str, Any]]:
+    """A row for each module and host."""
+    from vision_models.bench import inserted
+    from vision_models.bench.measure import environment
+
+    if request.models or compiled:
+        raise ValueError("benchmark: --modules times its own networks; leave out models and --compile")
+    rows = inserted.rows(request.device, request.batch_size or 8)
+    return [{**row, **environment(request.device)} for row in rows]

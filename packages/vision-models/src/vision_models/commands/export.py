@@ -1,14 +1,13 @@
 """The verb ``export``: what of a run, or of a registered model, is written as ONNX or for ``torch.export``."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from attn_core.engine import ExportTarget, TrainedRun
 from vision_models.models import create_model
-
-if TYPE_CHECKING:
-    from vision_models.backbone import StagedBackbone
+from vision_models.places import input_size_of
 
 
 def export_target(run: TrainedRun | str) -> ExportTarget:
@@ -28,17 +27,20 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
     return _target(net, preparation(run.data_info, run.directory)[0].size, run.directory.name)
 
 
-def _target(net: "StagedBackbone", size: tuple[int, int], name: str) -> ExportTarget:
+def _target(net: nn.Module, size: tuple[int, int], name: str) -> ExportTarget:
     height, width = size
     axes, others, note = {0: "batch"}, (), ""
-    if net.fixed_size:
-        note = f"height and width stay {height}×{width}: {net.fixed_size}"
+    # recipes with added modules train networks of timm itself
+    fixed = getattr(net, "fixed_size", "timm does not say which sizes its networks take")
+    channels = getattr(net, "in_chans", None) or input_size_of(net)[0]
+    if fixed:
+        note = f"height and width stay {height}×{width}: {fixed}"
     else:
         axes |= {2: "height", 3: "width"}
-        others = ((torch.randn(2, net.in_chans, height + 64, width + 32),),)
+        others = ((torch.randn(2, channels, height + 64, width + 32),),)
     return ExportTarget(
         net,
-        (torch.randn(2, net.in_chans, height, width),),
+        (torch.randn(2, channels, height, width),),
         name,
         input_names=("image",),
         output_names=("logits",),

@@ -34,6 +34,7 @@ def predict(
     """
     from attn_core.pictures import ENDINGS
     from vision_models.data.images import preparation
+    from vision_models.localization.task import LocalizationTask
     from vision_models.pictures.explain import draw, panels_of
 
     if not all(0 <= fraction <= 1 for fraction in region):
@@ -52,11 +53,30 @@ def predict(
             probabilities = net(tensor[None])[0].float().softmax(-1).cpu()
             best = probabilities.topk(min(5, len(classes)))
             scores = [(classes[i], float(p)) for p, i in zip(best.values, best.indices.tolist(), strict=True)]
-            table.add(item, label=scores[0][0], probability=scores[0][1], best=dict(scores))
+            boxed: dict[str, Any] = {}
+            picture: Path | None = None
+            if isinstance(run.model, LocalizationTask):
+                title = f"{scores[0][0]}  {100 * scores[0][1]:.1f} %"
+                boxed["box"], picture = _located(run, tensor, int(best.indices[0]), title, item.output(out, "_map.png"))
+            table.add(item, label=scores[0][0], probability=scores[0][1], best=dict(scores), **boxed)
             line = f"{item.path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in scores)
-            if explain and panels_of(net) is not None:
+            if boxed:
+                line += f" at {boxed['box']} → {picture}"
+            elif explain and panels_of(net) is not None:
                 picture = item.output(out, f"_{type(net).__name__.lower()}.png")
                 draw(net, tensor, image, scores, region, picture)
                 line += f" → {picture}"
             yield line
     yield "wrote " + " and ".join(map(str, table.files))
+
+
+def _located(run: TrainedRun, image: Any, label: int, title: str, picture: Path) -> tuple[tuple[int, ...], Path]:
+    """The box of the object, in pixels of what the network sees, and the picture drawn of it."""
+    import torch
+
+    from vision_models.pictures.localization import draw
+
+    model: Any = run.model
+    found = model.predict(image=image[None], label=torch.tensor([label], device=image.device))[0]["map"]
+    info: Any = run.data_info
+    return draw(image, info["preprocess"], found, title, picture), picture

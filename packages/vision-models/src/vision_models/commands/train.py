@@ -28,7 +28,11 @@ def train_settings(
 
 
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> Sequence[str] | None:
-    """Test pictures with what is found in them, and the table of all classes; see `vision_models.pictures.report`."""
-    from vision_models.pictures.report import report
+    """Test pictures with what is found in them, and the table of all classes; see `vision_models.pictures.report`.
 
-    return report(model, loader, path)
+    Of a localization task: the maps and boxes that are found, with the true ones.
+    """
+    from vision_models.localization.task import LocalizationTask
+    from vision_models.pictures import localization, report
+
+    return (localization if isinstance(model, LocalizationTask) else report).report(model, loader, path)

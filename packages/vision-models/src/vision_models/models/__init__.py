@@ -1,13 +1,20 @@
-"""The models of this package by name: every file of this folder ends with its own ``ENTRIES``."""
+"""The models of this package by name: every file of this folder ends with its own ``ENTRIES``.
+
+So does every layer that can be added to other networks; :func:`vision_models.insert` takes their names.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 from attn_core.catalog import Card, Catalog
 
-if TYPE_CHECKING:  # it imports timm, which a command's --help does without
+if TYPE_CHECKING:  # they import timm, which a command's --help does without
+    from torch import nn
+
     from vision_models.backbone import StagedBackbone
 
 CATALOG: "Catalog[StagedBackbone]" = Catalog("vision_models.models")
+MODULES: "Catalog[nn.Module]" = Catalog("vision_models.layers", kind="module", caller="insert")
+LOCALIZERS: "Catalog[nn.Module]" = Catalog("vision_models.localization", kind="localizer", caller="create_localizer")
 
 
 def list_models() -> list[str]:
