@@ -54,7 +54,8 @@ def test_a_map_of_another_size_meets_the_same_taps(built: tuple[int, int], grid:
 
 
 def test_a_gate_enlarged_and_shrunk_back_is_the_same() -> None:
-    own = spectrum(SpectralGate(3, (6, 7), dtype=torch.float64).complex_weight)
+    gate: Any = SpectralGate(3, (6, 7), dtype=torch.float64)
+    own = spectrum(gate.complex_weight)
     own = torch.fft.rfft2(torch.fft.irfft2(own, s=(6, 7), dim=(0, 1)), dim=(0, 1))  # what it keeps of any weight
     larger = resized_gate(own, (6, 7), (11, 10))
     assert larger.shape == (11, 6, 3)
@@ -82,6 +83,7 @@ def test_half_precision_comes_back_and_is_transformed_in_float32(dtype: torch.dt
 
 
 def test_gates_start_as_noise_of_one_fiftieth() -> None:
-    weight = SpectralGate(64, (14, 14)).complex_weight.detach()
+    gate: Any = SpectralGate(64, (14, 14))
+    weight = gate.complex_weight.detach()
     assert weight.shape == (14, 8, 64, 2)
     assert weight.std().item() == pytest.approx(0.02, rel=0.03)

@@ -217,12 +217,14 @@ def test_the_exported_scan_computes_the_same(tokens: int, reverse: bool) -> None
     torch.testing.assert_close(program(x), module(x), rtol=1e-10, atol=1e-12)
     assert not any("attn_core" in str(node.target) for node in program.graph.nodes)  # pyright: ignore[reportAttributeAccessIssue]
     parts = torch.randn(2, 2, 6, tokens), -torch.rand(6, 3), torch.randn(2, 2, 3, tokens), torch.ones(6)
-    half = doubled(parts[0][0].bfloat16(), parts[0][1].bfloat16(), parts[1], *parts[2].bfloat16(), parts[3], reverse)
+    (u, step), (B, C) = parts[0].bfloat16(), parts[2].bfloat16()
+    half = doubled(u, step, parts[1], B, C, parts[3], reverse)
     assert half.dtype == torch.bfloat16
 
 
 def test_state_space_models_start_as_mambas_do() -> None:
-    module: Any = MambaOut(**SMALL, ssm=True, conv_ratio=2.5).stages[1].blocks[0].ssm
+    model: Any = MambaOut(**SMALL, ssm=True, conv_ratio=2.5)
+    module = model.stages[1].blocks[0].ssm
     assert module.rank == 2
     torch.testing.assert_close(module.A_log.exp(), torch.arange(1.0, 17.0).expand(30, 16))
     assert module.D.eq(1).all()

@@ -14,7 +14,7 @@ Schedule: 300 epochs, AdamW 5e-4·batch/512, weight decay 0.05, 5 warm-up epochs
 """
 
 # ruff: noqa: F403, F405  the base gives what every recipe on these data has
-# pyright: reportUndefinedVariable=false
+# pyright: reportUndefinedVariable=false, reportUnboundVariable=false
 
 from attn_core.engine import read_base
 

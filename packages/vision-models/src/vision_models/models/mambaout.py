@@ -147,6 +147,7 @@ class MlpHead(nn.Module):
         self, dim: int, num_classes: int, pool_type: str, drop_rate: float, hidden_norm: bool, **dd: Any
     ) -> None:
         super().__init__()
+        self.fc: nn.Module
         self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
         self.norm = nn.LayerNorm(dim, eps=EPS, **dd)
         self.num_features = 4 * dim
@@ -269,7 +270,7 @@ class MambaOut(StagedBackbone):
             self.feature_info.append({"num_chs": dim, "reduction": 4 << i, "module": f"stages.{i}"})
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Identity()  # that of the head follows the pooling
-        self.head = MlpHead(dims[-1], num_classes, global_pool, drop_rate, head_norm, **dd)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.head = MlpHead(dims[-1], num_classes, global_pool, drop_rate, head_norm, **dd)  # pyright: ignore[reportAttributeAccessIssue]
         self.head_hidden_size = self.head.num_features
         self.apply(init_conv_and_linear)
 

@@ -180,7 +180,7 @@ def fit_position(stem: PatchStem, value: Tensor) -> Tensor:
     return cells.flatten(2).transpose(1, 2)
 
 
-def fit_gate(own: SpectralGate, value: Tensor) -> Tensor:
+def fit_gate(own: Any, value: Tensor) -> Tensor:
     """A checkpoint's weight (Y, Y/2 + 1, C, 2) of a square map, resized to ours."""
     if value.ndim != 4 or value.shape[1] != value.shape[0] // 2 + 1 or value.shape[2:] != own.complex_weight.shape[2:]:
         return value
@@ -489,7 +489,7 @@ class SpectFormerH(Spectral):
         self.stages = nn.Sequential(*stages)
         self.norm = nn.Identity()
         post = ClassBlock(dims[-1], num_heads[-1], mlp_ratios[-1], **dd)
-        self.head = ClassHead(dims[-1], num_classes, post, pool=global_pool, drop_rate=drop_rate, aux=token_label, **dd)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.head = ClassHead(dims[-1], num_classes, post, pool=global_pool, drop_rate=drop_rate, aux=token_label, **dd)  # pyright: ignore[reportAttributeAccessIssue]
         self.apply(init_conv)
         self.apply(init_linear)
 
@@ -513,12 +513,13 @@ class SpectFormerH(Spectral):
             raise ValueError(
                 "SpectFormerH.forward_dense: there is no classifier of tokens; build with token_label=True"
             )
+        head: Any = self.head
         x = self.stem(self.prepared(x))
         x = exchanged(x, mix, 8)
         x = self.stages(x)
-        tokens = self.head.tokens(x)
-        dense = self.head.aux(tokens[:, 1:]).transpose(1, 2).unflatten(2, x.shape[2:])
-        return self.head.fc(tokens[:, 0]), exchanged(dense, mix, 1).flatten(2).transpose(1, 2)
+        tokens = head.tokens(x)
+        dense = head.aux(tokens[:, 1:]).transpose(1, 2).unflatten(2, x.shape[2:])
+        return head.fc(tokens[:, 0]), exchanged(dense, mix, 1).flatten(2).transpose(1, 2)
 
 
 def exchanged(x: Tensor, box: tuple[int, int, int, int] | None, scale: int) -> Tensor:
