@@ -90,7 +90,9 @@ class _Problem:
         constant = [given.shape[1] == channels and given.shape[3] == 1 for given in (B, C)]
         groups = [given.shape[1] for given, own in zip((B, C), constant, strict=True) if not own]
         per_group = channels // (groups[0] if groups else 1)
-        fit = max(1, min(MAX_CHANNELS, TILE_NUMBERS // (STEPS * block_n)))
+        # The gradient of a constant map is one more array of states.
+        numbers = TILE_NUMBERS // 2 if any(constant) else TILE_NUMBERS
+        fit = max(1, min(MAX_CHANNELS, numbers // (STEPS * block_n)))
         self.channels = math.gcd(per_group, fit)
         self.programs = batch * channels // self.channels
         self.strides = (
