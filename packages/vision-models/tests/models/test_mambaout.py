@@ -255,6 +255,15 @@ def test_the_official_formulation_of_the_benchmark_computes_the_same() -> None:
         split(_drawn(NETS["ssm"]))
 
 
+def test_without_pooling_every_token_is_classified_in_its_place() -> None:
+    head: Any = MambaOut(**SMALL, global_pool="").eval().head
+    x = torch.randn(1, 12, 3, 5)
+    with torch.no_grad():
+        out = head(x)
+        assert out.shape == (1, 5, 3, 5)
+        torch.testing.assert_close(out[:, :, 1:2, 4:], head(x[:, :, 1:2, 4:]))
+
+
 def test_a_dense_backbone_has_a_norm_for_each_map_and_no_head() -> None:
     model = MambaOutDense("test_mambaout")
     maps = model(torch.randn(1, 3, 50, 34))
