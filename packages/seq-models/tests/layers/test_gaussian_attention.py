@@ -71,12 +71,12 @@ def test_a_block_adds_the_input_of_each_layer_and_reads_official_names() -> None
         for name in ("mean_offsets", "c")
     }
     block.load_official(heads)
-    assert torch.equal(block.layers[1].c[2], heads["layers.1.attention_heads.2.c"])
+    assert torch.equal(block.layers[1].c[2], heads["layers.1.attention_heads.2.c"])  # pyright: ignore[reportIndexIssue]
     assert sum(p.numel() for p in block.parameters()) == 2 * (2 * 1 + 3 * 2)
     x = torch.randn(2, 9, 8).double()
-    first = x + torch.stack([plain(row, block.layers[0], None) for row in x.flatten(0, 1)]).view_as(x) * x
+    first = x + torch.stack([plain(row, block.layers[0], None) for row in x.flatten(0, 1)]).view_as(x) * x  # pyright: ignore[reportArgumentType]
     turned = first.transpose(1, 2)
-    weight = torch.stack([plain(row, block.layers[1], None) for row in turned.flatten(0, 1)]).view_as(turned)
+    weight = torch.stack([plain(row, block.layers[1], None) for row in turned.flatten(0, 1)]).view_as(turned)  # pyright: ignore[reportArgumentType]
     assert (block(x) - first - (weight * turned).transpose(1, 2)).abs().max() < 1e-10
 
 

@@ -79,7 +79,7 @@ def plain(state: dict[str, Tensor], ids: Tensor, config: MoHLlamaConfig) -> tupl
         out = torch.zeros(n, heads, width).double()
         for h in range(heads):
             for t in range(n):
-                g = h // (heads // groups)
+                g = h // (heads // groups)  # pyright: ignore[reportOperatorIssue]
                 weight = (k[g, : t + 1] @ q[h, t] / width**0.5).softmax(0)
                 out[t, h] = gates[t, h] * (weight @ v[g, : t + 1])
         x = x + out.reshape(n, -1) @ p["self_attn.o_proj.weight"].T

@@ -72,7 +72,7 @@ def test_outputs_and_gradients_equal_a_masked_softmax(
     real[0, :5], real[1, 30:], real[2, 7:9] = False, False, False
     mask = mask_of(shards, tokens)
     for padding in (None, real):
-        out = sharded_attention(q, k, v, shards, padding, scale=0.7)
+        out = sharded_attention(q, k, v, shards, padding, scale=0.7)  # pyright: ignore[reportCallIssue]
         expected = torch.zeros_like(out)
         group = shards.num_heads // shards.num_kv_heads
         for row in range(3):
@@ -91,9 +91,9 @@ def test_the_last_tokens_alone_give_their_part(shards: HeadShards) -> None:
     q, k, v = (torch.randn(2, n, 23, 4).double() for n in (shards.num_heads, *[shards.num_kv_heads] * 2))
     real = torch.ones(2, 23, dtype=torch.bool)
     real[0, :4] = False
-    whole = sharded_attention(q, k, v, shards, real)
-    assert (sharded_attention(q[:, :, 17:], k, v, shards, real) - whole[:, :, 17:]).abs().max() < 1e-10
-    assert not sharded_attention(q[:1, :, :4], k[:1, :, :4], v[:1, :, :4], shards, real[:1, :4]).any()
+    whole = sharded_attention(q, k, v, shards, real)  # pyright: ignore[reportCallIssue]
+    assert (sharded_attention(q[:, :, 17:], k, v, shards, real) - whole[:, :, 17:]).abs().max() < 1e-10  # pyright: ignore[reportCallIssue]
+    assert not sharded_attention(q[:1, :, :4], k[:1, :, :4], v[:1, :, :4], shards, real[:1, :4]).any()  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("shards", PATTERNS, ids=repr)
@@ -111,7 +111,7 @@ def test_the_cache_keeps_exactly_what_a_later_query_reads(shards: HeadShards) ->
         held[layer.owner, layer.position] = True
         assert torch.equal(held, needed)
         assert len(layer.owner) == needed.sum() == shards.kept_tokens(t + 1)
-        assert torch.equal(layer.keys, k[0, :, : t + 1][needed])
+        assert torch.equal(layer.keys, k[0, :, : t + 1][needed])  # pyright: ignore[reportArgumentType]
         assert layer.nbytes() == 2 * 8 * 4 * shards.kept_tokens(t + 1)
 
 
@@ -198,7 +198,7 @@ def plain(state: dict[str, Tensor], ids: Tensor, config: S2LlamaConfig) -> Tenso
         q, k = turned(q, 10000.0), turned(k, 10000.0)
         out = torch.zeros(heads, n, 8).double()
         for h, i in itertools.product(range(heads), range(n)):
-            g = h // (heads // groups)
+            g = h // (heads // groups)  # pyright: ignore[reportOperatorIssue]
             everything = bool(config.dense_every) and (layer + 1) % config.dense_every == 0
             seen = [j for j in range(i + 1) if everything or visible(h, i, j, config.shards())]
             out[h, i] = (q[h, i] @ k[g, seen].T / 8**0.5).softmax(0) @ v[g, seen]
@@ -333,7 +333,7 @@ def test_what_does_not_fit_is_named() -> None:
             "S2LlamaForCausalLM.generate: assisted decoding",
         ),
         (
-            lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attn_implementation="s2_attention"))(ids % 64),
+            lambda: LlamaForCausalLM(LlamaConfig(**SIZES, attn_implementation="s2_attention"))(ids % 64),  # pyright: ignore[reportCallIssue]
             "attn_implementation='s2_attention' alone shards nothing",
         ),
     ]:

@@ -250,7 +250,7 @@ class TokenBackbone(StagedBackbone):
         dd: dict[str, Any] = get_device_dtype(self)
         self.head = nn.Identity()
         if num_classes > 0:
-            self.head = nn.Linear(self.num_features, num_classes, **dd)
+            self.head = nn.Linear(self.num_features, num_classes, **dd)  # pyright: ignore[reportIncompatibleVariableOverride]
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
 

@@ -19,7 +19,7 @@ def test_the_peer_computes_the_same_numbers_and_gradients(name: str) -> None:
     results = []
     for net in (ours, masked_peer(ours)):
         logits = net(x)
-        results.append([logits, *torch.autograd.grad(logits.square().sum(), [net.pos_embed, net.cls_token])])
+        results.append([logits, *torch.autograd.grad(logits.square().sum(), [net.pos_embed, net.cls_token])])  # pyright: ignore[reportArgumentType, reportCallIssue]
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 

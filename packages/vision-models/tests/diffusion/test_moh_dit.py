@@ -264,7 +264,7 @@ def test_the_task_trains_tests_and_samples() -> None:
     batch = {"image": torch.randn(4, 1, 8, 8), "label": torch.arange(4)}
     losses = task(mode="loss", **batch)
     assert set(losses) == {"loss_noise", "loss_bound", "loss_balance"}
-    sum(losses.values()).backward()
+    sum(losses.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
     assert all(p.grad is not None for n, p in net.named_parameters() if n != "pos_embed")
     task.eval()
     first, second = (task(mode="predict", **batch) for _ in range(2))

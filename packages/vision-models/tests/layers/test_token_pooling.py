@@ -99,11 +99,11 @@ def test_means_are_divided_by_nine_at_the_border_too() -> None:
 
 def test_weights_of_scales_sum_to_one_and_follow_the_temperature() -> None:
     pooling, x = TokenPooling(6).eval(), torch.randn(2, 4, 5, 6)
-    weights = pooling.weights(x)
+    weights = pooling.weights(x)  # pyright: ignore[reportCallIssue]
     assert weights.shape == (2, 4, 5, 4)
     torch.testing.assert_close(weights.sum(3), torch.ones(2, 4, 5))
-    pooling.temperature = 1e6
-    torch.testing.assert_close(pooling.weights(x), torch.full((2, 4, 5, 4), 0.25), rtol=1e-4, atol=0)
+    pooling.temperature = 1e6  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(pooling.weights(x), torch.full((2, 4, 5, 4), 0.25), rtol=1e-4, atol=0)  # pyright: ignore[reportCallIssue]
     assert torch.equal(TokenPooling(6, scales=1).eval()(x), x)
 
 

@@ -133,7 +133,7 @@ class _Original(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Of value, locations and weights."""
         value, locations, weights = ctx.shim.ms_deform_attn_backward(*ctx.saved_tensors, *grads, 64)
         return None, value, None, None, locations, weights

@@ -98,7 +98,7 @@ class HeadRouter(nn.Module):
     def forward(self, x: Float[Tensor, "B N C"]) -> HeadGates:
         """(B, N, dim) → gates (B, N, num_heads), and their balance."""
         weights = (None if layer is None else layer.weight for layer in (self.wg, self.wg_1, self.wg_0))
-        return head_gates(x, *weights, self.num_shared, self.num_routed)
+        return head_gates(x, *weights, self.num_shared, self.num_routed)  # pyright: ignore[reportCallIssue]
 
     def extra_repr(self) -> str:
         """The heads a token takes."""

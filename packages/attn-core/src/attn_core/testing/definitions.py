@@ -96,7 +96,7 @@ def attention(
     starts = [[0, size] if x is None else x.tolist() for x, size in ((cu_seqlens_q, N), (key_starts, M))]
     outs, lses = [], []
     for b, h, i in _places(B, H, N):
-        seen = _in_sequence(i, *starts, causal, window_size or (-1, -1))
+        seen = _in_sequence(i, *starts, causal, window_size or (-1, -1))  # pyright: ignore[reportCallIssue]
         keys = [j for j in seen if key_mask is None or bool(_at(key_mask, b, j))]
         s = _logits(q, k, keys, (b, h, i), scale, bias) + _axis_row(axis_bias, M, b, h, i)[keys]
         out, lse = _row(s, v.double()[b, h // (H // k.shape[1])][keys])

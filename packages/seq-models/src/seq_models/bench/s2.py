@@ -32,7 +32,7 @@ def benchmark_s2(name: str, ids: Tensor) -> Iterator[Mapping[str, object]]:
     sizes = SIZES if name == "s2_bytes" else {}
     models: dict[str, Any] = {f"{name}, {local} local blocks": {**sizes, "local_blocks": local} for local in LOCAL}
     models = {label: create_model(name, **options).to(ids.device) for label, options in models.items()}
-    dense: Any = LlamaForCausalLM(next(iter(models.values())).config).to(ids.device)
+    dense: Any = LlamaForCausalLM(next(iter(models.values())).config).to(ids.device)  # pyright: ignore[reportArgumentType]
     dense.set_attn_implementation("sdpa")
     steps = {
         label: training_step(model.train(), lambda model=model: model(ids, labels=ids, use_cache=False).loss)

@@ -21,9 +21,9 @@ def language_model_of(run: TrainedRun) -> Any:
     net: Any = getattr(run.model, "net", None)
     if not isinstance(net, GenerationMixin):
         raise ValueError(f"{run.directory} holds no language model of bytes")
-    if net.config.vocab_size < 256:
+    if net.config.vocab_size < 256:  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError(
-            f"{run.directory} holds no language model of bytes: it knows {net.config.vocab_size} tokens, bytes are 256"
+            f"{run.directory} holds no language model of bytes: it knows {net.config.vocab_size} tokens, bytes are 256"  # pyright: ignore[reportAttributeAccessIssue]
         )
     return net
 

@@ -103,7 +103,7 @@ class GaussianAttention(nn.Module):
         size = along.shape[-1] // self.num_heads
         sizes = [size] * (self.num_heads - 1) + [along.shape[-1] - size * (self.num_heads - 1)]
         if len(set(sizes)) == 1:  # one pass for all heads
-            parts = [self._of_heads(*(self._split(t) for t in (along, kept)), mask is not None, slice(None))]
+            parts = [self._of_heads(*(self._split(t) for t in (along, kept)), mask is not None, slice(None))]  # pyright: ignore[reportCallIssue]
         else:
             holes = [None] * len(sizes) if kept is None else kept.split(sizes, -1)
             parts = [
@@ -189,7 +189,7 @@ class GaussianBlock(nn.Module):
         with torch.no_grad():
             for number, layer in enumerate(self.layers):
                 for name in ("mean_offsets", "c"):
-                    heads = range(layer.num_heads)
+                    heads = range(layer.num_heads)  # pyright: ignore[reportArgumentType]
                     rows = [state[f"layers.{number}.attention_heads.{head}.{name}"] for head in heads]
                     getattr(layer, name).copy_(torch.stack(rows))
         return self

@@ -37,7 +37,7 @@ def decoder_layers(model: nn.Module, caller: str) -> nn.ModuleList:
     Raises:
         ValueError: it has none, or its layers hold no ``self_attn``.
     """
-    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model  # pyright: ignore[reportCallIssue]
     layers = getattr(decoder, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not all(hasattr(layer, "self_attn") for layer in layers):
         raise ValueError(
@@ -90,9 +90,9 @@ class LlamaLikeAttention(nn.Module):
         width = self.head_dim
         if hasattr(self, "qkv_proj"):
             sizes = [heads * width for heads in (self.num_heads, self.num_kv_heads, self.num_kv_heads)]
-            q, k, v = self.qkv_proj(x).split(sizes, dim=-1)
+            q, k, v = self.qkv_proj(x).split(sizes, dim=-1)  # pyright: ignore[reportCallIssue]
         else:
-            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)  # pyright: ignore[reportCallIssue]
         raw = q.unflatten(-1, (-1, width))
         q, k = self._normed("q_norm", q), self._normed("k_norm", k)
         q, k, v = (t.unflatten(-1, (-1, width)).transpose(1, 2) for t in (q, k, v))

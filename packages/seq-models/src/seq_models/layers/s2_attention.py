@@ -373,7 +373,7 @@ class ShardedLayer(CacheLayerMixin):
         given = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if real is None else real
         fresh = self.seen == 0
         if fresh:
-            out = sharded_attention(q, k, v, self.shards, real, scale=scale)
+            out = sharded_attention(q, k, v, self.shards, real, scale=scale)  # pyright: ignore[reportCallIssue]
         self._join(k, v, given)
         if not fresh and q.shape[2] == 1:
             out = self._read(q, given, slice(0, self.batch), scale)
@@ -383,7 +383,7 @@ class ShardedLayer(CacheLayerMixin):
         self.counts = self.counts + given.sum(1)
         self.seen += k.shape[2]
         self._forget()
-        return out
+        return out  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _join(self, k: Tensor, v: Tensor, real: Tensor) -> None:
         heads = k.shape[1]
@@ -395,7 +395,7 @@ class ShardedLayer(CacheLayerMixin):
         self.owner = self.owner[order]
         self.position = torch.cat([self.position, position.repeat_interleave(heads)])[order]
         self.keys, self.values = (
-            torch.cat([held, new.transpose(1, 2)[real].flatten(0, 1)])[order]
+            torch.cat([held, new.transpose(1, 2)[real].flatten(0, 1)])[order]  # pyright: ignore[reportArgumentType]
             for held, new in ((self.keys, k), (self.values, v))
         )
 
@@ -432,8 +432,8 @@ class ShardedLayer(CacheLayerMixin):
         group = shards.num_heads // heads
         out, _ = block_attention(
             q.flatten(0, 1)[None],
-            self.keys[mine][None, None],
-            self.values[mine][None, None],
+            self.keys[mine][None, None],  # pyright: ignore[reportOptionalSubscript]
+            self.values[mine][None, None],  # pyright: ignore[reportOptionalSubscript]
             q_index.repeat_interleave(shards.num_heads, 0)[None],
             kv_index[None, None],
             table.repeat_interleave(group, 1).flatten(0, 1)[None],
@@ -455,7 +455,7 @@ class ShardedLayer(CacheLayerMixin):
 
     def _take(self, tokens: Tensor) -> None:
         self.owner, self.position = self.owner[tokens], self.position[tokens]
-        self.keys, self.values = self.keys[tokens], self.values[tokens]
+        self.keys, self.values = self.keys[tokens], self.values[tokens]  # pyright: ignore[reportOptionalSubscript]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row ``beam_idx[i]`` was; rows may repeat or be missing."""
@@ -518,5 +518,5 @@ class S2Cache(Cache):
 
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
-        held = [x for layer in self.layers for x in (layer.keys, layer.values) if x is not None]
+        held = [x for layer in self.layers for x in (layer.keys, layer.values) if x is not None]  # pyright: ignore[reportAttributeAccessIssue]
         return sum(x.numel() * x.element_size() for x in held)

@@ -63,9 +63,9 @@ class MoHAttention(LlamaLikeAttention):
         self.num_shared, self.num_routed = num_shared, num_routed
         self.router = None
         if router == "learned":
-            weight = self.o_proj.weight
+            weight = self.o_proj.weight  # pyright: ignore[reportAttributeAccessIssue]
             like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-            self.router = HeadRouter(weight.shape[0], self.num_heads, num_shared, num_routed, **like)
+            self.router = HeadRouter(weight.shape[0], self.num_heads, num_shared, num_routed, **like)  # pyright: ignore[reportArgumentType, reportIndexIssue]
 
     def gates(self, x: Float[Tensor, "B N C"], raw: Float[Tensor, "B N H D"]) -> Float[Tensor, "B N H"]:
         """Gates of the heads for each token."""
@@ -96,7 +96,7 @@ class MoHAttention(LlamaLikeAttention):
             dropout = self.attention_dropout if self.training else 0.0
             out, _ = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
             joined = (out * gates[..., None]).flatten(2)
-        return self.o_proj(joined), None
+        return self.o_proj(joined), None  # pyright: ignore[reportCallIssue]
 
 
 def head_numbers(num_heads: int, shared: float, active: float) -> tuple[int, int]:
@@ -146,10 +146,10 @@ def patch_mixture_of_heads(
         host = layer.self_attn
         if isinstance(host, LlamaLikeAttention) and not isinstance(host, MoHAttention):
             raise ValueError(f"{caller}: layer {number} was changed before, into {type(host).__name__}")
-        num_heads = host.config.num_attention_heads
-        numbers = head_numbers(num_heads, kept["shared"], kept["active"])
+        num_heads = host.config.num_attention_heads  # pyright: ignore[reportAttributeAccessIssue]
+        numbers = head_numbers(num_heads, kept["shared"], kept["active"])  # pyright: ignore[reportArgumentType]
         if not isinstance(host, MoHAttention):
-            host = MoHAttention(host, *numbers, kept["router"])
+            host = MoHAttention(host, *numbers, kept["router"])  # pyright: ignore[reportArgumentType]
         elif (host.router is not None) != (kept["router"] == "learned") or (
             host.router is not None and (host.num_shared, host.num_routed) != numbers
         ):

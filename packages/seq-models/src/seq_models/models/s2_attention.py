@@ -88,8 +88,8 @@ class S2Attention(LlamaLikeAttention):
             if self.shards is None:
                 out, _ = attention(q, k, v, scale=self.scaling, causal="lower_right", key_mask=attention_mask)
             else:
-                out = sharded_attention(q, k, v, self.shards, attention_mask, scale=self.scaling)
-        return self.o_proj(heads_joined(out)), None
+                out = sharded_attention(q, k, v, self.shards, attention_mask, scale=self.scaling)  # pyright: ignore[reportCallIssue]
+        return self.o_proj(heads_joined(out)), None  # pyright: ignore[reportCallIssue]
 
 
 def _padding_mask(
@@ -151,7 +151,7 @@ def shard_context(model: Model, pattern: ShardPattern | None = None, *, dense_la
         host = layer.self_attn
         if isinstance(host, LlamaLikeAttention) and not isinstance(host, S2Attention):
             raise ValueError(f"{caller}: layer {number} was changed before, into {type(host).__name__}")
-        changed = host if isinstance(host, S2Attention) else S2Attention(host, None)
+        changed = host if isinstance(host, S2Attention) else S2Attention(host, None)  # pyright: ignore[reportArgumentType]
         shards = None if number in dense else pattern.for_heads(changed.num_heads, changed.num_kv_heads)
         replaced.append((layer, changed, shards))
     for layer, changed, shards in replaced:  # all or none
@@ -168,7 +168,7 @@ def shard_context(model: Model, pattern: ShardPattern | None = None, *, dense_la
         config._attn_implementation = IMPLEMENTATION
         decoder: Any = model.get_decoder()
         decoder.register_forward_pre_hook(_give_cache, with_kwargs=True)
-        model._supports_default_dynamic_cache = _no_default_cache
+        model._supports_default_dynamic_cache = _no_default_cache  # pyright: ignore[reportArgumentType]
     return model
 
 

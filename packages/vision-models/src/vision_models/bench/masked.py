@@ -43,9 +43,9 @@ class AllHeads(RoutedSelfAttention):
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None, **_: Any) -> Tensor:  # noqa: ARG002  DeiT tells the grid
         """(B, N, dim) → same."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        out = masked(q, k, v, self.router(x).gates, None, None)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # pyright: ignore[reportCallIssue]
+        out = masked(q, k, v, self.router(x).gates, None, None)  # pyright: ignore[reportCallIssue]
+        return self.proj(out.transpose(1, 2).flatten(2))  # pyright: ignore[reportCallIssue]
 
 
 class AllScores(SparseAttention):
@@ -54,11 +54,11 @@ class AllScores(SparseAttention):
     def sparse(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, heads, 1 + N, D), with three tensors of the size of all scores."""
         with torch.no_grad():
-            coefficients = self.mask_predictor.coefficients(q, k, grid)
+            coefficients = self.mask_predictor.coefficients(q, k, grid)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
             weights, chosen = coefficients.topk(min(COEFFICIENTS, coefficients.shape[3]), 3)
             few = torch.zeros_like(coefficients).scatter_(3, chosen, weights)
-            guess = few @ self.mask_predictor.bases(grid)
-            kept = guess.topk(math.ceil(self.keep * q.shape[2]), 3, sorted=False).indices
+            guess = few @ self.mask_predictor.bases(grid)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            kept = guess.topk(math.ceil(self.keep * q.shape[2]), 3, sorted=False).indices  # pyright: ignore[reportOperatorIssue]
             mask = torch.zeros_like(guess).scatter_(3, kept, 1.0)
             mask = torch.cat([torch.ones_like(mask[:, :, :1]), mask], 2).bool()
         scores = (q @ k.mT) * q.shape[3] ** -0.5

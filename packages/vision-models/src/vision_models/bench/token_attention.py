@@ -63,8 +63,8 @@ class FullMaskedAttention(MaskedAttention):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, Y, X, dim) → same."""
-        q, k, v = self.projected(x)
-        return self.proj(full_attention(q, k, v, self.gate((x.shape[1], x.shape[2]))).view(x.shape))
+        q, k, v = self.projected(x)  # pyright: ignore[reportCallIssue]
+        return self.proj(full_attention(q, k, v, self.gate((x.shape[1], x.shape[2]))).view(x.shape))  # pyright: ignore[reportCallIssue]
 
 
 class FullTokenAttention(TokenAttention):
@@ -82,10 +82,10 @@ class UnfoldedPooling(TokenPooling):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, Y, X, dim) → same."""
-        weights = self.weights(x)
+        weights = self.weights(x)  # pyright: ignore[reportCallIssue]
         cells = x.permute(0, 3, 1, 2)
         scales = [cells]
-        for far in range(1, self.scales):
+        for far in range(1, self.scales):  # pyright: ignore[reportArgumentType]
             near = F.unfold(cells, 3, dilation=far, padding=far)
             scales.append(near.view(*cells.shape[:2], 9, *cells.shape[2:]).mean(2))
         return (torch.stack(scales, 4) * weights[:, None]).sum(4).permute(0, 2, 3, 1)

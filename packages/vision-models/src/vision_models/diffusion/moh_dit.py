@@ -67,10 +67,10 @@ class TimeEmbedder(nn.Module):
     def forward(self, time: Tensor) -> Tensor:
         """(B,) → (B, dim)."""
         half, own = FREQUENCIES // 2, self.mlp[0].weight.dtype
-        exact = torch.promote_types(own, torch.float32)  # 16 bits do not tell 1,000 times apart
+        exact = torch.promote_types(own, torch.float32)  # 16 bits do not tell 1,000 times apart  # pyright: ignore[reportArgumentType]
         speed = torch.exp(-math.log(SLOWEST) / half * torch.arange(half, dtype=exact, device=time.device))  # pyright: ignore[reportArgumentType]
         angle = time[:, None].to(exact) * speed
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], 1).to(own))
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], 1).to(own))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 class LabelEmbedder(nn.Module):
@@ -208,7 +208,7 @@ class MoHDiT(ModelMixin, ConfigMixin):
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * out_channels)
         self.apply(_init)
         for block in self.blocks:  # at the start a block changes nothing, and the result is 0
-            _clear(block.adaLN_modulation[1])  # pyright: ignore[reportIndexIssue]
+            _clear(block.adaLN_modulation[1])  # pyright: ignore[reportArgumentType, reportIndexIssue]
         _clear(self.final_layer.adaLN_modulation[1])
         _clear(self.final_layer.linear)
 

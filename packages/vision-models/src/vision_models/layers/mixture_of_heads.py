@@ -111,8 +111,8 @@ def with_routed_heads(vit: Host, shared: int | Sequence[int], routed: int | Sequ
         new = RoutedSelfAttention(
             old.qkv.in_features, old.num_heads, *heads, head_dim=old.head_dim, qkv_bias=old.qkv.bias is not None, **dd
         )
-        new.qkv.load_state_dict(old.qkv.state_dict())
-        new.proj.load_state_dict(old.proj.state_dict())
+        new.qkv.load_state_dict(old.qkv.state_dict())  # pyright: ignore[reportAttributeAccessIssue]
+        new.proj.load_state_dict(old.proj.state_dict())  # pyright: ignore[reportAttributeAccessIssue]
         block.attn = new.train(old.training)
     return vit
 
@@ -138,4 +138,4 @@ def moh_cfgs(variants: Mapping[str, Mapping[str, Any]], **entries: Any) -> dict[
         )
         for name, options in variants.items()
     }
-    return generate_default_cfgs(cfgs)
+    return generate_default_cfgs(cfgs)  # pyright: ignore[reportArgumentType]

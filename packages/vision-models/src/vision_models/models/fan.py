@@ -399,8 +399,8 @@ class FAN(TokenBackbone):
 def _init_depthwise(module: nn.Module) -> None:
     """Normal weights of variance 2/9 and zero biases for 3×3 depthwise convolutions, as officially."""
     if isinstance(module, DepthwiseConv):
-        nn.init.normal_(module.weight, std=(2 / 9) ** 0.5)
-        _zero(module.bias)
+        nn.init.normal_(module.weight, std=(2 / 9) ** 0.5)  # pyright: ignore[reportArgumentType]
+        _zero(module.bias)  # pyright: ignore[reportArgumentType]
 
 
 def _init_conv(module: nn.Module) -> None:

@@ -186,7 +186,7 @@ def init_conv_and_linear(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, StateSpace):  # visited behind its linear layers
-        module.start()
+        module.start()  # pyright: ignore[reportCallIssue]
 
 
 class MambaOut(StagedBackbone):

@@ -348,7 +348,7 @@ def init_weights(module: nn.Module) -> None:
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     if isinstance(module, AggregatedAttention):  # a convolution in the official code
-        nn.init.normal_(module.sr.weight, std=(2 / module.sr.out_features) ** 0.5)
+        nn.init.normal_(module.sr.weight, std=(2 / module.sr.out_features) ** 0.5)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportOperatorIssue]
 
 
 _STAGES = tuple(

@@ -32,7 +32,7 @@ class SparsifinerTask(ClassificationTask):
     """
 
     steps: Tensor
-    net: Sparsifiner
+    net: Sparsifiner  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,

@@ -143,7 +143,7 @@ def cut_backward(
         own, rows = part.of(a), part.rows
         incoming = grad_out[:, :, rows], None if grad_lse is None else grad_lse[:, :, rows]
         found = backward(incoming, (out[:, :, rows], lse[:, :, rows]), own, needs)
-        targets = [slice_rows(dq, rows), dk[:, :, part.keys], dv[:, :, part.keys]]
+        targets = [slice_rows(dq, rows), dk[:, :, part.keys], dv[:, :, part.keys]]  # pyright: ignore[reportArgumentType, reportOptionalSubscript]
         targets += [None if dbias is None else block(dbias, rows, part.keys)]
         targets += [None if table is None else table[:, :, rows] for table in tables]
         for target, gradient in zip(targets, found, strict=True):

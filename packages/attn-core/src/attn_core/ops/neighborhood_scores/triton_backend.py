@@ -55,7 +55,7 @@ def forward(a: Arguments) -> Tensor:
     """One program for each head and box of cells."""
     out = fake(a)
     if out.numel():
-        scores_into(out, a.q, a.k, a.rpb, a, empty_slot(a.border))
+        scores_into(out, a.q, a.k, a.rpb, a, empty_slot(a.border))  # pyright: ignore[reportArgumentType]
     return out
 
 
@@ -66,9 +66,9 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
     if grad.numel() == 0:
         return [None if x is None else torch.zeros_like(x) for x in (a.q, a.k, a.rpb)]
     grad = unit_stride(grad)
-    dq = sums_into(empty_gradient(a.q, False), grad, a.k, a) if needs[0] else None
-    dk = keys_into(empty_gradient(a.k, False), grad, a.q, a) if needs[1] else None
-    drpb = bias_gradient(grad, a).view(a.q.shape[0], *a.rpb.shape[1:]) if a.rpb is not None and needs[2] else None
+    dq = sums_into(empty_gradient(a.q, False), grad, a.k, a) if needs[0] else None  # pyright: ignore[reportArgumentType]
+    dk = keys_into(empty_gradient(a.k, False), grad, a.q, a) if needs[1] else None  # pyright: ignore[reportArgumentType]
+    drpb = bias_gradient(grad, a).view(a.q.shape[0], *a.rpb.shape[1:]) if a.rpb is not None and needs[2] else None  # pyright: ignore[reportArgumentType]
     return [dq, dk, drpb]
 
 

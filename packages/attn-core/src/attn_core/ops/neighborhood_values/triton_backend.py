@@ -19,7 +19,7 @@ from .reference import NEIGHBORHOOD_VALUES, Arguments, fake
 def forward(a: Arguments) -> Tensor:
     """One program for each head and box of cells."""
     out = fake(a)
-    return sums_into(out, a.p, a.v, a) if out.numel() else out
+    return sums_into(out, a.p, a.v, a) if out.numel() else out  # pyright: ignore[reportArgumentType]
 
 
 def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequence[bool]) -> list[Tensor | None]:  # noqa: ARG001  the backends' signature
@@ -28,8 +28,8 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
     assert grad is not None
     if grad.numel() == 0:
         return [torch.zeros_like(a.p), torch.zeros_like(a.v)]
-    dp = scores_into(empty_gradient(a.p, False), grad, a.v, None, a, 0.0) if needs[0] else None
-    dv = keys_into(empty_gradient(a.v, True), a.p, grad, a) if needs[1] else None
+    dp = scores_into(empty_gradient(a.p, False), grad, a.v, None, a, 0.0) if needs[0] else None  # pyright: ignore[reportArgumentType]
+    dv = keys_into(empty_gradient(a.v, True), a.p, grad, a) if needs[1] else None  # pyright: ignore[reportArgumentType]
     return [dp, dv]
 
 

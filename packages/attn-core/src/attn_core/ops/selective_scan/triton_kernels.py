@@ -207,7 +207,7 @@ def backward_kernel(
         columns = part + t[:, None].to(tl.int64) * N + n[None, :]
         mask_n = here & (n < N)[None, :]
         if CONST_C:
-            d_read += tl.sum(h * dy[:, :, None], 0)
+            d_read += tl.sum(h * dy[:, :, None], 0)  # pyright: ignore[reportOperatorIssue]
         else:
             tl.store(DC + columns, tl.sum(h * dy[:, :, None], 1), mask=mask_n)
 
@@ -217,7 +217,7 @@ def backward_kernel(
         g += gates * arriving[None, :, :]
         arriving = tl.sum(tl.where((i == 0)[:, None, None], g, 0.0), 0)
         if CONST_B:
-            d_write += tl.sum(g * (delta * u)[:, :, None], 0)
+            d_write += tl.sum(g * (delta * u)[:, :, None], 0)  # pyright: ignore[reportOperatorIssue]
         else:
             tl.store(DB + columns, tl.sum(g * (delta * u)[:, :, None], 1), mask=mask_n)
         w = g * (h - terms)

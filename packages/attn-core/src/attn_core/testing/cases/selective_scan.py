@@ -90,8 +90,8 @@ def cases() -> list[Case]:
         case("skip", skip=True),
         case("gate", gate=True),
         case("bias and softplus", bias=True, delta_softplus=True),
-        case("everything", **everything, varied=True),
-        case("everything, from the right", **everything, reverse=True, varied=True),
+        case("everything", **everything, varied=True),  # pyright: ignore[reportArgumentType]
+        case("everything, from the right", **everything, reverse=True, varied=True),  # pyright: ignore[reportArgumentType]
         case("from the right", reverse=True, groups=1, varied=True),
         case("state", state=True),
         case("one group", groups=1),
@@ -101,15 +101,15 @@ def cases() -> list[Case]:
         case("two chunks and a rest", steps=131, batch=1, channels=2, width=2, groups=1, skip=True, state=True),
         case("chunks, from the right", steps=131, batch=1, channels=2, width=2, reverse=True, gate=True, state=True),
         case("strided", strided=True, gate=True),
-        case("one step", steps=1, **everything),
+        case("one step", steps=1, **everything),  # pyright: ignore[reportArgumentType]
         case("constant input map", constant="B", skip=True),
         case("constant output map", constant="C", groups=1, reverse=True),
         case("constant maps", constant="BC", **everything, varied=True),
         case("constant maps in chunks", constant="BC", steps=131, batch=1, channels=2, width=2, state=True, gate=True),
         case("constant maps, one step", constant="B", steps=1),
-        case("conjugate pairs", pairs=True, **everything),
+        case("conjugate pairs", pairs=True, **everything),  # pyright: ignore[reportArgumentType]
         case("conjugate pairs, constant maps", pairs=True, constant="BC", skip=True),
         case("conjugate pairs in chunks", pairs=True, constant="C", steps=131, channels=2, reverse=True, state=True),
-        case("no image", batch=0, **everything),
-        case("no step", steps=0, **everything),
+        case("no image", batch=0, **everything),  # pyright: ignore[reportArgumentType]
+        case("no step", steps=0, **everything),  # pyright: ignore[reportArgumentType]
     ]

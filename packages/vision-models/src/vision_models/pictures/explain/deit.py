@@ -18,4 +18,4 @@ def panels(net: DeiT, image: Tensor, point: tuple[float, float]) -> list[list[Pa
     shown = dict(routing[i] for i in spread(len(routing), 4)) if routing else {}
     grid = (image.shape[1] // net.min_side, image.shape[2] // net.min_side)
     found = mixing.panels(net, image, point)
-    return found + (routed_panels(net, shown, image, dict.fromkeys(shown, grid), point) if shown else [])
+    return found + (routed_panels(net, shown, image, dict.fromkeys(shown, grid), point) if shown else [])  # pyright: ignore[reportArgumentType]

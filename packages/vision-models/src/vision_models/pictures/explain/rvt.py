@@ -16,5 +16,5 @@ def panels(net: RVT, image: Tensor, point: tuple[float, float]) -> list[list[Pan
         blocks = list(stage.blocks)  # pyright: ignore[reportArgumentType]
         for i in range(max(0, len(blocks) - each), len(blocks)):
             chosen[blocks[i]] = f"block {number}.{i + 1}"
-            maps.append((tokens.shape[2], tokens.shape[3]))
+            maps.append((tokens.shape[2], tokens.shape[3]))  # pyright: ignore[reportAttributeAccessIssue]
     return columns(net, chosen, image, point, maps)
