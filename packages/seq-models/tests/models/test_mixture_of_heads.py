@@ -104,7 +104,7 @@ def test_the_whole_network_equals_a_plain_one_written_out(name: str) -> None:
     inner = attention.gates
     attention.gates = lambda *given: seen.append(inner(*given)) or seen[-1]
     assert (model(ids[None]).logits[0] - expected).abs().max() < 1e-5  # angles in float32
-    assert (seen[0][0] - gates).abs().max() < 1e-10
+    assert (seen[0][0] - gates).abs().max() < 2e-6  # the norm in front of the router computes in float32
     state, steps = model(ids[None, :4], use_cache=True).past_key_values, []
     for token in ids[4:]:
         out = model(token[None, None], past_key_values=state)

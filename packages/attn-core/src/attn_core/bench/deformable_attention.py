@@ -45,6 +45,7 @@ def _places(sizes: tuple[int, ...], *shape: int) -> Tensor:
     return (between + 0.05 + 0.9 * torch.rand(*shape, len(sizes), dtype=torch.float64)) / size
 
 
+# Whole: inputs, the operator and its four peers over one set of sizes.
 def _case(
     name: str,
     batch: int,

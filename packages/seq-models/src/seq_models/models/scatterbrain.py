@@ -158,7 +158,9 @@ class ScatterbrainAttention(nn.Module):
             parts.append(far)
         held = min(k.shape[2], max(0, window - 1))
         kept = [t[:, :, t.shape[2] - held :] for t in (k, v)]
-        out = merge_attention(*zip(*parts, strict=True))[0] if len(parts) > 1 else parts[0][0]
+        outs, lses = zip(*parts, strict=True)
+        exact = outs[-1].dtype  # sums of features are kept in float32
+        out = merge_attention([part.to(exact) for part in outs], list(lses))[0] if len(parts) > 1 else outs[0]
         return out.to(q.dtype), Stream(kept[0], kept[1], sums)
 
     def _near(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
