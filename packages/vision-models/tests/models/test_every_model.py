@@ -117,6 +117,9 @@ def test_five_axes_of_no_parameter_stand_in_the_way_of_channels_last(without_wei
     assert {name: p.ndim for name, p in without_weights.named_parameters() if p.ndim > 4} == {}
 
 
+TRANSNEXT_TABLES = tuple("query_embedding relative_pos_bias_local temperature cpb_fc1.weight cpb_fc2.weight".split())
+
+
 def test_layer_scales_and_position_tables_are_not_decayed() -> None:
     scaled = {"test_biformer": {"layer_scale_init_value": 0.1}, "test_focalnet": {"layerscale_value": 0.1}}
     endings = {
@@ -135,6 +138,9 @@ def test_layer_scales_and_position_tables_are_not_decayed() -> None:
         "test_dhvt": ("cls_token",),
         "test_tap_fan": ("cls_token",),
         "test_tap_fan_hybrid": ("cls_token",),
+        "test_moh_transnext": TRANSNEXT_TABLES,
+        "test_transnext": TRANSNEXT_TABLES,
+        "test_sparsifiner": ("pos_embed", "cls_token"),
     }
     for name in SMALL:
         model: Any = create_model(name, **scaled.get(name, {}))
@@ -160,7 +166,8 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     model = create_model(name, num_classes=42, drop_path_rate=0.0).train()
     model(image(batch=2)).mean().backward()
     missing = [key for key, parameter in model.named_parameters() if parameter.grad is None]
-    assert missing == []
+    # A choice of keys has no gradient: what makes it learns from a loss of its own (test_sparsifiner.py).
+    assert [key for key in missing if not (name == "test_sparsifiner" and ".mask_predictor." in key)] == []
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -206,7 +213,7 @@ def test_checkpointing_changes_neither_output_nor_gradient(name: str) -> None:
         model.set_grad_checkpointing(enable)
         out = model(x)
         out.square().mean().backward()
-        results.append([out, *(p.grad.clone() for p in model.parameters())])
+        results.append([out, *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
     for plain, checkpointed in zip(*results, strict=True):
         torch.testing.assert_close(plain, checkpointed, rtol=1e-9, atol=1e-11)
 
