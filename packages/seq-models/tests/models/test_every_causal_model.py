@@ -208,7 +208,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "test_gaussian": {"gaussian_heads": 2, "num_gaussians": 1, "feedforward_size": 40, "rope_theta": 100.0},
     "test_landmark": {"block": 4, "landmark_id": 7, "num_retrieved": 1, "rope_theta": 100.0},
     "test_landmark_retrieval": {"num_retrieved": 1, "retrieval": "max_over_heads"},
-    "test_rcmha": {"attention": "rmha", "positions": 3, "feedforward_size": 40, "sinusoids": True, "tie_word_embeddings": True},
+    "test_rcmha": {
+        "attention": "rmha", "positions": 3, "feedforward_size": 40, "sinusoids": True, "tie_word_embeddings": True,
+    },
     "test_routing": {
         "num_local_heads": 1, "first_routing_layer": 1, "num_clusters": 2, "window": 2, "local_block": 3,
         "selection": "topk", "style": "lucidrains", "feedforward_size": 40, "rope_theta": 100.0,
