@@ -29,31 +29,32 @@ class HeadGates(NamedTuple):
 
 def head_gates(
     x: Float[Tensor, "B N C"],
-    routed: Float[Tensor, "E C"] | None,
-    shared: Float[Tensor, "S C"] | None,
-    between: Float[Tensor, "2 C"] | None,
+    routed: Float[Tensor, "B N E"] | None,
+    shared: Float[Tensor, "B N S"] | None,
+    between: Float[Tensor, "B N 2"] | None,
     num_shared: int,
     num_routed: int,
 ) -> HeadGates:
     """Gates from scores: softmax over the shared heads, the best ``num_routed`` of the routed ones, and both weighed.
 
     Args:
-        routed, shared, between: weights of the scores; None where there is nothing to choose.
+        x: tokens, for shape, dtype and device. routed, shared, between: their scores; None where there is nothing to
+            choose.
         num_shared: heads that every token takes.
         num_routed: routed heads that a token takes; their gates are weights of a softmax, made to sum to it.
     """
     parts, balance = [], None
     if num_shared:
-        score = x.new_zeros(*x.shape[:2], num_shared) if shared is None else x @ shared.T
+        score = x.new_zeros(*x.shape[:2], num_shared) if shared is None else shared
         parts.append(num_shared * score.softmax(2))
     if routed is not None and num_routed:
-        p = (x @ routed.T).softmax(2)
+        p = routed.softmax(2)
         chosen = torch.zeros_like(p).scatter(2, p.topk(num_routed, 2).indices, 1.0)
         kept = p * chosen
         parts.append(num_routed * kept / kept.sum(2, keepdim=True).clamp(min=torch.finfo(p.dtype).eps))
-        balance = len(routed) * (p.mean((0, 1)) * chosen.mean((0, 1))).sum()
+        balance = routed.shape[2] * (p.mean((0, 1)) * chosen.mean((0, 1))).sum()
     if between is not None:
-        weights = 2 * (x @ between.T).softmax(2)
+        weights = 2 * between.softmax(2)
         parts = [part * weights[:, :, i : i + 1] for i, part in enumerate(parts)]
     return HeadGates(torch.cat(parts, 2), balance)
 
@@ -97,8 +98,8 @@ class HeadRouter(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N C"]) -> HeadGates:
         """(B, N, dim) → gates (B, N, num_heads), and their balance."""
-        weights = (None if layer is None else layer.weight for layer in (self.wg, self.wg_1, self.wg_0))
-        return head_gates(x, *weights, self.num_shared, self.num_routed)  # pyright: ignore[reportCallIssue]
+        routed, shared, between = (None if layer is None else layer(x) for layer in (self.wg, self.wg_1, self.wg_0))
+        return head_gates(x, routed, shared, between, self.num_shared, self.num_routed)
 
     def extra_repr(self) -> str:
         """The heads a token takes."""
