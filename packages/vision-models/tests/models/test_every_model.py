@@ -117,7 +117,13 @@ def test_five_axes_of_no_parameter_stand_in_the_way_of_channels_last(without_wei
     assert {name: p.ndim for name, p in without_weights.named_parameters() if p.ndim > 4} == {}
 
 
-TRANSNEXT_TABLES = tuple("query_embedding relative_pos_bias_local temperature cpb_fc1.weight cpb_fc2.weight".split())
+TRANSNEXT_TABLES = (
+    "query_embedding",
+    "relative_pos_bias_local",
+    "temperature",
+    "cpb_fc1.weight",
+    "cpb_fc2.weight",
+)
 
 
 def test_layer_scales_and_position_tables_are_not_decayed() -> None:
