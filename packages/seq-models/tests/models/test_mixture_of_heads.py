@@ -223,3 +223,8 @@ def test_what_does_not_fit_is_named() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_one_head_is_no_choice() -> None:
+    with pytest.raises(ValueError, match="leave 1 to choose among 1; there must be 1 among 2 at least"):
+        head_numbers(4, 0.75, 1.0)
