@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from attn_core.engine import ExportTarget, TrainedRun
+from vision_models.insertion.places import input_size_of
 from vision_models.models import create_model
-from vision_models.places import input_size_of
 
 
 def export_target(run: TrainedRun | str) -> ExportTarget:

@@ -24,8 +24,17 @@ from torch import Tensor, nn
 
 from attn_core.catalog import Card, Entry, did_you_mean
 from attn_core.flops import count_flops
+from vision_models.insertion.places import (
+    Layout,
+    Passing,
+    Place,
+    grid_of,
+    input_size_of,
+    passed,
+    places,
+    run_without_weights,
+)
 from vision_models.models import MODULES
-from vision_models.places import Layout, Passing, Place, grid_of, input_size_of, passed, places, run_without_weights
 
 logger = logging.getLogger(__name__)
 ROUNDS = 5  # of the latency, with and without in turns
