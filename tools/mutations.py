@@ -344,8 +344,11 @@ def _read_catalogs() -> dict[str, dict[str, object]]:
 
 
 def _with_layers(module: str, package: str) -> list[str]:
-    """An entry's file and the files of the package's models, layers and methods that it imports, and theirs."""
-    rooms = tuple(f"{package}.{room}." for room in ("layers", "models", "methods"))
+    """An entry's file and what it imports of the package's models, layers and methods, and of the core's modules.
+
+    A module that is imported through its folder's face (``from attn_core.nn import Linear``) is not among them.
+    """
+    rooms = ("attn_core.nn.", *(f"{package}.{room}." for room in ("layers", "models", "methods")))
     names = [module]
     for importer in names:  # which grows while it is walked
         for node in ast.walk(ast.parse(_file(importer).read_text(encoding="utf-8"))):

@@ -1,170 +1,27 @@
-"""GAAM against loops over heads and Gaussians in float64, where densities are multiplied as the paper has it."""
+"""GAAM on maps: the channels of each place weigh themselves, by the rule written out."""
 
-import math
 from typing import Any
 
-import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vision_models.layers.gaussian_attention import GAAM, GaussianAttention, GaussianBlock, from_official
-
-
-def chunk_of(x: Tensor, offsets: Tensor, c: Tensor, padding: float | None, masked: bool, eps: float) -> Tensor:
-    """One head on its places (…, L): densities multiplied, divided by their sum."""
-    kept = torch.ones_like(x, dtype=torch.bool) if padding is None else x != padding
-    rows = []
-    for row, mask in zip(x.reshape(-1, x.shape[-1]), kept.reshape(-1, x.shape[-1]), strict=True):
-        seen = row[mask] if masked else torch.where(mask, row, 0)
-        mean = seen.mean() if len(seen) else row.new_zeros(())
-        variance = seen.var() if len(seen) > 1 else row.new_zeros(())
-        product = torch.ones_like(row)
-        for delta, width in zip(offsets, c, strict=True):
-            z = (row - (mean + delta)) / (variance + eps).sqrt()
-            product = product * (-z.square() / (2 * width**2)).exp() / (2 * math.pi * width**2).sqrt()
-        if masked:
-            product = product * mask
-        weights = product / product.sum() if product.sum() > 0 else product
-        rows.append(torch.where(mask, row * weights, row))
-    return torch.stack(rows).view_as(x)
+from vision_models.layers.gaussian_attention import GAAM
 
 
-def plain(module: GaussianAttention, x: Tensor) -> Tensor:
-    x = x.movedim(module.axis, -1)
-    length = x.shape[-1] // module.num_heads
-    parts = [x[..., j * length : (j + 1) * length] for j in range(module.num_heads - 1)]
-    parts.append(x[..., (module.num_heads - 1) * length :])
-    outs = [
-        chunk_of(part, module.mean_offsets[j], module.c[j], module.padding_value, module.masked_statistics, module.eps)
-        for j, part in enumerate(parts)
-    ]
-    return torch.cat(outs, -1).movedim(-1, module.axis)
+def test_channels_of_a_place_are_weighed_and_the_map_is_added() -> None:
+    gate: Any = GAAM(6, num_heads=2, num_gaussians=1).double()
+    layer = gate.layers[0]
+    nn.init.constant_(layer.c, 0.8)
+    nn.init.constant_(layer.mean_offsets, 0.1)
+    x = torch.randn(2, 6, 3, 4, dtype=torch.float64)
+    chunk = x.unflatten(1, (2, 3))
+    deviation = (chunk.var(2, keepdim=True) + 1e-8).sqrt()
+    density = (-(((chunk - chunk.mean(2, keepdim=True) - 0.1) / deviation) ** 2) / (2 * 0.8**2)).exp()
+    weights = (density / density.sum(2, keepdim=True)).flatten(1, 2)
+    torch.testing.assert_close(gate(x), x + x * weights)
 
 
-def attention(*arguments: Any, **options: Any) -> GaussianAttention:
-    module = GaussianAttention(*arguments, **options).double()
-    nn.init.normal_(module.mean_offsets, std=0.3)
-    with torch.no_grad():  # of any sign, and wide enough for densities
-        module.c.copy_((torch.rand_like(module.c) + 0.5) * torch.randn_like(module.c).sign())
-    return module
-
-
-CASES: list[tuple[tuple[int, ...], dict[str, Any]]] = [
-    ((2, 8, 3), {"axis": 1, "num_heads": 2, "num_gaussians": 3}),
-    ((2, 11, 3), {"axis": 1, "num_heads": 4, "num_gaussians": 1}),  # the last head is longer
-    ((3, 2, 7), {"axis": -1, "num_heads": 1, "num_gaussians": 2}),
-    ((2, 2, 5, 3), {"axis": 2, "num_heads": 1, "num_gaussians": 2}),
-    ((2, 6, 3), {"axis": 1, "num_heads": 6, "num_gaussians": 2}),  # chunks of one place
-    ((2, 9, 3), {"axis": 1, "num_heads": 2, "padding_value": 0.0}),
-    ((2, 9, 3), {"axis": 1, "num_heads": 2, "padding_value": 0.0, "masked_statistics": True}),
-    ((2, 3, 2), {"axis": 1, "num_heads": 3, "padding_value": 0.0}),
-    ((2, 9, 3), {"axis": 1, "num_heads": 3, "eps": 0.5}),
-]
-
-
-@pytest.mark.parametrize(("shape", "options"), CASES)
-def test_output_and_gradients_equal_products_of_densities(shape: tuple[int, ...], options: dict[str, Any]) -> None:
-    module = attention(**options)
-    if shape[options["axis"]] == options["num_heads"]:
-        nn.init.zeros_(module.mean_offsets)  # or the densities below underflow: the variance is 0
-    x = torch.randn(shape, dtype=torch.float64)
-    if "padding_value" in options:
-        x[0, 7:] = 0.0
-        x[1, :, 0] = 0.0  # a chunk without anything to weigh
-    x.requires_grad_()
-    expected, out = plain(module, x), module(x)
-    weight, leaves = torch.randn_like(out), [x, *module.parameters()]
-    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(
-        torch.autograd.grad((out * weight).sum(), leaves),
-        torch.autograd.grad((expected * weight).sum(), leaves),
-        rtol=1e-7,
-        atol=1e-9,
-    )
-
-
-def test_masking_changes_the_statistics_only_when_asked() -> None:
-    x = torch.randn(1, 8, dtype=torch.float64)
-    x[0, 5:] = 0.0
-    diluted = attention(1, 1, padding_value=0.0)
-    masked = attention(1, 1, padding_value=0.0, masked_statistics=True)
-    masked.load_state_dict(diluted.state_dict())
-    alone = attention(1, 1)
-    alone.load_state_dict(diluted.state_dict())
-    torch.testing.assert_close(masked(x)[:, :5], alone(x[:, :5]))
-    assert not torch.allclose(diluted(x)[:, :5], alone(x[:, :5]))
-
-
-def test_narrow_gaussians_keep_weights_and_gradients() -> None:
-    # The densities of float32 are all 0 here: exp(−z²/2c²) with c = 0.01.
-    module = GaussianAttention(1, 2, 3)
-    nn.init.constant_(module.c, 0.01)
-    x = torch.randn(2, 10, 4, requires_grad=True)
-    weights = module.weights(x)
-    torch.testing.assert_close(weights.unflatten(1, (2, 5)).sum(2), torch.ones(2, 2, 4))
-    (module(x).square().sum()).backward()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
-    assert x.grad.abs().amax() > 0
-    nn.init.zeros_(module.c)
-    assert module(x).isfinite().all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weighs_in_float32(dtype: torch.dtype) -> None:
-    module = attention(1, 2, 8).float()
-    x = torch.randn(2, 16, 5, dtype=dtype)
-    out = module(x)
-    assert out.dtype == dtype
-    torch.testing.assert_close(module.weights(x), module.weights(x.float()))
-
-
-def test_a_block_adds_each_layer_to_its_input() -> None:
-    block: Any = GaussianBlock((1, 2, -1), (2, 1, 1), (2, 1, 3)).double()
-    x = torch.randn(2, 6, 4, 3, dtype=torch.float64)
-    expected = x
-    for layer in block.layers:
-        expected = plain(layer, expected) + expected
-    torch.testing.assert_close(block(x), expected)
-    block = GAAM(64, (1, 2), 4, 3)
-    assert block.layers[1].axis == 2
-
-
-def test_fresh_widths_are_positive_with_a_median_of_one() -> None:
-    widths = GaussianAttention(1, 50, 20).c
-    assert widths.min() > 0
-    assert 0.8 < widths.median() < 1.25
-
-
-@pytest.mark.parametrize(("heads", "gaussians"), [(1, 1), (4, 3)])
-def test_parameters_are_two_for_each_gaussian_of_each_head(heads: int, gaussians: int) -> None:
-    assert sum(p.numel() for p in GaussianAttention(1, heads, gaussians).parameters()) == 2 * heads * gaussians
-
-
-def test_official_weights_of_each_head_become_rows() -> None:
-    block: Any = GaussianBlock((1, 2), (11, 1), 2)  # more than ten: names are ordered by number, not by letter
-    official = {
-        f"layers.{i}.attention_heads.{j}.{name}": rows[j]
-        for i, layer in enumerate(block.layers)
-        for name, rows in layer.state_dict().items()
-        for j in range(len(rows))
-    }
-    loaded = from_official(official)
-    ours = block.state_dict()
-    assert loaded.keys() == ours.keys()
-    assert all(torch.equal(loaded[name], value) for name, value in ours.items())
-    with pytest.raises(ValueError, match=r"expected layers.i.attention_heads.j.<name>, got 'c'"):
-        from_official({"c": torch.zeros(1)})
-
-
-def test_what_does_not_fit_is_named() -> None:
-    with pytest.raises(ValueError, match="GaussianAttention: num_gaussians must be positive, got num_gaussians=0"):
-        GaussianAttention(1, 1, 0)
-    with pytest.raises(ValueError, match=r"no axis=3 in an input of shape \(2, 4\)"):
-        GaussianAttention(3)(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="num_heads=5 exceeds the 4 places of axis 1; use num_heads<=4"):
-        GaussianAttention(1, 5)(torch.zeros(2, 4))
-    with pytest.raises(
-        ValueError, match=r"GaussianBlock: .* entry for each layer, got axes=\(1, 2\), num_heads=\(1,\)"
-    ):
-        GaussianBlock((1, 2), (1,))
+def test_each_layer_has_an_axis_of_its_own_and_width_costs_nothing() -> None:
+    gate: Any = GAAM(64, (1, 2), 4, 3)
+    assert [layer.axis for layer in gate.layers] == [1, 2]
+    assert sum(p.numel() for p in gate.parameters()) == 2 * 2 * 4 * 3

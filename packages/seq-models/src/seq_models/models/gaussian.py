@@ -4,7 +4,7 @@ Paper: Ioannides, Chadha and Elkins, Gaussian Adaptive Attention is All You Need
 gioannides/Gaussian-Adaptive-Attention, ``GaussianBlock.py``; the paper's experiments, on features of frozen encoders,
 were not released.
 
-The blocks are the paper's (`seq_models.layers.gaussian_attention`). The network around them is **ours**: published
+The blocks are the paper's (`attn_core.nn.gaussian_attention`). The network around them is **ours**: published
 blocks weigh the time axis, which is not causal, and along the features they join no two tokens, so a language model
 needs attention beside them. A layer is x + attention(norm(x)), x + Gaussian attention over features of norm(x),
 x + feed-forward(norm(x)); with ``num_gaussians=0`` it is a plain Transformer, the peer.
@@ -20,13 +20,14 @@ from huggingface_hub.dataclasses import strict
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from attn_core import attention
 from attn_core.catalog import Card
 from attn_core.nn import Linear
+from attn_core.nn.gaussian_attention import GaussianAttention
 from seq_models.language.language_model import CausalConfig, CausalLM, CausalModel, causal_entries, register_causal
-from seq_models.layers.gaussian_attention import GaussianAttention
 from seq_models.layers.rotary import rotate
 
 
@@ -79,7 +80,7 @@ class GaussianLayer(GradientCheckpointingLayer):
         self.attention_out = Linear(size, size, bias=False)
         if config.num_gaussians:
             self.gaussian_norm = nn.LayerNorm(size)
-            self.gaussian = GaussianAttention(config.gaussian_heads, config.num_gaussians, causal=True)
+            self.gaussian = GaussianAttention(-1, config.gaussian_heads, config.num_gaussians, causal=True)
         self.feedforward_norm = nn.LayerNorm(size)
         self.w1 = Linear(size, inner, bias=False)
         self.w2 = Linear(inner, size, bias=False)
@@ -119,8 +120,10 @@ class GaussianModel(CausalModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, GaussianAttention):
-            module.reset_parameters()
+        if isinstance(module, GaussianAttention):  # as the layer starts; transformers skips what a checkpoint holds
+            init.zeros_(module.mean_offsets)
+            init.normal_(module.c)
+            init.copy_(module.c, module.c.exp())
 
 
 class GaussianForCausalLM(CausalLM):
