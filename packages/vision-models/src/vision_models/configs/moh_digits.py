@@ -1,7 +1,7 @@
-"""Mixture of heads in TransNeXt on scikit-learn's 1,797 handwritten digits, trained as BiFormer is: 75 % of the heads.
+"""MoH, mixture of heads, in TransNeXt on scikit-learn's 1,797 handwritten digits, trained as BiFormer is.
 
-Half of them: ``--set net.routed_heads=[1,2,2]``; all of them, plain TransNeXt: ``--set net.shared_heads=None --set
-net.routed_heads=None``. Not measured yet.
+75 % of the heads; half of them: ``--set net.routed_heads=[1,2,2]``; all of them, plain TransNeXt: ``--set
+net.shared_heads=None --set net.routed_heads=None``. Not measured yet.
 """
 
 # ruff: noqa: C408, F403  recipes are written with dict(), so that a setting looks as on the command line
