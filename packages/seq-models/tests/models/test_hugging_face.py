@@ -64,10 +64,11 @@ def test_a_padded_batch_generates_what_each_row_generates_alone(model: Any, ids:
     ids = ids[:2]
     mask, new = padded(ids), 3
     settings: dict[str, Any] = {"num_beams": beams, "do_sample": False, "max_new_tokens": new, "pad_token_id": 0}
-    alone = [
-        model.generate(ids[row : row + 1, mask[row].bool()], num_return_sequences=beams, **settings)[:, -new:]
-        for row in range(len(ids))
-    ]
+    alone = []
+    for row in range(len(ids)):
+        tokens = ids[row : row + 1, mask[row].bool()]
+        seen = torch.ones_like(tokens)  # generate would take a token 0 for padding
+        alone.append(model.generate(tokens, attention_mask=seen, num_return_sequences=beams, **settings)[:, -new:])
     every = model.generate(ids, attention_mask=mask, num_return_sequences=beams, **settings)[:, -new:]
     assert torch.equal(every, torch.cat(alone))
     best = every[::beams]

@@ -298,7 +298,7 @@ class CausalModel(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        cu_seqlens: Int[Tensor, " S+1"] | None = None,
+        cu_seqlens: Int[Tensor, " bounds"] | None = None,
     ) -> CausalModelOutput | tuple[Any, ...]:
         """Hidden states of the tokens, and the state after them.
 
@@ -477,7 +477,7 @@ class CausalLM(PreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Int[Tensor, " L"] = 0,
-        cu_seqlens: Int[Tensor, " S+1"] | None = None,
+        cu_seqlens: Int[Tensor, " bounds"] | None = None,
         num_items_in_batch: int | Int[Tensor, ""] | None = None,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Logits of the next tokens, and the loss if there are labels.

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from attn_core.engine import ExportTarget, TrainedRun
-from vision_models.insertion.places import input_size_of
 from vision_models.models import create_model
 
 
@@ -28,6 +27,8 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
 
 
 def _target(net: nn.Module, size: tuple[int, int], name: str) -> ExportTarget:
+    from vision_models.insertion.places import input_size_of
+
     height, width = size
     axes, others, note = {0: "batch"}, (), ""
     # recipes with added modules train networks of timm itself

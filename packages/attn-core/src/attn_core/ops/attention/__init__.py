@@ -51,8 +51,8 @@ def attention(
     key_mask: Bool[Tensor, "#B M"] | None = None,
     causal: Literal["upper_left", "lower_right"] | None = None,
     window_size: tuple[int, int] | None = None,
-    cu_seqlens_q: Int[Tensor, " S+1"] | None = None,
-    cu_seqlens_k: Int[Tensor, " S+1"] | None = None,
+    cu_seqlens_q: Int[Tensor, " bounds"] | None = None,
+    cu_seqlens_k: Int[Tensor, " bounds"] | None = None,
     backend: Backend | None = None,
 ) -> tuple[Float[Tensor, "B H N Dv"], Float[Tensor, "B H N"]]:
     """Softmax attention that never holds the N×M scores, with a differentiable log-sum-exp.
