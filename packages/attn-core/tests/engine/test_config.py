@@ -72,6 +72,7 @@ def test_a_variable_of_the_recipe_changes_what_is_computed_from_it():
         ("train_dataloader.batchsize=3", r"unknown setting 'batchsize'; did you mean 'batch_size'\?"),
         ("default_hooks.checkpoint.every_step=3", r"did you mean 'every_steps'\?"),
         ("epoch=3", r"unknown setting 'epoch'; did you mean 'epochs'\?"),
+        ("steps=3", r"unknown setting 'steps': the length of this recipe is given in epochs, --set epochs=…$"),
         ("optim_wrapper.optimizer.lr=fast", r"expected a number such as 0.01, got 'fast'"),
         ("optim_wrapper.amp=1", r"expected true or false, got 1"),
         ("param_scheduler=3", r"--set param_scheduler: expected a list such as \[a, b\], got 3"),
