@@ -18,6 +18,7 @@ TILES_16_BIT: dict[tuple[Pass, Load], dict[int, tuple[Tile, Tile]]] = {
         256: (Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
     },
     ("forward", "bias"): {
+        32: (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2)),
         64: (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
         128: (Tile(128, 32, 8, 2), Tile(128, 32, 8, 2)),
         256: (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2, repeats=True)),

@@ -31,14 +31,14 @@ TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
         256: (Tile(32, 32, 8, 1, repeats=True), Tile(32, 32, 8, 1, repeats=True)),
     },
     ("query", True): {
-        64: (Tile(128, 32, 8, 2), Tile(128, 32, 8, 2)),
+        64: (Tile(128, 32, 8, 2), Tile(128, 32, 8, 1)),
         128: (Tile(128, 16, 8, 1), Tile(128, 32, 8, 2)),
         256: (Tile(32, 32, 8, 1, repeats=True), Tile(32, 32, 8, 1, repeats=True)),
     },
     ("key", False): {
         32: (Tile(64, 128, 8, 2), Tile(64, 128, 8, 2)),
         64: (Tile(32, 64, 4, 2), Tile(64, 128, 8, 2)),
-        128: (Tile(16, 128, 8, 1), Tile(32, 128, 8, 2)),
+        128: (Tile(16, 128, 8, 1), Tile(32, 128, 8, 1)),
         256: (Tile(32, 32, 8, 1, repeats=True), Tile(32, 32, 8, 1, repeats=True)),
     },
     ("key", True): {
