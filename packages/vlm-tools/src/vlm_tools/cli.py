@@ -1,7 +1,8 @@
-"""The command ``vlm-tools``: the shared verbs, and ask, caption, ground, explain, sinks, evaluate, demo."""
+"""The command ``vlm-tools``: the shared verbs, and ask, caption, ground, explain, agree, sinks, evaluate, demo."""
 
 from attn_core.engine import TaskPackage
 from attn_core.engine.cli import run_cli
+from vlm_tools.commands.agree import agree
 from vlm_tools.commands.ask import ask
 from vlm_tools.commands.benchmark import benchmark
 from vlm_tools.commands.caption import caption
@@ -25,8 +26,8 @@ CLI = TaskPackage(
     export=export_target,
     benchmark=benchmark,
     draw_predictions=draw_predictions,
-    commands={"ask": ask, "caption": caption, "ground": ground, "explain": explain_answer, "sinks": sinks,
-              "evaluate": evaluate, "demo": demo},
+    commands={"ask": ask, "caption": caption, "ground": ground, "explain": explain_answer, "agree": agree,
+              "sinks": sinks, "evaluate": evaluate, "demo": demo},
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from vlm_tools.intervention.adapters import adapter_of
 from vlm_tools.intervention.hooking import intervene
 from vlm_tools.intervention.method import AttentionCall, Method
 from vlm_tools.methods.sinks import TAU, known_sinks, normalized
@@ -116,8 +117,8 @@ def explain(
         raise ValueError(f"explain: the prompt has tokens 0 … {ids.shape[1] - 1}, got rows={list(rows)}")
     if reading in ("chefer", "integrated_gradients", "occlusion") and (targets is None or len(targets) != len(rows)):
         raise ValueError(f"explain: {reading!r} needs targets, one token for each of the {len(rows)} rows")
-    visual = (ids[0] == _image_token(model)).detach()
-    change = (lambda e: _blank(e, visual)) if control else None
+    visual = image_tokens(model, inputs)
+    change = (lambda e: blanked(e, visual)) if control else None
     if reading in ("attention", "rollout", "flow"):
         recorder = record(model, inputs, change)
         reader = {"attention": _attention, "rollout": _rollout, "flow": _flow}[reading]
@@ -155,13 +156,12 @@ def embeddings_changed(model: Any, change: Callable[[Tensor], Tensor] | None) ->
         handle.remove()
 
 
-def _image_token(model: Any) -> int:
-    from vlm_tools.intervention.adapters import adapter_of
+def image_tokens(model: Any, inputs: Mapping[str, Any]) -> Bool[Tensor, " N"]:
+    """Where the image stands in the one prompt of ``inputs``."""
+    return (inputs["input_ids"][0] == adapter_of(model).image_token_id(model.config)).detach()
 
-    return adapter_of(model).image_token_id(model.config)
 
-
-def _blank(embeds: Tensor, visual: Bool[Tensor, " N"], which: Tensor | None = None) -> Tensor:
+def blanked(embeds: Tensor, visual: Bool[Tensor, " N"], which: Tensor | None = None) -> Tensor:
     """Image embeddings (or those of ``which``) replaced by their mean."""
     out = embeds.clone()
     out[:, visual if which is None else which] = embeds[:, visual].mean(1, keepdim=True)
@@ -230,22 +230,23 @@ def _occlusion(
 ) -> Float[Tensor, "R T"]:
     if window < 1:
         raise ValueError(f"explain: window must be at least 1, got window={window}")
-    whole = _log_probabilities(model, inputs, rows, targets, change)
+    whole = log_probabilities(model, inputs, rows, targets, change)
     places = visual.nonzero().flatten()
     heat = torch.zeros(len(rows), len(places))
     for start in range(0, len(places), window):
         hidden = places[start : start + window]
 
         def hide(embeds: Tensor, hidden: Tensor = hidden) -> Tensor:
-            return _blank(embeds if change is None else change(embeds), visual, hidden)
+            return blanked(embeds if change is None else change(embeds), visual, hidden)
 
-        heat[:, start : start + window] = (whole - _log_probabilities(model, inputs, rows, targets, hide))[:, None]
+        heat[:, start : start + window] = (whole - log_probabilities(model, inputs, rows, targets, hide))[:, None]
     return heat
 
 
-def _log_probabilities(
+def log_probabilities(
     model: Any, inputs: Mapping[str, Any], rows: Sequence[int], targets: Sequence[int], change: Any
 ) -> Float[Tensor, " R"]:
+    """Of the tokens ``targets`` at the outputs of ``rows``, under a change of the embeddings."""
     with torch.no_grad(), embeddings_changed(model, change):
         logits = model(**inputs, use_cache=False).logits[0].float().log_softmax(-1)
     return logits[list(rows), list(targets)].cpu()
@@ -269,7 +270,7 @@ def _integrated(
 
         def between(embeds: Tensor, share: float = share) -> Tensor:
             embeds = embeds.detach() if change is None else change(embeds.detach())
-            base = _blank(embeds, visual)
+            base = blanked(embeds, visual)
             kept["difference"] = (embeds - base)[0, visual]
             kept["at"] = (base + share * (embeds - base)).requires_grad_(True)
             return kept["at"]
