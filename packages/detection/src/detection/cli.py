@@ -5,16 +5,16 @@ from attn_core.engine.cli import run_cli
 from detection.commands.benchmark import benchmark
 from detection.commands.check import check
 from detection.commands.export import export_target
+from detection.commands.info import info, names
 from detection.commands.predict import predict
 from detection.commands.ring3d import write_samples
 from detection.commands.train import draw_predictions, train_settings
-from detection.models import info, list_models
 from detection.package import PACKAGE
 
 CLI = TaskPackage(
     package=PACKAGE,
     summary="Attention detectors: Plain-DETR, DFA3D, BVR.",
-    list_models=list_models,
+    list_models=names,
     info=info,
     predict=predict,
     export=export_target,

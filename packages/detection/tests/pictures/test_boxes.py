@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from detection.pictures import fonts
-from detection.pictures.boxes import COLORS, Boxes, draw, sheet
+from detection.pictures.boxes import COLORS, Boxes, as_picture, beside, draw, sheet
 from detection.pictures.fonts import writable
 
 
@@ -39,6 +39,24 @@ def test_a_sheet_has_both_sides_at_the_size_of_a_page() -> None:
         middle = page.width // 2
         assert (found[:, :middle] == rgb(COLORS[0])).all(2).sum() > 6 * 2 * 20
         assert (found[:, middle:] == rgb(COLORS[1])).all(2).sum() > 6 * 2 * 20
+
+
+def test_what_a_detector_sees_stands_on_the_right_and_beside_the_input() -> None:
+    dark = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    none = Boxes(torch.zeros(0, 4), [], [])
+    seen = as_picture(torch.full((3, 32, 32), 1.7), (64, 64))
+    assert seen.shape == dark.shape
+    assert (seen == 255).all()
+    assert (as_picture(torch.full((3, 8, 8), -0.5), (8, 8)) == 0).all()
+    row = np.asarray(beside(draw(dark, none), draw(seen, none)))
+    assert row.shape == (384, 2 * 384 + 6, 3)
+    assert row[:, :384].max() == 0
+    assert row[:, -384:].min() == 255
+    page = np.asarray(sheet([(dark, none, none, seen), (dark, none, none)], [("truth", "prediction")] * 2))
+    middle, half = page.shape[1] // 2, page.shape[0] // 2
+    black = (page == 0).all(2)
+    assert black[:half, :middle].sum() > 300_000 > 20_000 > black[:half, middle:].sum()
+    assert black[half:, middle:].sum() > 100_000
 
 
 def test_names_in_any_script_are_written_or_spelled_out(

@@ -26,6 +26,8 @@ def predict(
 ) -> Iterator[str]:
     """``<out>/<folders>/<name>.png`` with boxes for each picture; all boxes in ``<out>/predictions.json`` and ``.csv``.
 
+    Where the detector sees enhanced pictures, the enhanced one stands beside the input.
+
     Folders are searched at any depth and mirrored. The json is a list of COCO results with the file's name in each;
     ``image_id`` counts the pictures from 1, ``images.json`` names and sizes them all.
 
@@ -35,7 +37,7 @@ def predict(
     from detection.data.coco import SUFFIXES, read_image
     from detection.data.transforms import DetectionTransform
     from detection.models.bevformer.detector import BEVFormerDFA3D
-    from detection.pictures.boxes import Boxes, draw
+    from detection.pictures.boxes import Boxes, as_picture, beside, draw
 
     if not 0 <= threshold <= 1:
         raise ValueError(f"--threshold must be in [0, 1], got {threshold}")
@@ -65,7 +67,11 @@ def predict(
                           score=round(score, 5), bbox=[x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)])  # fmt: skip
             texts = [f"{classes[label]}: {100 * score:.0f} %" for label, score in zip(labels, scores, strict=True)]
             picture = file.output(out, ".png")
-            draw(pixels, Boxes(found["boxes"], labels, texts)).save(picture)
+            boxes = Boxes(found["boxes"], labels, texts)
+            page = draw(pixels, boxes)
+            if "enhanced" in found:
+                page = beside(page, draw(as_picture(found["enhanced"], pixels.shape[-2:]), boxes))
+            page.save(picture)
             yield (
                 f"{file.path}: {len(texts)} objects" + (f" ({', '.join(texts[:5])})" if texts else "") + f" → {picture}"
             )
@@ -79,11 +85,21 @@ def predict(
 def detect(
     net: Any, transform: "DetectionTransform", pixels: Tensor, device: torch.device, threshold: float
 ) -> Mapping[str, Tensor]:
-    """Boxes of one picture (3, Y, X) uint8 in its pixels, scores of at least ``threshold`` and labels, on the CPU."""
+    """Boxes of one picture (3, Y, X) uint8 in its pixels, scores of at least ``threshold`` and labels, on the CPU.
+
+    Of an `Enhanced` detector also what it sees, as ``enhanced``.
+    """
+    from detection.layers.featenhancer import Enhanced
     from detection.tasks.detection import to_original
 
     image, _, _ = transform(pixels, torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
     found = net([image.to(device)])[0]
     kept = found["scores"] >= threshold
     boxes = to_original(found["boxes"][kept], image.shape[-2:], pixels.shape[-2:]).cpu()
-    return {"boxes": boxes, "scores": found["scores"][kept].float().cpu(), "labels": found["labels"][kept].cpu()}
+    seen = {"enhanced": net.enhance([image.to(device)])[0]} if isinstance(net, Enhanced) else {}
+    return {
+        "boxes": boxes,
+        "scores": found["scores"][kept].float().cpu(),
+        "labels": found["labels"][kept].cpu(),
+        **seen,
+    }

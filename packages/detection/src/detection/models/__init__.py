@@ -9,6 +9,7 @@ from torch import nn
 from attn_core.catalog import Catalog
 
 CATALOG: Catalog[nn.Module] = Catalog("detection.models")
+MODULES: Catalog[nn.Module] = Catalog("detection.layers", kind="module", caller="create_module")
 list_models, card, info = CATALOG.names, CATALOG.card, CATALOG.info
 
 
@@ -36,6 +37,7 @@ def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path, *, i
     """
     from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 
+    from detection.layers import featenhancer
     from detection.models.bevformer import detector as bevformer
     from detection.models.bvr import hosts
     from detection.models.plain_detr import detector as plain_detr
@@ -44,6 +46,8 @@ def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path, *, i
         return plain_detr.load_official(model, source, ignore=ignore)
     if isinstance(model, bevformer.BEVFormerDFA3D):
         return bevformer.load_official(model, source, ignore=ignore)
+    if isinstance(model, featenhancer.FeatEnHancer | featenhancer.Enhanced):
+        return featenhancer.load_official(model, source, ignore=ignore)
     if isinstance(model, RetinaNet | FCOS | FasterRCNN):
         return hosts.load_official(model, source, ignore=ignore)
     raise ValueError(f"load_official: there are no official weights for a {type(model).__name__}")

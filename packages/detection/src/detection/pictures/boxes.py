@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -52,21 +53,41 @@ def drawn(image: Image.Image, found: Boxes, factor: float) -> Image.Image:
     return image
 
 
-def sheet(rows: Sequence[tuple[Tensor, Boxes, Boxes]], titles: Sequence[tuple[str, str]]) -> Image.Image:
+def beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures in one, with a gap."""
+    page = Image.new("RGB", (left.width + GAP + right.width, max(left.height, right.height)), "white")
+    page.paste(left, (0, 0))
+    page.paste(right, (left.width + GAP, 0))
+    return page
+
+
+def as_picture(enhanced: Tensor, size: Sequence[int]) -> Tensor:
+    """What a detector sees in place of a picture, (3, y, x) around [0, 1] → (3, Y, X) uint8 of ``size``, cut off."""
+    shown = enhanced.detach().float().cpu().clamp(0, 1)
+    return F.resize((shown * 255).round().to(torch.uint8), list(size), antialias=True)
+
+
+def sheet(
+    rows: Sequence[tuple[Tensor, Boxes, Boxes] | tuple[Tensor, Boxes, Boxes, Tensor]],
+    titles: Sequence[tuple[str, str]],
+) -> Image.Image:
     """Pictures (3, Y, X) uint8, one in a row: truth on the left, prediction on the right, a title above each.
+
+    A fourth part of a row is the picture on the right, where that is another one of the same size.
 
     Pictures that are larger than a cell are reduced to it, small ones enlarged by a whole number; boxes are drawn
     afterwards, so that their lines are equally wide in all.
     """
     cells = []
-    for pixels, truth, found in rows:
-        image = F.to_pil_image(pixels)
+    for pixels, truth, found, *seen in rows:
+        image, right = F.to_pil_image(pixels), F.to_pil_image(seen[0] if seen else pixels)
         factor = min(CELL[0] / image.width, CELL[1] / image.height)
         factor = float(int(factor)) if factor >= 1 else factor
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         kind = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
-        small = image.resize(size, kind)
-        cells.append((drawn(small.copy(), truth, factor), drawn(small, found, factor)))
+        cells.append(
+            (drawn(image.resize(size, kind), truth, factor), drawn(right.resize(size, kind), found, factor))
+        )
     wide = max(cell.width for pair in cells for cell in pair)
     heads = [[writable(title, 15) for title in pair] for pair in titles]
     wide = max(wide, *(round(font.getlength(shown)) + 4 for pair in heads for shown, font in pair))

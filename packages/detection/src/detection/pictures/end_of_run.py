@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detection.layers.featenhancer import Enhanced
 from detection.metrics.coco_map import CocoMap
-from detection.pictures.boxes import Boxes, sheet
+from detection.pictures.boxes import Boxes, as_picture, sheet
 from detection.pictures.ring3d import draw_scenes
 from detection.tasks.bevformer import BEVDetectionTask
 from detection.tasks.detection import DetectionTask
@@ -23,8 +24,9 @@ THRESHOLD = 0.3
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> list[str]:
     """Six test pictures: what is there on the left, boxes with a score of at least 0.3 on the right.
 
-    Of a `BEVDetectionTask` one sample is drawn in all cameras and from above; of other models nothing. Beside the
-    picture stands ``categories.csv``; returns its name if it was written.
+    Where the detector sees enhanced pictures, the right shows those. Of a `BEVDetectionTask` one sample is drawn in all
+    cameras and from above; of other models nothing. Beside the picture stands ``categories.csv``; returns its name if it
+    was written.
     """
     if isinstance(model, BEVDetectionTask):
         draw_scenes(model, loader, path)
@@ -32,18 +34,22 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
         return []
     classes: Sequence[str] = loader.dataset.metainfo["classes"]  # pyright: ignore[reportAttributeAccessIssue]
     rows, titles = [], []
+    enhanced = isinstance(model.net, Enhanced)
     for item, found in _found(model, loader):
         labels: list[int] = item["labels"].tolist()
         truth = Boxes(item["boxes"], labels, [str(classes[label]) for label in labels])
         kept = found["scores"] >= THRESHOLD
         labels, scores = found["labels"][kept].tolist(), found["scores"][kept].tolist()
         texts = [f"{classes[label]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-        rows.append(((item["image"] * 255).round().to(torch.uint8), truth, Boxes(found["boxes"][kept], labels, texts)))
+        pixels = (item["image"] * 255).round().to(torch.uint8)
+        own = (as_picture(found["enhanced"], pixels.shape[-2:]),) if enhanced else ()
+        rows.append((pixels, truth, Boxes(found["boxes"][kept], labels, texts), *own))
         best = f", the best has {found['scores'].max():.2f}" if len(found["scores"]) and not len(labels) else ""
         titles.append(
             (
                 f"truth, image {item['image_id']}: {_counted(len(truth.labels), 'object', 'objects')}",
-                f"prediction: {_counted(len(labels), 'box', 'boxes')} with a score of at least {THRESHOLD}{best}",
+                f"{'enhanced, ' if enhanced else ''}prediction: {_counted(len(labels), 'box', 'boxes')} "
+                f"with a score of at least {THRESHOLD}{best}",
             )
         )
     if rows:
@@ -86,7 +92,11 @@ def _found(
     count = 0
     for batch in loader:
         images = batch["image"][: SHOWN - count]
-        results = model.net(_moved(images, model))
+        moved = _moved(images, model)
+        results = model.net(moved)
+        if isinstance(model.net, Enhanced):
+            seen = model.net.enhance(moved)
+            results = [{**found, "enhanced": image} for found, image in zip(results, seen, strict=True)]
         for index, found in enumerate(results):
             item = {name: batch[name][index] for name in ("image", "boxes", "labels", "image_id")}
             yield (

@@ -136,6 +136,8 @@ class BEVFormerDFA3D(nn.Module):
     Raises: ValueError for an unknown lifting, or a backbone without a map of that stride.
     """
 
+    mean, std = (0.5,) * 3, (0.25,) * 3  # by which pictures are normalized
+
     def __init__(
         self,
         num_classes: int = 3,
