@@ -57,7 +57,11 @@ def test_each_option_of_the_darkness_changes_what_it_says(option: str) -> None:
 
 
 def test_what_no_light_can_be_is_refused() -> None:
-    for option, value, rule in (("light", 1.5, r"in \[0, 1\]"), ("vignette", -0.1, "in"), ("noise", -1.0, "at least 0")):
+    for option, value, rule in (
+        ("light", 1.5, r"in \[0, 1\]"),
+        ("vignette", -0.1, "in"),
+        ("noise", -1.0, "at least 0"),
+    ):
         with pytest.raises(ValueError, match=f"darken: {option} must be {rule}.* got {option}={value}"):
             darken(GREY, 0, **{option: value})
 
@@ -122,7 +126,11 @@ def test_dark_face_is_read_and_divided_by_file_names(tmp_path: Path) -> None:
     ("file", "text", "message"),
     [
         ("imageclasslist.txt", "2015_00001.png 1 2 1\n", "1: expected name, class, light, place and split, got"),
-        ("imageclasslist.txt", "2015_00009.png 1 2 1 1\n", "holds no 2015_00009.png.txt, which imageclasslist.txt names"),
+        (
+            "imageclasslist.txt",
+            "2015_00009.png 1 2 1 1\n",
+            "holds no 2015_00009.png.txt, which imageclasslist.txt names",
+        ),
         ("imageclasslist.txt", "2015_00001.png 1 2 1 2\n", "names no picture of split train"),
         ("Bicycle/2015_00001.png.txt", "Bike 1 2 3 4 0\n", "2015_00001.png.txt:1: unknown class 'Bike'"),
         ("Bicycle/2015_00001.png.txt", "Bicycle 1 2 3\n", "1: expected four numbers, got '1 2 3'"),
@@ -145,5 +153,7 @@ def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no pictures in a folder 'image'"):
         DarkFace(tmp_path)
     for kind in (ExDark, DarkFace):
-        with pytest.raises(ValueError, match=f"{kind.__name__}: split must be 'train', 'val' or 'test', got split='all'"):
+        with pytest.raises(
+            ValueError, match=f"{kind.__name__}: split must be 'train', 'val' or 'test', got split='all'"
+        ):
             kind(tmp_path, split="all")  # pyright: ignore[reportArgumentType]

@@ -1,10 +1,10 @@
 """FeatEnHancer before Plain-DETR on digits_coco in the dark; ``--set enhance=False`` trains the detector alone.
 
-Data: 800 pictures of digits as a camera takes them at night, validated on 200, tested on 200. The module has a quarter of
-the published width (52 k of 139 k parameters); ``--set width=32`` is the published one, at 1.7 times its time.
+Data: 800 pictures of digits as a camera takes them at night, validated on 200, tested on 200. The module has a quarter
+of the published width (52 k of 139 k parameters); ``--set width=32`` is the published one, at 1.7 times its time.
 """
 
-# ruff: noqa: C408, F403  recipes are written with dict(), and read their bases with *
+# ruff: noqa: C408, F403, F405  recipes are written with dict(), and read their bases with *
 # pyright: reportUnboundVariable=false, reportUndefinedVariable=false
 
 from torch.optim import AdamW
@@ -24,9 +24,7 @@ with read_base():
     from ._digits import *
     from ._plain_detr_small import *
 
-model = dict(
-    type=DetectionTask, net=dict(type=enhanced_detector, detector=model["net"], enhance=enhance, width=width)
-)
+model = dict(type=DetectionTask, net=dict(type=enhanced_detector, detector=model["net"], enhance=enhance, width=width))
 train_dataloader = dict(
     dataset=dict(type=DarkDigitsCoco, split="train", transform=dict(augment=True, flip=0.0)),
     batch_size=4,

@@ -63,9 +63,7 @@ test_dataloader = dict(
 )
 val_evaluator = dict(type=CocoMap)
 test_evaluator = dict(type=CocoMap, per_class=True)
-optim_wrapper = dict(
-    optimizer=dict(type=SGD, lr=1e-3, momentum=0.9, weight_decay=1e-4), clip_grad=dict(max_norm=35.0)
-)
+optim_wrapper = dict(optimizer=dict(type=SGD, lr=1e-3, momentum=0.9, weight_decay=1e-4), clip_grad=dict(max_norm=35.0))
 param_scheduler = [
     dict(type=LinearLR, start_factor=1e-3, by_epoch=False, begin=0, end=500),
     dict(type=MultiStepLR, by_epoch=True, milestones=[8, 11], gamma=0.1),

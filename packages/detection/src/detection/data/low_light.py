@@ -1,8 +1,8 @@
 """ExDark and DARK FACE as their authors distribute them: pictures taken in the dark, with boxes.
 
 ExDark: Loh and Chan, CVIU 2019; https://github.com/cs-chan/Exclusively-Dark-Image-Dataset. 7,363 pictures, 12 classes,
-splits in ``imageclasslist.txt``. DARK FACE: Yang et al., IEEE TIP 2020; https://flyywh.github.io/CVPRW2019LowLight. 6,000
-pictures with faces; the test set's labels are not public. Neither is downloaded here. Checked in:
+splits in ``imageclasslist.txt``. DARK FACE: Yang et al., IEEE TIP 2020; https://flyywh.github.io/CVPRW2019LowLight.
+6,000 pictures with faces; the test set's labels are not public. Neither is downloaded here. Checked in:
 ``data/test_low_light.py``.
 """
 
@@ -107,7 +107,7 @@ class DarkFace(BoxedPictures):
         split: 80 : 10 : 10 by a shuffle that depends on the file names alone: ours, the authors publish none.
         transform: options of `DetectionTransform`.
 
-    Raises: ValueError for an unknown split, a folder without pictures, a missing file of boxes, and lines that are none.
+    Raises: ValueError for an unknown split, a folder without pictures, a missing file of boxes, lines that are none.
     """
 
     def __init__(self, root: str | Path, *, split: Splits = "train", transform: dict[str, Any] | None = None) -> None:

@@ -4,9 +4,9 @@ Paper: Hashmi et al., FeatEnHancer: Enhancing Hierarchical Features for Object D
 Vision, ICCV 2023, arXiv 2308.03594. Official: https://github.com/khurramHashmi/FeatEnHancer,
 ``queryrcnn/featenhancer/feat_enhancer.py`` (CC BY-NC-ND 4.0: written here from the equations, nothing of it is used).
 
-Same: three scales (the picture, a quarter, an eighth) through one feature network, attention over the first two in blocks
-of three channels, eight residuals of three channels added to the picture; 139,400 parameters under mapped names. The
-queries come from the quarter, as in the official code; the paper's text has both scales alike.
+Same: three scales (the picture, a quarter, an eighth) through one feature network, attention over the first two in
+blocks of three channels, eight residuals of three channels added to the picture; 139,400 parameters under mapped names.
+The queries come from the quarter, as in the official code; the paper's text has both scales alike.
 
 Different: no device in the constructor; pictures of one batch may differ in size and each gets what it gets alone;
 pictures too small for the strides are refused by name. Residuals are added in the detector's normalized units, so that
@@ -36,7 +36,7 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class DarkFeatures(nn.Module):
-    """Seven convolutions with mirrored skips, the same for every scale. (B, 3, Y, X) → (B, C, Y, X), before its ReLU."""
+    """Seven convolutions with mirrored skips, for every scale. (B, 3, Y, X) → (B, C, Y, X), before its ReLU."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -132,8 +132,8 @@ class Enhanced(nn.Module):
     """A detector that sees enhanced pictures: any of this package or of torchvision, or one with ``mean`` and ``std``.
 
     Called as the detector is: the first argument are its pictures in [0, 1], a list of (3, Y, X) or a tensor
-    (…, 3, Y, X); what else it takes and gives is handed through. Sizes stay as they are, so boxes do, too. The published
-    detectors enhance what their loaders have resized: give pictures of that size for the same numbers.
+    (…, 3, Y, X); what else it takes and gives is handed through. Sizes stay as they are, so boxes do, too. The
+    published detectors enhance what their loaders have resized: give pictures of that size for the same numbers.
 
     Args:
         detector: with ``transform.image_mean`` and ``image_std`` (torchvision), or ``mean`` and ``std``.

@@ -85,9 +85,7 @@ def sheet(
         factor = float(int(factor)) if factor >= 1 else factor
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         kind = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
-        cells.append(
-            (drawn(image.resize(size, kind), truth, factor), drawn(right.resize(size, kind), found, factor))
-        )
+        cells.append((drawn(image.resize(size, kind), truth, factor), drawn(right.resize(size, kind), found, factor)))
     wide = max(cell.width for pair in cells for cell in pair)
     heads = [[writable(title, 15) for title in pair] for pair in titles]
     wide = max(wide, *(round(font.getlength(shown)) + 4 for pair in heads for shown, font in pair))

@@ -25,8 +25,8 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     """Six test pictures: what is there on the left, boxes with a score of at least 0.3 on the right.
 
     Where the detector sees enhanced pictures, the right shows those. Of a `BEVDetectionTask` one sample is drawn in all
-    cameras and from above; of other models nothing. Beside the picture stands ``categories.csv``; returns its name if it
-    was written.
+    cameras and from above; of other models nothing. Beside the picture stands ``categories.csv``; returns its name if
+    it was written.
     """
     if isinstance(model, BEVDetectionTask):
         draw_scenes(model, loader, path)
