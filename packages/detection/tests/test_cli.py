@@ -261,9 +261,7 @@ def test_recipes_are_complete_and_say_what_they_are(capsys: pytest.CaptureFixtur
     for name in recipe_names("detection"):
         config = load_recipe(find_recipe("detection", name), scope="detection")
         optimizer = config["optim_wrapper"]["optimizer"]
-        assert optimizer["weight_decay"] >= (
-            1e-4 if "momentum" in optimizer else 0.01
-        )  # AdamW's does not scale with lr
+        assert optimizer["weight_decay"] >= (1e-4 if "momentum" in optimizer else 0.01)  # or AdamW's
     assert command("list") == 0
     listed = capsys.readouterr().out
     assert "plain_detr_coco_sup" in listed

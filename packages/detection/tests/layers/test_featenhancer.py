@@ -1,4 +1,4 @@
-"""FeatEnHancer against a plain network, before detectors of this package and of torchvision, and where it is refused."""
+"""FeatEnHancer against a plain network, before detectors of this package and of torchvision, and what it refuses."""
 
 import re
 from pathlib import Path
@@ -168,7 +168,7 @@ def test_pictures_that_do_not_fit_are_refused_by_name() -> None:
             FeatEnHancer(**{name: 0})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="at least 15×15 pixels, got 9×9"):
         Enhanced(create_model("test_plain_detr")).eval()([torch.rand(3, 40, 40), torch.rand(3, 9, 9)])
-    with pytest.raises(ValueError, match="a Identity does not say how it normalizes pictures .*; give mean and std"):
+    with pytest.raises(ValueError, match=r"a Identity does not say how it normalizes pictures .*; give mean and std"):
         Enhanced(nn.Identity())
     with pytest.raises(ValueError, match=r"give both mean and std or neither, got mean=\(0, 0, 0\), std=None"):
         Enhanced(nn.Identity(), mean=(0, 0, 0))
