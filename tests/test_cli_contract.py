@@ -89,6 +89,7 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     assert words in lines[0]
 
 
+@pytest.mark.slow  # each list builds all models of its package, without weights
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_list_names_what_info_describes(script: str, run: Run) -> None:
     code, printed, _ = run(script, "list")

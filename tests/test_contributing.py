@@ -157,6 +157,7 @@ def test_a_backbone_a_layer_and_a_recipe_touch_at_most_six_files(tree: Path) -> 
     assert len(touched) <= 6
 
 
+@pytest.mark.slow
 def test_contract_tests_commands_and_training_find_what_was_added(tree: Path) -> None:
     sources = [str(tree / PACKAGE / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sources)}

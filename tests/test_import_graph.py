@@ -1,8 +1,8 @@
 """The arrows of the house: which file may import which, read from the sources of all packages."""
 
 import ast
+import functools
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,20 +25,24 @@ def _modules(package: str) -> dict[str, Path]:
     return found
 
 
-def _imports(module: str, file: Path) -> Iterator[str]:
+@functools.cache
+def _imports(module: str, file: Path) -> tuple[str, ...]:
     """What a file names in its import statements, wherever they stand; type checkers' own imports aside."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    checking = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")]
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    checking = [n for n in blocks if isinstance(n.test, ast.Name) and n.test.id == "TYPE_CHECKING"]
     aside = {id(inner) for block in checking for inner in ast.walk(block)}
+    found: list[str] = []
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(tree):
         if id(node) in aside:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            found += (f"{base}.{alias.name}" for alias in node.names)
+    return tuple(found)
 
 
 def _edges(package: str) -> dict[str, set[str]]:

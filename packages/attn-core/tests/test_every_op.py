@@ -23,6 +23,7 @@ NONEMPTY = [case for case in CASES if all(t.numel() for t in leaves(*case.inputs
 VARIED = [case for case in NONEMPTY if case.varied]
 VARIED_OWN = [case for case in VARIED if case.operator is not attn_core.linear]  # of operators in torch's library
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SLOW = pytest.mark.slow
 
 
 def first_of_each(cases: list[Case]) -> list[Any]:
@@ -54,8 +55,15 @@ def test_every_operator_has_cases(name: str) -> None:
         assert name in OPERATORS
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+# float64 tells what is computed, bfloat16 how; the other two with an operator's first case, and with the slow tests.
+IN_DTYPES = [
+    pytest.param(case, dtype, id=f"{case}-{dtype}", marks=() if own or case is FIRST[case.operator.__name__] else SLOW)
+    for case in CASES
+    for dtype, own in zip(DTYPES, (True, False, True, False), strict=True)
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), IN_DTYPES)
 def test_output_and_gradients_equal_the_float64_reference(case: Case, dtype: torch.dtype) -> None:
     testing.assert_matches_reference(case, dtype, "torch")
 

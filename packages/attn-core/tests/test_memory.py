@@ -140,7 +140,16 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("build", CASES, ids=lambda build: build.__name__.strip("_"))
+LONGEST = (_additive, _wide_axis_bias)  # with the slow tests
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(build, id=build.__name__.strip("_"), marks=pytest.mark.slow if build in LONGEST else ())
+        for build in CASES
+    ],
+)
 def test_doubling_the_length_at_most_doubles_the_peak(
     build: Callable[[int], Callable[[], tuple[torch.Tensor, ...]]],
 ) -> None:

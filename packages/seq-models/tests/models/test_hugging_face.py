@@ -23,6 +23,10 @@ FAMILIES = [
     "test_titans_mac",
     "test_transnormer",
 ]
+# Two families each time, the others when slow tests are asked for.
+OFTEN = [
+    pytest.param(name, marks=() if name in ("test_rcmha", "test_routing") else pytest.mark.slow) for name in FAMILIES
+]
 
 
 def padded(ids: Tensor) -> Tensor:
@@ -176,7 +180,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", OFTEN)
 def test_trainer_with_accumulated_gradients_takes_the_steps_of_whole_batches(name: str, tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
@@ -203,7 +207,7 @@ def test_trainer_with_accumulated_gradients_takes_the_steps_of_whole_batches(nam
 
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo reads it
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", OFTEN)
 def test_compiled_models_give_the_same_logits_and_gradients(name: str) -> None:
     torch.manual_seed(0)
     model: Any = create_model(name, num_hidden_layers=1).double()

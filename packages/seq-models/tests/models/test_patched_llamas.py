@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from seq_models.models import create_model
 
 NAMES = ["test_s2", "test_s2_hybrid", "test_moh"]
-COMPILED = ["test_s2", "test_moh"]
+COMPILED = [pytest.param("test_s2", marks=pytest.mark.slow), "test_moh"]
 LENGTH = 19
 EXACT = 1e-10  # float64
 # transformers turns by angles in float32, and padding changes the positions that it turns by.

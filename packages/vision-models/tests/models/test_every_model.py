@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import vision_models
 from vision_models import create_model, list_models
-from vision_models.models import timm_name
+from vision_models.models import CATALOG, timm_name
 
 SMALL = [name for name in list_models() if name.startswith("test_")]
 ALL = list_models()
@@ -80,7 +80,19 @@ def test_public_names_are_there() -> None:
     assert all(hasattr(vision_models, name) for name in vision_models.__all__)
 
 
-@pytest.fixture(scope="module", params=ALL)
+def small_and_first_of_each_family() -> list[Any]:
+    """All names, the others marked slow: building 200 networks takes a minute."""
+    families: set[str] = set()
+    marked = []
+    for name in ALL:
+        family = CATALOG.entry(name).card.family
+        often = name in SMALL or family not in families
+        families.add(family)
+        marked.append(pytest.param(name, marks=() if often else pytest.mark.slow))
+    return marked
+
+
+@pytest.fixture(scope="module", params=small_and_first_of_each_family())
 def without_weights(request: pytest.FixtureRequest) -> Any:
     """Every model on the meta device, built once for all tests that only read its names and shapes."""
     return create_model(request.param, device="meta")
@@ -326,7 +338,7 @@ def test_images_too_small_or_of_other_channels_are_refused_by_name(name: str) ->
 
 
 # Two stages (of DeiT two blocks) of each family with all of its kinds of blocks: tracing costs as many seconds as there
-# are blocks. The other hosts, and whole networks, are compiled by the slow test below.
+# are blocks. Most of them only when slow tests are asked for.
 SHORT: dict[str, dict[str, Any]] = {
     "test_agent_pvt": {"attention": ("agent", "softmax", "agent", "agent")},
     "test_agent_swin": {"attention": ("agent", "softmax", "agent", "agent"), "depths": (1, 2, 1, 1)},
@@ -345,13 +357,14 @@ SHORT: dict[str, dict[str, Any]] = {
     "test_tap_rvt": {"depths": (1, 1, 1, 1)},
     "test_ravlt": {"attention": ("linear", "softmax", "linear", "softmax")},
 }
+OFTEN = ("test_biformer", "test_nat", "test_tap_rvt")
 
 
-def assert_one_graph_serves_all_sizes(model: Any, x: Tensor, backend: str) -> None:
+def assert_one_graph_serves_all_sizes(model: Any, x: Tensor) -> None:
     """Dynamo finds no break; torch.export's program takes every batch, and every map unless the network says why."""
     with torch.no_grad():
         expected = model(x)
-        compiled: Any = torch.compile(model, fullgraph=True, backend=backend)
+        compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
         torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
         free = (0,) if model.fixed_size else (0, 2, 3)
         program = torch.export.export(model, (x,), dynamic_shapes=(dict.fromkeys(free, torch.export.Dim.AUTO),))
@@ -359,19 +372,19 @@ def assert_one_graph_serves_all_sizes(model: Any, x: Tensor, backend: str) -> No
             torch.testing.assert_close(program.module()(other), model(other), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in SHORT])
 @pytest.mark.compile
 def test_two_stages_compile_to_one_graph_that_serves_all_sizes(name: str) -> None:
     model: Any = create_model(name, **SHORT[name])
     model.prune_intermediate_layers([1])
-    assert_one_graph_serves_all_sizes(model.eval(), torch.randn(2, 3, 96, 128), backend="eager")
+    assert_one_graph_serves_all_sizes(model.eval(), torch.randn(2, 3, 96, 128))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in SHORT])
 @pytest.mark.compile
 @pytest.mark.slow
-def test_compiles_to_one_graph_that_serves_all_sizes(name: str) -> None:
-    assert_one_graph_serves_all_sizes(create_model(name).eval(), torch.randn(2, 3, 96, 128), backend="inductor")
+def test_whole_networks_compile_to_one_graph_that_serves_all_sizes(name: str) -> None:
+    assert_one_graph_serves_all_sizes(create_model(name).eval(), torch.randn(2, 3, 96, 128))
 
 
 def test_a_network_that_exports_for_one_size_alone_says_why() -> None:

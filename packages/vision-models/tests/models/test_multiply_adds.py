@@ -82,7 +82,11 @@ GIGA = {
 }
 
 
-@pytest.mark.parametrize("name", GIGA)
+# Larger siblings are of the same code; they are counted when slow tests are asked for.
+OFTEN = [pytest.param(name, marks=pytest.mark.slow if giga > 4.2 else ()) for name, giga in GIGA.items()]
+
+
+@pytest.mark.parametrize("name", OFTEN)
 def test_multiply_adds_are_those_of_the_official_code(name: str) -> None:
     with torch.device("meta"):
         model: Any = create_model(name).eval()

@@ -353,12 +353,12 @@ def test_another_value_makes_another_network(build: Any, option: str) -> None:
     value = others[option]
     before, after = value if isinstance(value, tuple) and isinstance(value[0], dict) else ({}, value)
     after = after if isinstance(after, dict) else {option: after}
-    plain, other = (
-        build(**{**settings, "num_classes": 5, **options}).eval() for options in (before, {**before, **after})
-    )
-    shapes = [{name: tuple(p.shape) for name, p in net.state_dict().items()} for net in (plain, other)]
+    both = [{**settings, "num_classes": 5, **options} for options in (before, {**before, **after})]
+    with torch.device("meta"):
+        shapes = [{name: tuple(p.shape) for name, p in build(**options).state_dict().items()} for options in both]
     if shapes[0] != shapes[1]:
         return
+    plain, other = (build(**options).eval() for options in both)
     for parameter in plain.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     other.load_state_dict(plain.state_dict())

@@ -15,6 +15,7 @@ SETTINGS = ["steps=6", "warmup=1", "batch_size=4", "val_dataloader.dataset.count
             "default_hooks.checkpoint.every_steps=2"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_has_the_weights_of_an_uninterrupted_one(
     command: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,15 @@ def test_identity_equals_sdpa_in_a_chunked_prefill(family: tuple[str, Any]) -> N
         assert float((plain - chunked()).abs().max()) <= 1e-5
 
 
-@pytest.mark.parametrize("method", METHODS)
+# Every family with two methods, every method with three families; the others when slow tests are asked for.
+PAIRS = [
+    pytest.param(family, method, marks=() if (place + number) % 4 == 0 else pytest.mark.slow)
+    for place, family in enumerate(FAMILIES)
+    for number, method in enumerate(METHODS)
+]
+
+
+@pytest.mark.parametrize(("family", "method"), PAIRS, indirect=["family"])
 def test_method_changes_generation_and_a_padded_row_is_as_alone(family: tuple[str, Any], method: str) -> None:
     name, model = family
     inputs = random_inputs(name, batch=2, padding=3)
