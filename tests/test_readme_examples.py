@@ -34,10 +34,12 @@ def _scripts() -> set[str]:
 
 @functools.cache
 def _options(script: str) -> dict[str, set[str]]:
-    """Verb → long options of a console script."""
+    """Verb → long options of a console script; the verb of a group is ``slides train``."""
     (entry,) = importlib.metadata.entry_points(group="console_scripts", name=script)
     task = importlib.import_module(entry.module).CLI
     commands = typer.main.get_command(build_cli(task)).commands  # pyright: ignore[reportAttributeAccessIssue]
+    inner = {f"{name} {verb}": one for name in task.groups for verb, one in commands[name].commands.items()}
+    commands = {verb: command for verb, command in (commands | inner).items() if verb not in task.groups}
     return {
         verb: {"--help", *(name for option in command.params for name in (*option.opts, *option.secondary_opts))}
         for verb, command in commands.items()
@@ -103,6 +105,8 @@ def _check(words: list[str], where: str) -> None:
     if program in _scripts():
         verbs = _options(program)
         assert arguments, where
+        if " ".join(arguments[:2]) in verbs:
+            arguments = [" ".join(arguments[:2]), *arguments[2:]]
         assert arguments[0] in verbs, where
         given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
         assert given <= verbs[arguments[0]], where

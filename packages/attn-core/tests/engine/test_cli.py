@@ -206,6 +206,17 @@ def test_a_verb_of_the_package_prints_its_lines_and_its_error(cli):
     assert "did you mean 'greet'?" in cli("gret", "you")[2]
 
 
+def test_a_group_has_the_verbs_that_it_names_and_its_own(cli, finished):
+    assert cli("inner", "greet", "you") == (0, "hello you\n", "")
+    code, out, err = cli("inner", "eval", str(finished))
+    assert (code, err) == (0, "")
+    assert "test accuracy: " in out
+    code, _, err = cli("inner", "train")
+    assert code == 2
+    assert err.startswith("tiny inner: no such command 'train'")
+    assert len(err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "expected", "line"),
     [

@@ -47,6 +47,9 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         out.width = 10_000  # a row of a table is a line, for grep and cut
 
     def add(verb: str, function: Callable[..., None]) -> None:
+        if task.verbs is not None and verb not in (*task.verbs, *task.commands):
+            return
+
         @functools.wraps(function)
         def command(**values: Any) -> None:
             if task.register is not None:
@@ -223,6 +226,8 @@ def build_cli(task: TaskPackage) -> typer.Typer:
 
     for verb, function in task.commands.items():
         add(verb, _printing(function, out))
+    for name, group in task.groups.items():
+        app.add_typer(build_cli(group), name=name)
 
     return app
 

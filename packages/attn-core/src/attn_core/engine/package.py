@@ -1,6 +1,6 @@
 """How a task package plugs into the shared command line."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -121,6 +121,8 @@ class TaskPackage:
             after them.
         commands: Further verbs by name. A callable's parameters, annotated for typer, are those of the verb and its
             docstring is the help; it gives the lines to print and raises ValueError or OSError with one clear line.
+        groups: Command lines below this one by name, for inputs of another kind: ``medical-seg slides train``.
+        verbs: The shared verbs that the command has; None: all.
     """
 
     package: PackageId
@@ -135,6 +137,8 @@ class TaskPackage:
     data_recipe: str | None = None
     train_settings: Callable[..., Iterable[str]] | None = None
     commands: Mapping[str, Callable[..., Iterable[str]]] = field(default_factory=dict)
+    groups: Mapping[str, "TaskPackage"] = field(default_factory=dict)
+    verbs: Collection[str] | None = None
 
 
 ExportFormat = Literal["onnx", "torch-export"]

@@ -134,4 +134,9 @@ CLI = TaskPackage(
     draw_predictions=draw_predictions,
     train_settings=_train_settings,
     commands={"greet": _greet, "fail": _fail},
+    groups={
+        "inner": TaskPackage(
+            package=PACKAGE, train_settings=_train_settings, commands={"greet": _greet}, verbs=("eval",)
+        )
+    },
 )
