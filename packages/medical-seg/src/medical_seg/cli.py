@@ -10,6 +10,7 @@ from medical_seg.commands.export import export_target
 from medical_seg.commands.info import info
 from medical_seg.commands.plan import plan
 from medical_seg.commands.predict import predict
+from medical_seg.commands.slides import SLIDES
 from medical_seg.commands.train import draw_predictions, train_settings
 from medical_seg.models import list_models
 from medical_seg.package import PACKAGE
@@ -26,6 +27,7 @@ CLI = TaskPackage(
     data_recipe="volumes",
     train_settings=train_settings,
     commands={"evaluate": evaluate, "plan": plan, "demo": demo, "convert-weights": convert_weights},
+    groups={"slides": SLIDES},
 )
 
 

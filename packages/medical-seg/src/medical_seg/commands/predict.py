@@ -64,6 +64,8 @@ def predict(
     window_starts(1, 1, step)  # a wrong step is refused before anything is read
     budget = None if max_mem is None else Budget(parse_memory(max_mem))
     info = run.data_info
+    if "in_channels" in info:
+        raise ValueError(f"{run.directory}: a run on slides; use medical-seg slides predict")
     if "spacing" not in info or "window" not in info:
         raise ValueError(f"{run.directory}: its data set says nothing about spacing and window (metainfo)")
     model: Any = run.model

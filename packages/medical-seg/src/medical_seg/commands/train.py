@@ -1,13 +1,14 @@
 """Options of ``train`` for a folder of one's own, and what is drawn at the end of a run."""
 
-import ast
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from torch import nn
+
+from medical_seg.commands.options import named_values
 
 
 def train_settings(
@@ -48,7 +49,7 @@ def train_settings(
         return []
     if not (re.fullmatch(r"[0-9]{1,4}", fold) or fold == "all"):
         raise ValueError(f"--fold: expected 0 to 4 or all, got {fold!r}")
-    options = _options(option or [])
+    options = named_values(option or [])
     if encoder is not None:
         options["encoder_name"] = encoder
     planned_for = model or "agunet"  # what suits it suits the smaller ones
@@ -93,21 +94,13 @@ def train_settings(
     return [f"{key}={value!r}" if not isinstance(value, str) else f"{key}={value}" for key, value in settings.items()]
 
 
-def _options(given: Sequence[str]) -> dict[str, Any]:
-    options = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--option: expected NAME=VALUE such as filters=(16,32,64), got {text!r}")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value
-    return options
-
-
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:
-    """Three planes of the first test case; see `medical_seg.pictures.end_of_run`."""
-    from medical_seg.pictures.end_of_run import draw_predictions
+    """Three planes of the first test case, or of slides their figures and heat maps."""
+    from medical_seg.slides.task import SlideTask
+
+    if isinstance(model, SlideTask):
+        from medical_seg.slides.end_of_run import draw_predictions
+    else:
+        from medical_seg.pictures.end_of_run import draw_predictions
 
     draw_predictions(model, loader, path)

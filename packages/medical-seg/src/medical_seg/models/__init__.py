@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attn_core.catalog import Catalog
-from medical_seg.models import keras_weights, multi_scale_attention
+from medical_seg.models import acmil, keras_weights, multi_scale_attention
 from medical_seg.models.agunet import AttentionUNet
 from medical_seg.models.libraries import LIBRARIES
 from medical_seg.models.multi_scale_attention import MultiScaleAttention
@@ -41,7 +41,7 @@ def load_official(model: Any, source: Any, *, ignore: Sequence[str] = ()) -> Any
     """Copy the authors' weights into a network of this package: every parameter or none.
 
     Args:
-        model: AGUNet, DAUNet (Keras ``.h5`` files) or MSA (state dicts).
+        model: AGUNet, DAUNet (Keras ``.h5`` files), MSA or ACMIL (state dicts).
         source: a file, ``hf://owner/repo/file``, or what such a file holds.
         ignore: beginnings of our parameter names that may be missing or differ.
 
@@ -49,6 +49,8 @@ def load_official(model: Any, source: Any, *, ignore: Sequence[str] = ()) -> Any
     """
     if isinstance(model, MultiScaleAttention):
         return multi_scale_attention.load_official(model, source, ignore=ignore)
+    if isinstance(model, acmil.BagNetwork):
+        return acmil.load_official(model, source, ignore=ignore)
     if isinstance(model, AttentionUNet):
         return keras_weights.load_official(model, source, ignore=ignore)
     raise ValueError(f"load_official: no official weights are known for a {type(model).__name__}")
@@ -68,6 +70,8 @@ def window_divisor(name: str, options: dict[str, Any], *, planar: bool) -> int:
 
     Raises: ValueError for options that make no network.
     """
+    if ":" not in name and CATALOG.card(name).family == acmil.CARD.family:
+        raise ValueError(f"{name} reads bags of features, no images; use medical-seg slides train")
     try:
         if ":" in name:
             return max(1, int(np.prod(options.get("strides") or 32)))
