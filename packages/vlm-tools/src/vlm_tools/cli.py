@@ -1,4 +1,4 @@
-"""The command ``vlm-tools``: the shared verbs, and ask, caption, ground, explain, agree, sinks, evaluate, demo."""
+"""The command ``vlm-tools``: the shared verbs, and ask, caption, ground, explain, verbalize, agree, sinks, …"""
 
 from attn_core.engine import TaskPackage
 from attn_core.engine.cli import run_cli
@@ -14,6 +14,7 @@ from vlm_tools.commands.ground import ground
 from vlm_tools.commands.info import info
 from vlm_tools.commands.predict import draw_predictions, predict
 from vlm_tools.commands.sinks import sinks
+from vlm_tools.commands.verbalize import verbalize
 from vlm_tools.models import list_models
 from vlm_tools.package import PACKAGE
 
@@ -26,8 +27,8 @@ CLI = TaskPackage(
     export=export_target,
     benchmark=benchmark,
     draw_predictions=draw_predictions,
-    commands={"ask": ask, "caption": caption, "ground": ground, "explain": explain_answer, "agree": agree,
-              "sinks": sinks, "evaluate": evaluate, "demo": demo},
+    commands={"ask": ask, "caption": caption, "ground": ground, "explain": explain_answer, "verbalize": verbalize,
+              "agree": agree, "sinks": sinks, "evaluate": evaluate, "demo": demo},
 )  # fmt: skip
 
 

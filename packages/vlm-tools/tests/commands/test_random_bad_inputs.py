@@ -160,17 +160,15 @@ def calls(draw: st.DrawFn, verb: str) -> tuple[list[str], dict[str, bytes]]:
         return [*arguments, "--tokens", "1"], files
     if verb == "predict":
         return [verb, place, "--run", draw(st.sampled_from(["RUN", "RUN", "missing", "f.json"])), "--out", "out"], files
+    if verb == "verbalize":
+        option = draw(st.sampled_from(["--width", "--value", "--most", "--metric", "--sign"]))
+        return [verb, draw(st.sampled_from(["f.json", "p.png", "n.npz", ""])), f"{option}={draw(NUMBERS)}"], {
+            **files, "n.npz": draw(st.binary(max_size=40))
+        }  # fmt: skip
     if verb == "agree":
         names = draw(st.lists(st.sampled_from(["attention", "flow", "x", ""]), max_size=2))
         chosen = [part for name in names for part in ("--reading", name)]
-        sizes = [
-            "--steps",
-            draw(NUMBERS),
-            "--top-k",
-            draw(NUMBERS),
-            "--permutations",
-            draw(st.sampled_from(["1", "0"])),
-        ]
+        sizes = [f"{option}={draw(NUMBERS)}" for option in ("--steps", "--top-k", "--permutations")]
         return [verb, place, draw(TEXTS), "--model", "RUN", *chosen, *sizes, "--tokens", "1", "--out", "out/a"], files
     if verb == "demo":
         return [
@@ -197,7 +195,7 @@ def calls(draw: st.DrawFn, verb: str) -> tuple[list[str], dict[str, bytes]]:
 @pytest.mark.parametrize(
     "verb",
     [
-        *("ask", "caption", "ground", "explain", "agree", "sinks", "evaluate", "predict", "demo"),
+        *("ask", "caption", "ground", "explain", "verbalize", "agree", "sinks", "evaluate", "predict", "demo"),
         *("info", "export", "eval", "benchmark", "train"),
     ],
 )

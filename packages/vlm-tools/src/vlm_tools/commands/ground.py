@@ -24,6 +24,7 @@ def ground(
     from vlm_tools.models.session import open_session, read_picture
     from vlm_tools.pictures.overlay import common_limits, overlay, shrunk, strip
     from vlm_tools.readings.explain import explain, on_picture, with_answer
+    from vlm_tools.readings.verbalization import verbalize_regions
     from vlm_tools.readings.vl_sam import point_prompt
 
     shown = read_picture(picture)
@@ -48,5 +49,6 @@ def ground(
     ]
     strip(pictures).save(f"{file}.png")
     np.savez_compressed(f"{file}.npz", heat=heat, control=control, boxes=boxes, picture_size=size)
+    yield f"where: {verbalize_regions(on_picture(heat, boxes, size).numpy())}"
     yield f"positive point {prompt.positive}, negative point {prompt.negative} (x, y in pixels)"
     yield f"wrote {file}.png, {file}.npz"
