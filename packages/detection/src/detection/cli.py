@@ -1,4 +1,4 @@
-"""The command ``detection``: train, eval, predict, export, benchmark, check, ring3d, list, info."""
+"""The command ``detection``: train, eval, predict, export, benchmark, check, ring3d, shelves, scanpath, list, info."""
 
 from attn_core.engine import TaskPackage
 from attn_core.engine.cli import run_cli
@@ -8,12 +8,13 @@ from detection.commands.export import export_target
 from detection.commands.info import info, names
 from detection.commands.predict import predict
 from detection.commands.ring3d import write_samples
+from detection.commands.scanpath import scanpath, write_shelves
 from detection.commands.train import draw_predictions, train_settings
 from detection.package import PACKAGE
 
 CLI = TaskPackage(
     package=PACKAGE,
-    summary="Attention detectors: Plain-DETR, DFA3D, BVR.",
+    summary="Attention detectors: Plain-DETR, DFA3D, BVR, FeatEnHancer; scanpaths: OAT.",
     list_models=names,
     info=info,
     predict=predict,
@@ -21,7 +22,7 @@ CLI = TaskPackage(
     benchmark=benchmark,
     draw_predictions=draw_predictions,
     train_settings=train_settings,
-    commands={"check": check, "ring3d": write_samples},
+    commands={"check": check, "ring3d": write_samples, "shelves": write_shelves, "scanpath": scanpath},
 )
 
 

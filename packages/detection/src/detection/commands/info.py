@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from detection.models import CATALOG, MODULES
+from detection.models import CATALOG, MODULES, SCANPATHS
 
-EVERYTHING = (CATALOG, MODULES)
+EVERYTHING = (CATALOG, MODULES, SCANPATHS)
 
 
 def names() -> list[str]:

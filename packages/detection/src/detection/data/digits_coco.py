@@ -125,7 +125,7 @@ def pictures(split: str) -> list[Picture]:
     Raises: ValueError if scikit-learn or scikit-image is missing or brings other data.
     """
     low, high, count, seed, photographs, annotation_hash, pixel_hash = SPLITS[split]
-    glyphs, labels = _glyphs()
+    glyphs, labels = load_glyphs()
     backgrounds = [_photograph(name) for name in photographs]
     made = [_compose(np.random.RandomState(seed + k), k, glyphs, labels, low, high, backgrounds) for k in range(count)]
     about, pixels = hashlib.sha256(), hashlib.sha256()
@@ -166,7 +166,7 @@ def _compose(
         for _ in range(20):
             size = draw.randint(smallest, largest)
             top, left = draw.randint(SIDE + 1 - size), draw.randint(SIDE + 1 - size)
-            ink = _enlarge(glyphs[glyph] / 16.0, size)
+            ink = enlarged(glyphs[glyph] / 16.0, size)
             rows, columns = np.nonzero((ink >= 0.25).any(1))[0], np.nonzero((ink >= 0.25).any(0))[0]
             box = (
                 int(left + columns[0]),
@@ -188,7 +188,7 @@ def _compose(
     return np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8), boxes, digits
 
 
-def _enlarge(glyph: np.ndarray, size: int) -> np.ndarray:
+def enlarged(glyph: np.ndarray, size: int) -> np.ndarray:
     """Bilinear, half-pixel centers, clamped edges.
 
     Rows before columns and weights in this form: a pixel of exactly 0.25 ink may otherwise fall out of its box.
@@ -207,7 +207,11 @@ def _iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
     return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
 
 
-def _glyphs() -> tuple[np.ndarray, np.ndarray]:
+def load_glyphs() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits, (1797, 8, 8) uint8 in 0 … 16, and which they are.
+
+    Raises: ValueError if scikit-learn is missing.
+    """
     # scikit-learn is found, not imported: its file is all we need, and the import takes seconds.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:

@@ -10,6 +10,7 @@ from attn_core.catalog import Catalog
 
 CATALOG: Catalog[nn.Module] = Catalog("detection.models")
 MODULES: Catalog[nn.Module] = Catalog("detection.layers", kind="module", caller="create_module")
+SCANPATHS: Catalog[nn.Module] = Catalog("detection.scanpaths", kind="searcher", caller="create_searcher")
 list_models, card, info = CATALOG.names, CATALOG.card, CATALOG.info
 
 

@@ -13,6 +13,9 @@ from detection.layers.featenhancer import Enhanced
 from detection.metrics.coco_map import CocoMap
 from detection.pictures.boxes import Boxes, as_picture, sheet
 from detection.pictures.ring3d import draw_scenes
+from detection.pictures.scanpath import TRUTH, draw_path, stacked
+from detection.scanpaths.searchers import decode
+from detection.scanpaths.task import ScanpathTask
 from detection.tasks.bevformer import BEVDetectionTask
 from detection.tasks.detection import DetectionTask
 
@@ -25,11 +28,13 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     """Six test pictures: what is there on the left, boxes with a score of at least 0.3 on the right.
 
     Where the detector sees enhanced pictures, the right shows those. Of a `BEVDetectionTask` one sample is drawn in all
-    cameras and from above; of other models nothing. Beside the picture stands ``categories.csv``; returns its name if
-    it was written.
+    cameras and from above, of a `ScanpathTask` two shelves; of other models nothing. Beside the picture stands
+    ``categories.csv``; returns its name if it was written.
     """
     if isinstance(model, BEVDetectionTask):
         draw_scenes(model, loader, path)
+    if isinstance(model, ScanpathTask):
+        draw_searches(model, loader, path)
     if not isinstance(model, DetectionTask):
         return []
     classes: Sequence[str] = loader.dataset.metainfo["classes"]  # pyright: ignore[reportAttributeAccessIssue]
@@ -55,6 +60,20 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     if rows:
         sheet(rows, titles).save(path)
     return write_categories(model, loader, path.with_name("categories.csv"))
+
+
+def draw_searches(model: ScanpathTask, loader: Iterable[dict[str, Any]], path: Path) -> None:
+    """Two shelves of the loader's data set, each with the most likely path and the one that was recorded."""
+    dataset: Any = loader.dataset  # pyright: ignore[reportAttributeAccessIssue]
+    device = next(model.parameters()).device
+    pages, titles = [], []
+    for index in range(min(2, len(dataset))):
+        item, shelf = dataset[index], dataset.shelf(index)
+        seen = model.net.encode(item["crops"].unsqueeze(0).to(device), torch.tensor([item["target"]], device=device))
+        found = decode(model.net, seen, max_length=model.max_length)[0]
+        pages += [draw_path(shelf, found), draw_path(shelf, shelf.path, color=TRUTH)]
+        titles += [f"shelf {index}, most likely: {len(found)} fixations", f"recorded: {len(shelf.path)} fixations"]
+    stacked(pages, titles).save(path)
 
 
 def _counted(number: int, one: str, many: str) -> str:
