@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_items_are_made_again_from_their_seeds_and_searches_are_whole() -> None:
 
 def test_splits_share_no_glyph() -> None:
     ranges = sorted((low, high) for low, high, _, _ in SPLITS.values())
-    assert all(end <= start for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(ranges))
 
 
 def test_the_program_is_drawn_to_what_is_alike_and_near_and_ends_at_the_target() -> None:
