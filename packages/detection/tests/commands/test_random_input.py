@@ -52,6 +52,12 @@ CALLS = {
     ],
     "predict": [["predict", PATH, "--run", "{place}/empty", "--threshold", NUMBER], ["predict", PATH, "--run", PATH]],
     "ring3d": [["ring3d", "{place}/out", "--split", PATH], ["ring3d", "{place}/out", f"--count=-{NUMBER}"]],
+    "shelves": [["shelves", "{place}/out", "--split", PATH], ["shelves", "{place}/out", f"--count=-{NUMBER}"]],
+    "scanpath": [
+        ["scanpath", PATH, "--run", "{place}/empty"],
+        ["scanpath", "{place}/list.json", PATH, "--samples", NUMBER],
+        ["scanpath", "{place}/file.json", "--run", PATH],
+    ],
     "info": [["info", PATH]],
     "export": [["export", f"{{place}}/{NUMBER}"], ["export", PATH, "--format", NUMBER]],
     "eval": [["eval", PATH], ["eval", "{place}/empty", "--split", NUMBER]],

@@ -36,6 +36,7 @@ def shelf(net: OAT, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     return crops, torch.tensor([4, 0][:batch]), torch.tensor([[1, 1, 4, 5], [3, 0, 2, 2]][:batch])
 
 
+# Whole: one shelf from its crops to its scores; the parts share the state dict.
 def plain(
     net: OAT, crops: Tensor, target: int, path: list[int], state: dict[str, Tensor], *, pyramid: int = 0
 ) -> Tensor:

@@ -23,9 +23,15 @@ from detection.scanpaths.task import ScanpathScores, ScanpathTask, named, next_l
 
 TINY: dict[str, Any] = {"rows": 3, "columns": 9, "crop_size": (32, 24), "pyramid": 2, "dim": 56, "ffn_dim": 16,
                         "encoder_layers": 1, "decoder_layers": 1}  # fmt: skip
-SETTINGS = ("epochs=2", "warmup=1", "train_cfg.val_interval=1", "default_hooks.checkpoint.every_epochs=1",
-            "model.samples=2", *(f"model.net.{key}={value}" for key, value in list(TINY.items())[4:]),
-            *(f"{part}_dataloader.dataset.limit={count}" for part, count in {"train": 40, "val": 4, "test": 4}.items()))
+SETTINGS = (
+    "epochs=2",
+    "warmup=1",
+    "train_cfg.val_interval=1",
+    "default_hooks.checkpoint.every_epochs=1",
+    "model.samples=2",
+    *(f"model.net.{key}={value}" for key, value in list(TINY.items())[4:]),
+    *(f"{part}_dataloader.dataset.limit={count}" for part, count in {"train": 40, "val": 4, "test": 4}.items()),
+)
 
 
 def task(**options: Any) -> ScanpathTask:

@@ -1,6 +1,6 @@
 """Shelves: pictures of objects in rows, one of which is searched; their json, and shelves of digits with a searcher.
 
-``digit_shelves``: 3 × 9 handwritten digits in shades of grey, 800 shelves to train, 150 to validate, 200 to test, which
+``digit_shelves``: 3 × 9 handwritten digits, dark on light, 800 shelves to train, 150 to validate, 200 to test, which
 share no glyph. Who searches them is a program, described at `next_object`: it is drawn to what looks like the target
 and to what is near, mostly remembers what it saw, and knows the target when it sees it. Nothing about people follows.
 
