@@ -1,12 +1,14 @@
 """Tables of models and operators in the READMEs, from the registries.
 
-``python tools/model_table.py`` rewrites what stands between ``<!-- models -->`` and ``<!-- /models -->`` (likewise
-``operators``); ``--check`` changes nothing and exits with 1 if a table is out of date.
+``python tools/model_table.py`` rewrites what stands between ``<!-- models -->`` and ``<!-- /models -->``, likewise
+``operators``, and ``kernels`` from ``packages/attn-core/results/kernels.json``; ``--check`` changes nothing and exits
+with 1 if a table is out of date.
 """
 
 import argparse
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -41,6 +43,19 @@ def operator_table() -> str:
         tests += [f"tests/{file}" for file in (f"ops/test_{name}.py",) if (folder.parents[3] / "tests" / file).exists()]
         cells = [f"`{name}`", _summary(operator), ", ".join(present), f"`src/attn_core/ops/{name}/`"]
         lines.append(f"| {' | '.join([*cells, ' · '.join(f'`{test}`' for test in tests)])} |")
+    return "\n".join(lines)
+
+
+def kernel_table(architecture: str = "sm_90") -> str:
+    """One row for each kernel with tensor-core products that the quick gate compiles for an architecture."""
+    rows = json.loads((ROOT / "packages/attn-core/results/kernels.json").read_text(encoding="utf-8"))["rows"]
+    head = "operator, case | kernel | tile | registers | shared KiB | blocks | loads, bits | bound, TFLOP/s | limit"
+    lines = [f"| {head} |", "|---|---|---|--:|--:|--:|--:|--:|---|"]
+    for row in rows:
+        if row["architecture"] == architecture and "tflops" in row:
+            cells = [f"{row['operator']}, {row['case']}", row["kernel"], row["options"], row["registers"]]
+            cells += [f"{row['shared'] / 1024:.1f}", row["blocks"], row["load"], row["tflops"], row["limiter"]]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -112,6 +127,7 @@ def tables() -> dict[Path, dict[str, str]]:
     for package in PACKAGES:
         wanted[ROOT / f"packages/{package}/README.md"] = {"models": model_table(package, tests_at="tests")}
     wanted[ROOT / "README.md"] = {"models": family_table()}
+    wanted[ROOT / "docs/explanation/kernels-without-a-gpu.md"] = {"kernels": kernel_table()}
     return wanted
 
 

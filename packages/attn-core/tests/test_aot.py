@@ -4,13 +4,16 @@ import importlib
 import importlib.util
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attn_core import aot
 from attn_core.kernels.launch import Launch, Tile, record
+from attn_core.kernels.machine_code import Loop
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
@@ -92,6 +95,41 @@ def test_twenty_image_sizes_need_four_compiled_forms_of_a_kernel_at_most(name: s
     assert all(len(found) <= 4 for found in forms.values()), {kernel: len(found) for kernel, found in forms.items()}
 
 
+# Operations that start nothing on a GPU: they allocate, or look at memory in another way.
+SILENT = {
+    *("alias", "as_strided", "detach", "empty", "empty_like", "empty_strided", "expand", "new_empty", "permute"),
+    *("select", "slice", "split", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view"),
+}
+
+
+class Started(TorchDispatchMode):
+    """Names of torch's operations that start something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).split(".")[1]
+        self.names += [] if name in SILENT else [name]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("operator", "run", "most"),
+    [
+        ("attention", lambda run: run(torch.bfloat16, 64, 2048, 2048), 0),
+        ("group_attention", lambda run: run(torch.bfloat16, 128, causal="upper_left"), 6),
+        ("group_attention", lambda run: run(torch.bfloat16, 64, mode="gate"), 6),
+        ("block_attention", lambda run: run(torch.bfloat16, 32, 49, 16, topk=4), 3 + 4),
+    ],
+)
+def test_a_call_and_its_backward_pass_start_few_operations_of_torch(operator: str, run: Any, most: int) -> None:
+    with record("sm_90"), Started() as started:
+        run(backend(operator)._aot_run)
+    assert len(started.names) <= most, started.names
+
+
 @pytest.mark.parametrize(
     ("resources", "message"),
     [
@@ -103,6 +141,20 @@ def test_twenty_image_sizes_need_four_compiled_forms_of_a_kernel_at_most(name: s
 )
 def test_gate_names_what_is_exceeded(resources: tuple[int, int, int], message: str | None) -> None:
     assert aot._failure("sm_80", *resources) == message
+
+
+def test_a_bound_that_is_lost_fails_the_same_kernel_of_the_same_case() -> None:
+    loop = Loop(flops=2**21, tensor=512.0, issue=688.0, special=544.0, teraflops=700.0)
+    report = aot.Report("linear", "wide", "forward", "sm_90", "64 w4 s1", 96, 0, 1024, 8, 128, 4, loop, 1.0, None)
+    kept = aot.row(report)
+    assert kept["tflops"] == 700
+    assert kept["limiter"] == "issue"
+    assert aot.lost(report, [kept]) is None
+    assert aot.lost(report, [{**kept, "tflops": 720}, {**kept, "tflops": 705}]) is None  # started twice: the least
+    assert aot.lost(report, [{**kept, "tflops": 720}]) == "bound of 700 TFLOP/s, it was 720"
+    assert aot.lost(replace(report, loop=None), [kept]) == "bound of 0 TFLOP/s, it was 700"
+    for other in ("case", "kernel", "architecture"):
+        assert aot.lost(report, [{**kept, "tflops": 720, other: "another"}]) is None
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from attn_core.kernels.machine_code import hot_loop
+from attn_core.kernels.machine_code import hot_loop, load_bits, resident_blocks
 
 
 def code(*instructions: str) -> str:
@@ -45,3 +45,18 @@ def test_no_products_and_other_architectures_have_no_bound() -> None:
     assert hot_loop(code(OTHER, "@P0 BRA 0x0"), 4, "sm_90") is None
     assert hot_loop(code(PRODUCT, "@P0 BRA 0x0"), 4, "sm_100") is None
     assert hot_loop(code(PRODUCT, "EXIT"), 4, "sm_90") is None
+
+
+def test_the_width_of_most_loads_is_read_from_their_names() -> None:
+    wide, narrow = "LDGSTS.E.BYPASS.LTC128B.128 [R1], desc[UR4][R2.64]", "LDG.E.U16.CONSTANT R1, desc[UR4][R2.64]"
+    assert load_bits(code(wide, wide, narrow)) == 128
+    assert load_bits(code(narrow, "LDG.E.64 R2, desc[UR4][R4.64]", narrow)) == 16
+    assert load_bits(code("LDG.E R2, desc[UR4][R4.64]")) == 32
+    assert load_bits(code(PRODUCT)) == 0
+
+
+def test_blocks_are_bounded_by_registers_memory_or_warps() -> None:
+    assert resident_blocks(180, 50_000, 8, "sm_90") == 1  # 8 · 32 · 184 of 65,536 registers
+    assert resident_blocks(96, 100 * 1024, 4, "sm_90") == 2
+    assert resident_blocks(32, 0, 4, "sm_90") == 16
+    assert resident_blocks(32, 0, 4, "sm_100") == 0

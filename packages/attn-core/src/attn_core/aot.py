@@ -4,11 +4,14 @@
 started on each architecture, and prints their registers, stack and shared memory. The exit code is 1 if any of them
 spills or computes a product in several warps alike (NVIDIA), needs more shared memory than a block may have, or does
 not compile. No driver is needed.
+
+``--json FILE`` keeps what was found; ``--base FILE`` fails kernels whose bound is lower than the one kept there.
 """
 
 import argparse
 import importlib
 import importlib.util
+import json
 import pkgutil
 import re
 import subprocess
@@ -17,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from torch import Tensor
 from attn_core import ops
 
 from .kernels.launch import Launch, record
-from .kernels.machine_code import Loop, hot_loop
+from .kernels.machine_code import Loop, hot_loop, load_bits, resident_blocks
 
 MAX_REGISTERS = 255
 # Bytes of shared memory that one block may have.
@@ -41,6 +44,7 @@ SHARED_LIMIT = {
     "gfx942": 64 * 1024,
 }
 DEFAULT_ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
+LOST = 0.98  # of a bound: below it, the bound counts as lost
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Report:
     stack: int
     shared: int
     mma: int
+    load: int
+    blocks: int
     loop: Loop | None
     seconds: float
     failure: str | None
@@ -90,6 +96,7 @@ def _report(operator: str, label: str, launch: Launch, architecture: str) -> Rep
     block = [str(launch.constants[name]) for name in ("BM", "BN", "BX") if name in launch.constants]
     options = f"{'×'.join(block)} w{launch.warps} s{launch.stages}"
     registers = stack = shared = mma = -1
+    load = blocks = 0
     loop = None
     try:
         compiled = _compile(launch, architecture)
@@ -97,6 +104,7 @@ def _report(operator: str, label: str, launch: Launch, architecture: str) -> Rep
         if architecture.startswith("sm_"):
             registers, stack, mma, code = _nvidia_resources(compiled.asm["cubin"])
             loop = hot_loop(code, launch.warps, architecture)
+            load, blocks = load_bits(code), resident_blocks(registers, shared, launch.warps, architecture)
         else:
             registers, stack, mma = _amd_resources(compiled.asm["amdgcn"])
         failure = _failure(architecture, registers, stack, shared)
@@ -109,7 +117,8 @@ def _report(operator: str, label: str, launch: Launch, architecture: str) -> Rep
         failure = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     seconds = time.perf_counter() - start
     name = launch.kernel.__name__.removesuffix("_kernel")
-    return Report(operator, label, name, architecture, options, registers, stack, shared, mma, loop, seconds, failure)
+    found = (registers, stack, shared, mma, load, blocks, loop, seconds, failure)
+    return Report(operator, label, name, architecture, options, *found)
 
 
 def _failure(architecture: str, registers: int, stack: int, shared: int) -> str | None:
@@ -256,6 +265,47 @@ def described(r: Report) -> str:
     return line(r.operator, r.case, r.kernel, r.architecture, r.options, *resources)
 
 
+def row(r: Report) -> dict[str, Any]:
+    """What ``--json`` keeps of a report."""
+    bound = {"tflops": round(r.loop.teraflops), "limiter": r.loop.limiter} if r.loop else {}
+    names = ("operator", "case", "kernel", "architecture", "options", "registers", "shared", "mma", "load", "blocks")
+    return {**{name: getattr(r, name) for name in names}, **bound}
+
+
+def lost(r: Report, kept: list[dict[str, Any]]) -> str | None:
+    """How much lower the bound is than the one kept for the same kernel, case and architecture."""
+    place = (r.operator, r.case, r.kernel, r.architecture)
+    before = [x.get("tflops", 0) for x in kept if (x["operator"], x["case"], x["kernel"], x["architecture"]) == place]
+    now = r.loop.teraflops if r.loop else 0.0
+    # A kernel may be started several times in a case: the least of them counts, before and now.
+    if before and now < LOST * min(before):
+        return f"bound of {now:.0f} TFLOP/s, it was {min(before)}"
+    return None
+
+
+def _kept(file: Path, parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
+    """Rows of an earlier run by the same compiler; none where another release made them."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        made_by, rows = found["env"]["triton"], found["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"--base: {file} holds no results: {error}")
+    import triton
+
+    if made_by != triton.__version__:
+        print(f"note: bounds in {file} are those of Triton {made_by}, not compared with {triton.__version__}")
+        return []
+    return rows
+
+
+def _write(file: Path, reports: list[Report]) -> None:
+    import triton
+
+    rows = ",\n".join("  " + json.dumps(row(report), ensure_ascii=False) for report in reports)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f'{{"env": {{"triton": "{triton.__version__}"}},\n"rows": [\n{rows}\n]}}\n', encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Compile what the arguments name and print the table; 1 if anything failed, else 0."""
     parser = argparse.ArgumentParser(prog="python -m attn_core.aot", description=(__doc__ or "").partition("\n")[0])
@@ -264,14 +314,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--quick", action="store_true", help="a few cases of each operator, below a minute")
     parser.add_argument("--failures", action="store_true", help="print only what fails")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
+    parser.add_argument("--base", type=Path, metavar="FILE", help="earlier --json: a bound that is lost fails")
     arguments = parser.parse_args(argv)
+    kept = _kept(arguments.base, parser) if arguments.base else []
     start = time.perf_counter()
     print(line(*COLUMNS, ""), flush=True)
     reports = []
     for report in run(arguments.arch, arguments.op, arguments.quick, arguments.jobs):
+        report = replace(report, failure=report.failure or lost(report, kept))
         reports.append(report)
         if report.failure or not arguments.failures:
             print(described(report), flush=True)
+    if arguments.json:
+        _write(arguments.json, reports)
     failed = [report for report in reports if report.failure]
     most = max((report.registers for report in reports if report.architecture.startswith("sm_")), default=0)
     print(

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 # FLOPs per cycle of a multiprocessor's tensor cores with 16-bit operands, multiprocessors, GHz: A100 and H100 SXM.
 MACHINES = {"sm_80": (2048, 108, 1.41), "sm_90": (4096, 132, 1.755)}
 
+WIDTHS = {"128": 128, "64": 64, "U16": 16, "S16": 16, "U8": 8, "S8": 8}  # in the names of loads; without one, 32 bits
+MEMORY = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}  # bytes of shared memory of a multiprocessor; 1 KiB a block is kept
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -53,6 +56,21 @@ def hot_loop(code: str, warps: int, architecture: str) -> Loop | None:
     special = sum("MUFU" in text for text in body)
     cycles = flops / per_cycle, len(body) * warps / 4, special * warps * 32 / 16
     return Loop(flops, *cycles, flops * multiprocessors * ghz / max(cycles) / 1e3)
+
+
+def load_bits(code: str) -> int:
+    """Bits that a thread brings from global memory at a time, as most of its loads do; 0 without any."""
+    parts = [set(found.split(".")) for found in re.findall(r"\b((?:LDG|LDGSTS)\.\S+)", code)]
+    sizes = [next((bits for name, bits in WIDTHS.items() if name in part), 32) for part in parts]
+    return max(set(sizes), key=lambda size: (sizes.count(size), size)) if sizes else 0
+
+
+def resident_blocks(registers: int, shared: int, warps: int, architecture: str) -> int:
+    """Blocks that a multiprocessor holds at a time, by registers, shared memory (bytes) and warps; 0: unknown."""
+    if architecture not in MEMORY:
+        return 0
+    by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
+    return min(by_registers, MEMORY[architecture] // (shared + 1024), 64 // warps)
 
 
 def _flops(instruction: str, warps: int) -> int:

@@ -108,3 +108,19 @@ def delta_kernel(
     at = (b * H + h) * N + i0 + i
     lse = tl.load(LSE + at, mask=inside, other=0.0)
     tl.store(DELTA + at, tl.where(lse == float("-inf"), 0.0, delta), mask=inside)
+
+
+@triton.jit(do_not_specialize=["P", "N", "STEPS"])
+def starts_kernel(SORTED, START, P, N, STEPS, BLOCK: tl.constexpr):
+    """START (rows, N + 1): where each number begins in its row of SORTED (rows, P), by halving, STEPS times."""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.arange(0, BLOCK)
+    low = tl.zeros([BLOCK], tl.int32)
+    high = low + P
+    for _ in range(STEPS):
+        middle = (low + high) // 2
+        apart = low < high
+        less = apart & (tl.load(SORTED + row * P + middle, mask=apart, other=0) < n)
+        low = tl.where(less, middle + 1, low)
+        high = tl.where(apart & (less == 0), middle, high)
+    tl.store(START + row * (N + 1) + n, low, mask=n <= N)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attn_core.kernels.delta import row_delta
+from attn_core.kernels.inverse import inverted
 from attn_core.kernels.launch import (
     Tile,
     architecture,
@@ -132,7 +133,7 @@ def _query_pass(
             N2=padded[2],
         )
     if problem.per_row:
-        order, start = _invert(problem.q_index.flatten(2), queries)
+        order, start = inverted(problem.q_index.flatten(2), queries)
         dq = _sum_of_slots(dq, order, start, empty_gradient(q, True)) if dq is not None else None
         buffers = [
             _sum_of_slots(x, order, start, x.new_empty(batch, heads, queries, x.shape[3])) if x is not None else None
@@ -162,11 +163,12 @@ def _key_pass(
         order = start = None
         inverse_strides = (0, 0, 0, 0)
     else:
-        order, start = _invert(problem.table.flatten(2), blocks)
+        order, start = inverted(problem.table.flatten(2), blocks)
         inverse_strides = (*broadcast_strides(order)[:2], *broadcast_strides(start)[:2])
     operands = [x if need else None for x, need in ((k, need_k), (v, need_v))]
     if problem.disjoint:
-        gradients = [empty_gradient(x, True).zero_() if x is not None else None for x in operands]
+        gradients = [empty_gradient(x, True) if x is not None else None for x in operands]
+        torch._foreach_zero_([x for x in gradients if x is not None])  # one launch for both
     else:
         gradients = [
             x.new_empty(batch, heads, blocks * slots, x.shape[3], dtype=torch.float32) if x is not None else None
@@ -192,7 +194,7 @@ def _key_pass(
             DISJOINT=problem.disjoint,
         )
     if not problem.disjoint:
-        order, start = _invert(index.flatten(2), tokens)
+        order, start = inverted(index.flatten(2), tokens)
         dk, dv = (
             _sum_of_slots(shares, order, start, empty_gradient(x, True))
             if shares is not None and x is not None
@@ -200,19 +202,6 @@ def _key_pass(
             for shares, x in zip(gradients, operands, strict=True)
         )
     return dk, dv
-
-
-def _invert(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Where each of the numbers 0…size−1 stands in the rows of ``index`` (b, h, P), without asking the device.
-
-    Returns:
-        order (b, h, P) and start (b, h, size + 1), int32: number n stands at ``order[start[n] : start[n + 1]]``,
-        ascending. Holes (−1) come behind everything.
-    """
-    found, order = torch.sort(torch.where(index < 0, size, index), dim=-1, stable=True)
-    numbers = torch.arange(size + 1, dtype=index.dtype, device=index.device).expand(*index.shape[:2], size + 1)
-    start = torch.searchsorted(found, numbers.contiguous(), out_int32=True)
-    return order.to(torch.int32), start
 
 
 def _sum_of_slots(shares: Tensor, order: Tensor, start: Tensor, out: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_core.kernels.inverse import inverted
 from attn_core.kernels.launch import (
     Tile,
     architecture,
@@ -26,10 +27,10 @@ from attn_core.kernels.registration import Grads, empty_gradient
 
 from . import torch_backend
 from .reference import GROUP_ATTENTION, Arguments, fake
-from .torch_backend import group_weights
 from .triton_config import Pass, choose_tile
 
 LOG2E = math.log2(math.e)
+LISTING = Tile(0, 0, 4, 1)  # of the kernels that make lists and shares
 
 
 @dataclass(frozen=True)
@@ -42,26 +43,52 @@ class KeyList:
     tiles: int
 
 
-def key_list(group: Tensor, key_mask: Tensor | None, groups: int, columns: int) -> KeyList:
-    """The list for tiles of ``columns`` keys; its length depends on shapes alone, so nothing waits for the GPU."""
-    hidden = (group < 0) | (group >= groups)
-    if key_mask is not None:
-        hidden = hidden | ~key_mask
-    named = torch.where(hidden, groups, group).long()
-    batch, keys = named.shape
-    tiles = math.ceil(keys / columns) + groups
-    count = named.new_zeros(batch, groups + 1).scatter_add_(1, named, torch.ones_like(named))
-    needed = (count + columns - 1) // columns
-    first = needed.cumsum(1) - needed
-    order = torch.argsort(named, dim=1, stable=True)
-    sorted_group = named.gather(1, order)
-    rank = torch.arange(keys, device=named.device) - (count.cumsum(1) - count).gather(1, sorted_group)
-    slot = first.gather(1, sorted_group) * columns + rank
-    slot = torch.where(sorted_group == groups, tiles * columns, slot)  # hidden keys: behind the end
-    token = named.new_full((batch, tiles * columns + 1), -1).scatter_(1, slot, order)[:, :-1]
-    numbers = torch.arange(tiles, device=named.device).expand(batch, tiles).contiguous()
-    tile_group = torch.searchsorted(first[:, 1:].contiguous(), numbers, right=True)
-    return KeyList(token.int().contiguous(), first.int().contiguous(), tile_group.int(), tiles)
+class Sorted:
+    """The keys in the order of their groups; lists for tiles of any size are made from it, each once.
+
+    Lengths depend on shapes alone, so that nothing waits for the GPU.
+    """
+
+    def __init__(self, group: Tensor, key_mask: Tensor | None, groups: int) -> None:
+        from .triton_keys import name_kernel
+
+        self.groups = groups
+        self.batch = max(group.shape[0], 1 if key_mask is None else key_mask.shape[0])
+        self.keys = group.shape[1]
+        if key_mask is not None:
+            named = group.new_empty(self.batch, self.keys, dtype=torch.int32)
+            launch(
+                name_kernel,
+                self.batch * math.ceil(self.keys / 1024),
+                group.device,
+                LISTING,
+                *(group, key_mask, named, *broadcast_strides(group), *broadcast_strides(key_mask), self.keys, groups),
+                BM=1024,
+            )
+            group = named
+        self.order, self.starts = inverted(group, groups)
+        self._lists: dict[int, KeyList] = {}
+
+    def tiles(self, columns: int) -> KeyList:
+        """The list for tiles of ``columns`` keys."""
+        from .triton_keys import tile_kernel
+
+        if columns in self._lists:
+            return self._lists[columns]
+        count = math.ceil(self.keys / columns) + self.groups
+        sizes = ((self.batch, count * columns), (self.batch, self.groups + 1), (self.batch, count))
+        token, first, tile_group = (self.starts.new_empty(size) for size in sizes)
+        launch(
+            tile_kernel,
+            self.batch * count,
+            token.device,
+            LISTING,
+            *(self.order, self.starts, token, first, tile_group, self.keys, self.groups, count),
+            BN=columns,
+            BLOCK_G=power_of_two(self.groups + 1),
+        )
+        self._lists[columns] = KeyList(token, first, tile_group, count)
+        return self._lists[columns]
 
 
 class _Problem:
@@ -70,25 +97,20 @@ class _Problem:
     def __init__(self, a: Arguments) -> None:
         q, k, v = a.q, a.k, a.v
         self.q, self.k, self.v = unit_stride(q), unit_stride(k), unit_stride(v)
-        self.group, self.key_mask, self.groups = a.group, a.key_mask, a.num_groups
+        self.groups = a.num_groups
         self.bias, self.causal = a.bias, a.causal
         self.laden = a.bias is not None or a.factor is not None
         self.block_d, self.block_dv = power_of_two(q.shape[3], 16), power_of_two(v.shape[3], 16)
         self.scale2 = a.scale * LOG2E
-        self._lists: dict[int, KeyList] = {}
+        self.sorted = Sorted(a.group, a.key_mask, a.num_groups)
 
     def tile(self, kernel: Pass) -> Tile:
         width = max(self.block_d, self.block_dv)
         return choose_tile(kernel, width, self.q.dtype, architecture(self.q.device), self.laden)
 
-    def keys(self, tile: Tile) -> KeyList:
-        if tile.columns not in self._lists:
-            self._lists[tile.columns] = key_list(self.group, self.key_mask, self.groups, tile.columns)
-        return self._lists[tile.columns]
-
     def arguments(self, tile: Tile, per_tile: bool, factor: tuple[Tensor | None, ...] = ()) -> tuple[Any, ...]:
         """Operands, their strides, sizes; ``factor`` = (weight or gate,) for the forward kernel."""
-        keys = self.keys(tile)
+        keys = self.sorted.tiles(tile.columns)
         second = keys.tile_group if per_tile else keys.first
         strides = [broadcast_strides(x)[:1] for x in (keys.token, second)]
         strides += [broadcast_strides(x) if x is not None else (0,) * 4 for x in (*factor, self.bias)]
@@ -155,31 +177,22 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
         return [None if x is None else empty_gradient(x, i < 3).zero_() for i, x in enumerate(operands)]
     problem = _Problem(a)
     grad_out = unit_stride(grad_out)
-    mass = group_lse.transpose(2, 3).contiguous()
-    incoming = (grad_out, mass)
-
-    weight = group_weights(group_lse, factor, mode)
-    if mode == "mass":
-        # Σ_g W_g o_g is out, so the shares themselves are not needed.
-        share = None
-        extra = weight * -torch.linalg.vecdot(grad_out.float(), out.float()).unsqueeze(-1)
-    else:
-        by_group = torch.empty_like(mass)
+    share = None  # Σ_g W_g o_g is out, so with masses as gates the shares themselves are not needed
+    if mode != "mass":
+        mass = group_lse.transpose(2, 3).contiguous()
+        share = torch.empty_like(mass)
         tile = problem.tile("share")
         launch(
             query_kernel,
             problem.programs(tile),
             q.device,
             tile,
-            *(*problem.arguments(tile, False), *incoming, None, None, *grad_out.stride()[:3], scale, by_group, None),
+            *(*problem.arguments(tile, False), grad_out, mass, None, None, *grad_out.stride()[:3], scale, share, None),
             *(0, 0, 0),
             **problem.constants(tile),
         )
-        share = by_group.transpose(2, 3)
-        extra = weight * -share
-    if grad_lse is not None:
-        extra = extra + grad_lse
-    rows = (*incoming, *(x.transpose(2, 3).contiguous() for x in (weight, extra)), *grad_out.stride()[:3], scale)
+    rest, dgate = _shares(a, grad_out, grad_lse, out, group_lse, share)
+    rows = (grad_out, *rest, *grad_out.stride()[:3], scale)
 
     dq = empty_gradient(q, True) if need_q else None
     if dq is not None:
@@ -201,7 +214,7 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
         if own_dk is None and own_dv is None:
             continue
         tile = problem.tile("key")
-        tiles = problem.keys(tile).tiles
+        tiles = problem.sorted.tiles(tile.columns).tiles
         launch(
             key_kernel,
             q.shape[0] * k.shape[1] * tiles,
@@ -214,10 +227,42 @@ def backward(grads: Grads, kept: tuple[Tensor, ...], a: Arguments, needs: Sequen
         )
     dfactor = dbias = None
     if need_factor and share is not None:
-        dfactor = share if mode == "weight" else weight * (share - (weight * share).sum(-1, keepdim=True))
+        dfactor = share.transpose(2, 3) if mode == "weight" else dgate
     if need_bias:
         *_, dbias = torch_backend.backward(grads, kept, a, [False, False, False, False, True])
     return [dq, dk, dv, dfactor, dbias]
+
+
+def _shares(
+    a: Arguments, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, group_lse: Tensor, share: Tensor | None
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    """What both passes read, (B, H, G, N) float32: masses, weights and the rest E; and the gradient of gates."""
+    from .triton_backward import shares_kernel
+
+    batch, heads, queries, groups = group_lse.shape
+    mass, weight, extra = (torch.empty_like(group_lse.transpose(2, 3), memory_format=torch.contiguous_format)
+                           for _ in range(3))  # fmt: skip
+    dgate = torch.empty_like(group_lse, memory_format=torch.contiguous_format) if a.mode == "gate" else None
+    block_g = power_of_two(groups)
+    rows = min(64, max(1, 2048 // block_g))
+    out, group_lse = unit_stride(out), group_lse.contiguous()
+    launch(
+        shares_kernel,
+        batch * heads * math.ceil(queries / rows),
+        out.device,
+        LISTING,
+        *(group_lse, a.factor, out, grad_out, share, grad_lse, mass, weight, extra, dgate),
+        *(broadcast_strides(a.factor) if a.factor is not None else (0,) * 4),
+        *(stride for x in (out, grad_out) for stride in x.stride()[:3]),
+        *(grad_lse.stride() if grad_lse is not None else (0,) * 4),
+        *(heads, queries, groups),
+        DV=out.shape[3],
+        BLOCK_DV=power_of_two(out.shape[3], 16),
+        BM=rows,
+        BLOCK_G=block_g,
+        WEIGHT_MODE=a.mode == "weight",
+    )
+    return (mass, weight, extra), dgate
 
 
 group_attention = GROUP_ATTENTION.register("triton", forward, backward)

@@ -149,3 +149,59 @@ def key_kernel(
         store_rows(DK + (b * dk_b + hk * dk_h), token, dk_n, inside_j, dk * scale, D, BLOCK_D)
     if WANT_V:
         store_rows(DVAL + (b * dv_b + hk * dv_h), token, dv_n, inside_j, dv, DV, BLOCK_DV)
+
+
+@triton.jit(do_not_specialize=["H", "N", "G"])
+def shares_kernel(
+    LSE, FACTOR, OUT, DO, SHARE, GRAD_LSE, MASS, WEIGHT, EXTRA, DGATE,
+    factor_b, factor_h, factor_n, factor_g, o_b, o_h, o_n, do_b, do_h, do_n, dl_b, dl_h, dl_n, dl_g,
+    H, N, G,
+    DV: tl.constexpr, BLOCK_DV: tl.constexpr, BM: tl.constexpr, BLOCK_G: tl.constexpr, WEIGHT_MODE: tl.constexpr,
+):  # fmt: skip
+    """One program: BM queries of one head and all groups.
+
+    W are the weights themselves, or a softmax of masses or gates; E = −W·share + dL, with dO·out in place of the shares
+    where there are none. LSE and the gates' gradient DGATE (B, H, N, G) are contiguous.
+    """
+    tiles = tl.cdiv(N, BM)
+    bh = tl.program_id(0) // tiles
+    b = (bh // H).to(tl.int64)
+    h = (bh % H).to(tl.int64)
+    i0 = tl.program_id(0) % tiles * BM
+    first = tl.cast(i0, tl.int64)
+    ii = tl.arange(0, BM)
+    g = tl.arange(0, BLOCK_G)
+    inside_i = i0 + ii < N
+    inside = inside_i[:, None] & (g < G)[None, :]
+    own = ((b * H + h) * N + first) * G + ii[:, None] * G + g[None, :]
+    turned = (b * H + h) * G * N + g[None, :].to(tl.int64) * N + first + ii[:, None]
+    mass = tl.load(LSE + own, mask=inside, other=float("-inf"))
+    dead = mass == float("-inf")
+    logits = mass
+    if FACTOR is not None:
+        places = b * factor_b + h * factor_h + (first + ii[:, None]) * factor_n + g[None, :] * factor_g
+        logits = tl.load(FACTOR + places, mask=inside, other=0.0).to(tl.float32)
+    if WEIGHT_MODE:
+        weight = tl.where(dead, 0.0, logits)
+    else:
+        logits = tl.where(dead, float("-inf"), logits)
+        most = tl.max(logits, 1)
+        weight = tl.exp(logits - tl.where(most == float("-inf"), 0.0, most)[:, None])
+        total = tl.sum(weight, 1)
+        weight = weight / tl.where(total == 0.0, 1.0, total)[:, None]
+    if SHARE is None:
+        do = load_rows(DO + (b * do_b + h * do_h + first * do_n), ii, do_n, inside_i, DV, BLOCK_DV, True)
+        out = load_rows(OUT + (b * o_b + h * o_h + first * o_n), ii, o_n, inside_i, DV, BLOCK_DV, True)
+        share = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)[:, None]
+    else:
+        share = tl.load(SHARE + turned, mask=inside, other=0.0)
+    if DGATE is not None:
+        mean = tl.sum(weight * share, 1)[:, None]
+        tl.store(DGATE + own, weight * (share - mean), mask=inside)
+    extra = -weight * share
+    if GRAD_LSE is not None:
+        places = b * dl_b + h * dl_h + (first + ii[:, None]) * dl_n + g[None, :] * dl_g
+        extra += tl.load(GRAD_LSE + places, mask=inside, other=0.0)
+    tl.store(MASS + turned, mass, mask=inside)
+    tl.store(WEIGHT + turned, weight, mask=inside)
+    tl.store(EXTRA + turned, extra, mask=inside)
