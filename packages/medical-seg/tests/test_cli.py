@@ -208,7 +208,10 @@ def test_the_demo_prints_both_rows_and_draws(run: Run, tmp_path: Path) -> None:
             "has no option 'filterz'; did you mean 'filters'?",
         ),
         (("convert-weights", "no.h5", "x", "--arch", "agunet"), "no.h5: there is no such file"),
-        (("convert-weights", "data/dataset.json", "x", "--arch", "unet"), "--arch must be one of agunet, daunet, msa"),
+        (
+            ("convert-weights", "data/dataset.json", "x", "--arch", "unet"),
+            "--arch must be one of agunet, daunet, msa, ",
+        ),
         (("convert-weights", "data/dataset.json", "x", "--arch", "msa"), "is not a checkpoint that loads safely"),
         (("evaluate", "data/labelsTr", "nowhere"), "nowhere: there is no such folder"),
         (("benchmark", "agunet", "--size", "0"), "must be at least 1, got 0 and 5"),

@@ -8,6 +8,7 @@ out instead: training ends 6 mm before the test block begins.
 """
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ class Icbm152(Dataset[dict[str, Any]]):
 
     Args:
         split: ``"train"`` or ``"test"``.
-        window: side of the cubes.
+        window: side of the cubes, or Z, Y, X of boxes; (1, Y, X) cuts axial planes.
         windows: length of an epoch.
         augment: left/right flip, brightness, contrast, noise.
 
@@ -38,7 +39,12 @@ class Icbm152(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, split: Literal["train", "test"], *, window: int = 32, windows: int = 400, augment: bool = True
+        self,
+        split: Literal["train", "test"],
+        *,
+        window: int | Sequence[int] = 32,
+        windows: int = 400,
+        augment: bool = True,
     ) -> None:
         if split not in ("train", "test"):
             raise ValueError(f"Icbm152: split must be 'train' or 'test', got split={split!r}")
@@ -47,7 +53,7 @@ class Icbm152(Dataset[dict[str, Any]]):
         self.image = torch.from_numpy(scaled(image)[:, part].copy())[None]
         self.label = torch.from_numpy(label[:, part].copy())
         self.split = split
-        self.window = window
+        self.window = (window,) * 3 if isinstance(window, int) else tuple(window)
         self.windows = windows
         self.augment = augment
         self.metainfo: dict[str, Any] = {
@@ -55,7 +61,7 @@ class Icbm152(Dataset[dict[str, Any]]):
             "channels": ["T1"],
             "spacing": [SPACING] * 3,
             "scaling": ["zscore"],
-            "window": [window] * 3,
+            "window": list(self.window),
         }
 
     def __len__(self) -> int:
@@ -64,8 +70,9 @@ class Icbm152(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self.split == "test":
             return {"image": self.image, "label": self.label}
-        start = [int(torch.randint(n - self.window + 1, ())) for n in self.label.shape]
-        place = tuple(slice(a, a + self.window) for a in start)
+        free = [n - side + 1 for n, side in zip(self.label.shape, self.window, strict=True)]
+        start = [int(torch.randint(count, ())) for count in free]
+        place = tuple(slice(a, a + side) for a, side in zip(start, self.window, strict=True))
         image, label = self.image[(slice(None), *place)], self.label[place]
         return dict(zip(("image", "label"), _varied(image, label) if self.augment else (image, label), strict=True))
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attn_core.catalog import Catalog
-from medical_seg.models import acmil, keras_weights, multi_scale_attention
+from medical_seg.models import acmil, keras_weights, mhs_vm, multi_scale_attention, vm_unet
 from medical_seg.models.agunet import AttentionUNet
 from medical_seg.models.libraries import LIBRARIES
 from medical_seg.models.multi_scale_attention import MultiScaleAttention
@@ -41,7 +41,8 @@ def load_official(model: Any, source: Any, *, ignore: Sequence[str] = ()) -> Any
     """Copy the authors' weights into a network of this package: every parameter or none.
 
     Args:
-        model: AGUNet, DAUNet (Keras ``.h5`` files), MSA or ACMIL (state dicts).
+        model: AGUNet, DAUNet (Keras ``.h5`` files), MSA, ACMIL, VM-UNet or MHS-VM (state
+            dicts).
         source: a file, ``hf://owner/repo/file``, or what such a file holds.
         ignore: beginnings of our parameter names that may be missing or differ.
 
@@ -49,6 +50,8 @@ def load_official(model: Any, source: Any, *, ignore: Sequence[str] = ()) -> Any
     """
     if isinstance(model, MultiScaleAttention):
         return multi_scale_attention.load_official(model, source, ignore=ignore)
+    if isinstance(model, vm_unet.StateSpaceUNet):
+        return vm_unet.load_official(model, source, ignore=ignore)
     if isinstance(model, acmil.BagNetwork):
         return acmil.load_official(model, source, ignore=ignore)
     if isinstance(model, AttentionUNet):
@@ -58,7 +61,8 @@ def load_official(model: Any, source: Any, *, ignore: Sequence[str] = ()) -> Any
 
 def is_planar(name: str) -> bool:
     """Whether a network reads pictures only, and has no option ``spatial_dims``."""
-    return name.startswith("smp:") or (":" not in name and CATALOG.card(name).family == "MSA")
+    planar = {module.CARD.family for module in (multi_scale_attention, vm_unet, mhs_vm)}
+    return name.startswith("smp:") or (":" not in name and CATALOG.card(name).family in planar)
 
 
 def window_divisor(name: str, options: dict[str, Any], *, planar: bool) -> int:

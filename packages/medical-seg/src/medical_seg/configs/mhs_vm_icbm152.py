@@ -1,0 +1,20 @@
+"""MHS-VM, three small stages, on axial planes of the ICBM152 average brain: T1 → CSF, grey and white matter.
+
+A demonstration: one brain, no benchmark. Training sees planes of the back of the head, the test is the front. 3-means,
+which is given the brain: 0.745, 0.916, 0.955. The UNet of about equal size beside it: ``--set network=monai:UNet --set
+"options=dict(spatial_dims=2,channels=(16,32,64),strides=(2,2),num_res_units=1)"``.
+"""
+
+# ruff: noqa: C408, F403  recipes are written with dict(), so that a setting looks as on the command line
+
+from attn_core.engine import read_base
+
+network = "mhs_vm"
+options = dict(width=24, depths=(1, 1, 1), depths_up=(1, 1, 1), states=8, drop_path=0.0, threshold=0.0)
+window = (1, 32, 96)
+steps = 300
+batch_size = 8
+learning_rate = 3e-3
+
+with read_base():
+    from ._icbm152_planes import *
