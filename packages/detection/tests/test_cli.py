@@ -266,6 +266,9 @@ def test_recipes_are_complete_and_say_what_they_are(capsys: pytest.CaptureFixtur
     listed = capsys.readouterr().out
     assert "plain_detr_coco_sup" in listed
     assert "plain_detr_vit_base" in listed
+    assert "featenhancer " in listed
+    assert command("info", "oat_amazon") == 0
+    assert "system: OAT" in capsys.readouterr().out
 
 
 def test_benchmark_measures_each_formulation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,14 +184,15 @@ def test_official_checkpoints_load_and_what_is_missing_is_named(tmp_path: Path) 
 
 
 def test_the_table_has_the_cosines_and_equal_lengths() -> None:
-    steps = torch.arange(14.0)
-    for sigma in (1.5, 2.0, 2.5):
-        table = position_table(14, 86, sigma=sigma)
+    for sigma, rows in ((1.5, 14), (2.0, 14), (4.0, 40)):
+        steps = torch.arange(float(rows))
+        table = position_table(rows, 86, sigma=sigma)
+        assert table.shape == (rows, 86)
         unit = F.normalize(table, dim=1)
         torch.testing.assert_close(
             unit @ unit.T, torch.exp(-((steps[:, None] - steps) ** 2) / (2 * sigma**2)), atol=1e-4, rtol=0
         )
-        torch.testing.assert_close(table.norm(dim=1), torch.full((14,), 8.764))
+        torch.testing.assert_close(table.norm(dim=1), torch.full((rows,), 8.764))
     assert position_table(3, 5, norm=2.0).norm(dim=1).tolist() == pytest.approx([2, 2, 2])
     first = F.cosine_similarity(position_table(14, 86)[:1], position_table(14, 86))
     assert first[:5].tolist() == pytest.approx([1, 0.883, 0.607, 0.325, 0.135], abs=1e-3)
@@ -294,6 +295,13 @@ def test_inputs_that_do_not_fit_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             net(*inputs)
+
+
+def test_the_transformer_is_as_deep_and_wide_as_asked_for() -> None:
+    net: Any = OAT(ROWS, COLUMNS, **{**SMALL, "num_heads": 6, "ffn_dim": 10, "encoder_layers": 3, "decoder_layers": 1})
+    assert [len(net.encoder.layers), len(net.decoder.layers)] == [3, 1]
+    assert net.encoder.layers[0].self_attn.num_heads == net.decoder.layers[0].multihead_attn.num_heads == 6
+    assert net.decoder.layers[0].linear1.out_features == net.encoder.layers[2].linear1.out_features == 10
 
 
 def test_every_used_parameter_learns() -> None:

@@ -55,7 +55,7 @@ def position_table(rows: int, width: int, *, sigma: float = 2.0, norm: float = N
     steps = torch.arange(rows, dtype=torch.float64)
     gram = torch.exp(-((steps[:, None] - steps) ** 2) / (2 * sigma**2))
     factor = torch.linalg.cholesky(gram + JITTER * torch.eye(rows, dtype=torch.float64))
-    return (norm * F.pad(F.normalize(factor, dim=1), (0, width - rows))).float()
+    return (norm * F.pad(factor, (0, width - rows))).float()
 
 
 def steps_table(steps: int, dim: int, like: Tensor) -> Float[Tensor, "T C"]:
