@@ -13,7 +13,7 @@ from detection.scanpaths.oat import OAT
 from detection.scanpaths.shelves import DigitShelves, collate_shelves
 from detection.scanpaths.task import ScanpathScores, ScanpathTask
 
-epochs = 40
+epochs = 24
 warmup = 2
 batch = 20
 model = dict(
@@ -29,6 +29,7 @@ model = dict(
         encoder_layers=2,
         decoder_layers=2,
     ),
+    samples=5,
 )
 train_dataloader = dict(
     dataset=dict(type=DigitShelves, split="train"),
@@ -47,5 +48,5 @@ optim_wrapper = dict(
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
 param_scheduler = warmup_cosine(epochs, warmup, start_factor=0.1, eta_min=1e-5)
-train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=5)
-default_hooks = dict(checkpoint=dict(best="next_accuracy", every_epochs=5, keep=2))
+train_cfg = dict(by_epoch=True, max_epochs=epochs, val_interval=8)
+default_hooks = dict(checkpoint=dict(best="next_accuracy", every_epochs=8, keep=2))

@@ -20,7 +20,7 @@ from detection.scanpaths.metrics import (
     sequence_score,
 )
 from detection.scanpaths.oat import OAT
-from detection.scanpaths.searchers import BASELINES, PAD, Searcher, decode
+from detection.scanpaths.searchers import BASELINES, PAD, Searcher, Seen, decode
 from detection.scanpaths.shelves import next_object
 
 IGNORED = -100
@@ -104,7 +104,9 @@ def named(scores: Float[Tensor, "B T1 P2"], labels: Int[Tensor, "B T1"]) -> Floa
     return (hit.float() / best.sum(2)).cpu()
 
 
-def draw_paths(net: Searcher, seen: Any, samples: int, *, max_length: int = 20, seed: int = 0) -> list[list[list[int]]]:
+def draw_paths(
+    net: Searcher, seen: Seen, samples: int, *, max_length: int = 20, seed: int = 0
+) -> list[list[list[int]]]:
     """Paths that are drawn at random from the scores, ``samples`` for each shelf."""
     generator = torch.Generator(seen.target.device).manual_seed(seed)
     paths = decode(net, seen.repeat(samples), sample=True, max_length=max_length, generator=generator)
