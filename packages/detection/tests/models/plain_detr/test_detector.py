@@ -253,3 +253,16 @@ def test_recipes_start_from_a_pre_trained_backbone(tmp_path: Path) -> None:
     assert torch.equal(model.body.patch_embed.proj.weight, source.body.patch_embed.proj.weight)
     with pytest.raises(ValueError, match="weights are read for Plain-DETR only"):
         pretrained("test_bvr_retinanet", str(file))
+
+
+def test_a_network_trains_after_a_prediction_in_inference_mode() -> None:
+    from detection.models.plain_detr import swin_v2
+
+    swin_v2._kept_index.cache_clear()
+    model = tiny()
+    with torch.inference_mode():
+        model.eval()(pictures()[:1])
+    model.train()
+    targets = [{"labels": torch.tensor([1]), "boxes": torch.tensor([[4.0, 4, 30, 30]])}]
+    torch.stack(list(model(pictures()[:1], targets).values())).sum().backward()
+    swin_v2._kept_index.cache_clear()

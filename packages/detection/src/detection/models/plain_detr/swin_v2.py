@@ -35,7 +35,8 @@ def _offset_index(height: int, width: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _kept_index(height: int, width: int) -> Tensor:
-    return _made_index(height, width)
+    with torch.inference_mode(False):  # else a prediction would keep a table that no training could read
+        return _made_index(height, width)
 
 
 def _made_index(height: int, width: int) -> Tensor:
