@@ -15,7 +15,8 @@ GREY = np.full((64, 96, 3), 180, np.uint8)
 
 
 def test_dark_digits_keep_boxes_and_splits_and_are_made_again_from_their_seeds() -> None:
-    dark, light = DarkDigitsCoco("val", limit=3), DigitsCoco("val", limit=3)
+    dark: Any = DarkDigitsCoco("val", limit=3)
+    light: Any = DigitsCoco("val", limit=3)
     for own, bright in zip(dark, light, strict=True):
         assert own["annotations"] == bright["annotations"]
         assert (own["boxes"] == bright["boxes"]).all()
@@ -144,7 +145,7 @@ def test_what_is_wrong_in_exdark_is_named_with_file_and_line(
     root = exdark(tmp_path)
     (root / ("ExDark_Annno" if "/" in file else "") / file).write_text(text)
     with pytest.raises(ValueError, match=re.escape(message)):
-        list(ExDark(root))
+        ExDark(root)[0]
 
 
 def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:

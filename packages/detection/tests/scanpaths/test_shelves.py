@@ -28,7 +28,7 @@ CELLS = grid_cells(3, 9)[0].double().numpy()
 
 
 def test_items_are_made_again_from_their_seeds_and_searches_are_whole() -> None:
-    data = DigitShelves("val", limit=12)
+    data: Any = DigitShelves("val", limit=12)
     assert len(list(data)) == 12
     assert len(DigitShelves("test")) == 200
     again = DigitShelves("val")[3]

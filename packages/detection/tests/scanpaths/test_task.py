@@ -41,7 +41,7 @@ def task(**options: Any) -> ScanpathTask:
 
 def batch(count: int = 3) -> dict[str, Any]:
     data = DigitShelves("val", limit=count)
-    return collate_shelves(list(data))
+    return collate_shelves([data[index] for index in range(count)])
 
 
 def test_each_step_learns_the_next_object_and_the_last_one_end() -> None:
