@@ -1,4 +1,4 @@
-"""``vlm-tools export``: the questions about all ten digits as one graph."""
+"""``vlm-tools export``: the questions about all ten digits as one graph; sentence blocks as they are."""
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,13 @@ class _Answer(nn.Module):
 
 
 def export_target(run: TrainedRun | str) -> ExportTarget:
-    """The questions about all ten digits as one graph.
+    """The questions about all ten digits as one graph; of sentence blocks (image, text) → logits.
 
     Raises:
         ValueError: a name other than the digits-world LLaVA's: methods and Hugging Face models are not exported.
     """
     from vlm_tools.data.digits_world import SIZE
+    from vlm_tools.models.sentence_blocks import SentenceBlocks
 
     if isinstance(run, str):
         if run != "digits_world_llava":
@@ -50,4 +51,7 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
         torch.manual_seed(0)
         return ExportTarget(_Answer(create_model(run)).eval(), (torch.rand(2, 1, SIZE, SIZE),), run)
     net: nn.Module = run.model.net  # pyright: ignore[reportAssignmentType, reportAttributeAccessIssue]
+    if isinstance(net, SentenceBlocks):
+        inputs = (torch.rand(2, 3, SIZE, SIZE), torch.rand(2, net.text_dim))
+        return ExportTarget(net.eval(), inputs, run.directory.name)
     return ExportTarget(_Answer(net).eval(), (torch.rand(2, 1, SIZE, SIZE),), run.directory.name)

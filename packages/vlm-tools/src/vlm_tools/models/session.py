@@ -131,6 +131,9 @@ def open_session(model: str | None, *, device: str = "auto") -> Session:
 
     if model is None or (Path(model) / "config.py").is_file():
         run = open_run(PACKAGE, model, device=device)
+        if not hasattr(run.model.net, "get_decoder"):
+            raise ValueError(f"--model {run.directory}: a run of {type(run.model.net).__name__}, which no one can ask; "
+                             "use a run of llava_digits, or vlm-tools predict")  # fmt: skip
         return Session(run.model.net.eval(), None)  # pyright: ignore[reportAttributeAccessIssue]
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
