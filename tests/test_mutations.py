@@ -10,8 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTED = json.loads((ROOT / "tests/mutations.json").read_text(encoding="utf-8"))
-# A configuration of transformers' own network; two lines of attention; two files of eighty lines; gates of three lines.
-SMALL = ("LLaVA", "Identity", "Logit boost", "ELA", "Little attention", "ULSAM")
+# A configuration of transformers' own network; two lines of attention; two files of eighty lines; gates of three lines;
+# a network of timm's with two modules behind it, where the tool finds four places.
+SMALL = ("LLaVA", "Identity", "Logit boost", "ELA", "Little attention", "ULSAM", "Sentence Attention Blocks")
 SOURCE = """
 class Block:
     def forward(self, x):
