@@ -1,7 +1,8 @@
 """FeatEnHancer before Plain-DETR on digits_coco in the dark; ``--set enhance=False`` trains the detector alone.
 
 Data: 800 pictures of digits as a camera takes them at night, validated on 200, tested on 200. The module has a quarter
-of the published width (52 k of 139 k parameters); ``--set width=32`` is the published one, at 1.7 times its time.
+of the published width (52 k of 139 k parameters); ``--set width=32`` is the published one and slower. Only short runs
+were made: whether the module helps here is not measured.
 """
 
 # ruff: noqa: C408, F403, F405  recipes are written with dict(), and read their bases with *
