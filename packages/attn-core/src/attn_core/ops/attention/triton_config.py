@@ -18,7 +18,7 @@ TILES_16_BIT: dict[tuple[Pass, Load], dict[int, tuple[Tile, Tile]]] = {
         256: (Tile(64, 64, 8, 2), Tile(128, 32, 8, 2)),
     },
     ("forward", "bias"): {
-        32: (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2)),
+        32: (Tile(128, 64, 8, 2), Tile(128, 32, 8, 1)),
         64: (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
         128: (Tile(128, 32, 8, 2), Tile(128, 32, 8, 2)),
         256: (Tile(64, 64, 8, 2), Tile(32, 64, 8, 2, repeats=True)),
@@ -61,7 +61,7 @@ TILES_16_BIT: dict[tuple[Pass, Load], dict[int, tuple[Tile, Tile]]] = {
         256: (Tile(64, 64, 8, 2), Tile(32, 32, 4, 2, repeats=True)),
     },
     ("key", "bias"): {
-        32: (Tile(32, 64, 4, 2), Tile(64, 128, 8, 2)),
+        32: (Tile(32, 64, 4, 2), Tile(32, 64, 4, 1)),
         64: (Tile(16, 64, 4, 2), Tile(32, 64, 4, 2)),
         128: (Tile(64, 64, 8, 2, repeats=True), Tile(16, 64, 4, 1)),
         256: (Tile(32, 64, 8, 2, repeats=True), Tile(32, 32, 8, 2, repeats=True)),

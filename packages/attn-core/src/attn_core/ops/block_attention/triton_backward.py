@@ -216,7 +216,7 @@ def key_kernel(
             i = step % steps_per_entry * BI + c % BI
             known = (entry < end) & (i < I)
             if not IDENTITY:
-                entry = tl.load(ORDER + (b * order_b + h * order_h) + entry, mask=known, other=0)
+                entry = tl.load(ORDER + (b * order_b + h * order_h) + entry, mask=known, other=0).to(tl.int32)
             r = entry // KS
             token = tl.load(QI + (b * qi_b + h * qi_h) + r * I + i, mask=known, other=-1)
             inside_i = token >= 0
@@ -288,6 +288,6 @@ def reduce_kernel(
     total = tl.zeros([BM, BLOCK], tl.float32)
     for e in range(tl.max(count, 0)):
         live = e < count
-        slot = tl.load(ORDER + (b * order_b + h * order_h) + begin + e, mask=live, other=-1)
+        slot = tl.load(ORDER + (b * order_b + h * order_h) + begin + e, mask=live, other=-1).to(tl.int32)
         total += load_tokens(SHARES + (b * H + h) * SLOTS * WIDTH, slot, WIDTH, live, WIDTH, BLOCK)
     store_tokens(OUT + (b * o_b + h * o_h), t, o_n, inside, total, WIDTH, BLOCK)

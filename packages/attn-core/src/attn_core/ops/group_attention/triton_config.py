@@ -12,7 +12,7 @@ Pass = Literal["forward", "share", "query", "key"]
 TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
     ("forward", False): {
         64: (Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
-        128: (Tile(128, 32, 8, 1), Tile(128, 64, 8, 2)),
+        128: (Tile(128, 32, 8, 1), Tile(128, 64, 8, 1)),
         256: (Tile(32, 32, 8, 1, repeats=True), Tile(32, 32, 8, 1, repeats=True)),
     },
     ("forward", True): {
@@ -22,6 +22,7 @@ TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
         256: (Tile(32, 32, 8, 1, repeats=True), Tile(32, 32, 8, 1, repeats=True)),
     },
     ("share", True): {
+        64: (Tile(64, 64, 8, 2, repeats=True), Tile(128, 64, 8, 1)),
         128: (Tile(64, 64, 8, 2, repeats=True), Tile(128, 64, 8, 2)),
         256: (Tile(32, 32, 8, 1, repeats=True), Tile(128, 32, 8, 1)),
     },

@@ -13,6 +13,7 @@ Pass = Literal["forward", "query", "key"]
 # attention. More queries in a tile have a larger box of keys, of which each needs the same few.
 TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
     ("forward", False): {
+        32: (Tile(64, 32, 4, 2), Tile(64, 32, 4, 1)),
         128: (Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
         256: (Tile(32, 32, 8, 1, repeats=True), Tile(32, 32, 8, 2, repeats=True)),
     },
@@ -38,6 +39,7 @@ TILES_16_BIT: dict[tuple[Pass, bool], dict[int, tuple[Tile, Tile]]] = {
     },
     ("key", True): {
         32: (Tile(32, 64, 4, 2), Tile(32, 64, 4, 2)),
+        64: (Tile(32, 32, 4, 1), Tile(16, 64, 4, 2)),
         128: (Tile(32, 32, 8, 2, repeats=True), Tile(16, 64, 4, 2)),
         256: (Tile(32, 32, 8, 1, repeats=True), Tile(32, 32, 8, 2, repeats=True)),
     },
