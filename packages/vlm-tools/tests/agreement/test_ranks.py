@@ -60,11 +60,11 @@ def test_tau_and_weighted_tau_are_scipys(kind: str) -> None:
     torch.manual_seed(1)
     for size in (2, 5, 17):
         a, b = LISTS[kind](size)
-        expected = stats.kendalltau(a.numpy(), b.numpy())[0]
+        expected: Any = stats.kendalltau(a.numpy(), b.numpy())[0]
         np.testing.assert_allclose(float(kendall_tau(a, b)), expected, atol=1e-12)
         for alpha in (0.0, 1.0, 2.0):
             ours = float(weighted_tau(a, b, alpha=alpha))
-            theirs = stats.weightedtau(a.numpy(), b.numpy(), weigher=lambda r, alpha=alpha: (r + 1) ** -alpha)[0]
+            theirs: Any = stats.weightedtau(a.numpy(), b.numpy(), weigher=lambda r, alpha=alpha: (r + 1) ** -alpha)[0]
             np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 

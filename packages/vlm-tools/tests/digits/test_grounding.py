@@ -81,7 +81,7 @@ def test_losses_and_scores_follow_their_options() -> None:
     assert metric.compute_metrics(metric.results) == pytest.approx({"iou": 0.6, "iou_above_half": 0.5, "pointing": 0.5})
     with torch.no_grad():
         task.net.classifier.weight.zero_()
-        task.net.classifier.bias.fill_(0.5)
+        torch.nn.init.constant_(task.net.get_parameter("classifier.bias"), 0.5)
         loose, strict = task.predict(**inputs), GroundingTask(task.net, threshold=0.9).predict(**inputs)
     assert loose[0]["iou"] == pytest.approx(1 / 16)
     assert strict[0]["iou"] == 0.0

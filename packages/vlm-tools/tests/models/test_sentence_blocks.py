@@ -76,7 +76,7 @@ def test_outputs_and_gradients_are_those_of_a_plain_network() -> None:
 
 def test_the_official_backbones_have_their_own_channels_and_the_published_size() -> None:
     with torch.device("meta"):
-        found = {n: SentenceBlocks(f"tf_efficientnet_b{n}") for n in (0, 3, 7)}
+        found: dict[int, Any] = {n: SentenceBlocks(f"tf_efficientnet_b{n}") for n in (0, 3, 7)}
     channels = {
         n: [block.attention[3].out_features for block in model.sentence_attentions] for n, model in found.items()
     }

@@ -83,7 +83,7 @@ def test_the_sign_asks_for_or_against_the_prediction() -> None:
 
 def test_width_metric_and_value_count() -> None:
     rng = np.random.default_rng(1)
-    a = rng.random(20)
+    a = rng.random(20).tolist()
     base = search(a, "convolution")
     assert search(a, "convolution", width=6) != base
     assert len(search(a, "convolution", value=0.1)) < len(base) < len(search(a, "convolution", value=0.9))

@@ -76,6 +76,6 @@ def _texts(file: Path) -> Iterator[tuple[list[str], list[float]]]:
         attributions = record.get("attributions") if isinstance(record, dict) else None
         named = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
         scored = isinstance(attributions, list) and all(type(score) in (int, float) for score in attributions)
-        if not named or not scored:
+        if not (isinstance(tokens, list) and named and isinstance(attributions, list) and scored):
             raise ValueError(f"{file}: record {number} needs tokens (words) and attributions (numbers)")
         yield tokens, attributions

@@ -31,7 +31,8 @@ def agreement_of_readings(
     yes = words.number["yes"]
     maps: dict[str, list[torch.Tensor]] = {name: [] for name in readings}
     truth, drawn = [], []
-    for number, (item, shown) in enumerate(zip(data, data.scenes, strict=True)):  # pyright: ignore[reportArgumentType]
+    for number, shown in enumerate(data.scenes):
+        item = data[number]
         ids = torch.tensor([words.prompt(QUESTION.format(shown.names[0]))])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": item["image"][None]}
         inputs = {name: value.to(model.device) for name, value in inputs.items()}

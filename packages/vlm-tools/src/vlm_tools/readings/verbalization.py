@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 Metric = Literal["mean", "quantile", "variance"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Search = Literal["convolution", "span"]
+Attributions = Sequence[float] | Float[NDArray[Any], " N"]
 VALUES: dict[Metric, float] = {"mean": 0.4, "quantile": 3.0, "variance": 3.0}
 MAX_WIDTH = 12
 KEPT = 5  # of each search
@@ -75,7 +76,7 @@ class Region(NamedTuple):
 
 
 def search(
-    attributions: Sequence[float],
+    attributions: Attributions,
     kind: Search,
     *,
     width: int = 5,
@@ -138,7 +139,7 @@ def masks(kind: Search, width: int) -> list[list[int]]:
     return [list(places) for ones in counts for places in itertools.combinations(range(width), ones)]
 
 
-def total_order(attributions: Sequence[float]) -> list[tuple[int, float]]:
+def total_order(attributions: Attributions) -> list[tuple[int, float]]:
     """Tokens by falling attribution, each with its share of the positive relevance (0 where there is none).
 
     Raises:
@@ -151,7 +152,7 @@ def total_order(attributions: Sequence[float]) -> list[tuple[int, float]]:
 
 
 def summary(
-    attributions: Sequence[float],
+    attributions: Attributions,
     *,
     width: int = 5,
     metric: Metric = "mean",
@@ -200,7 +201,7 @@ def summary(
 
 def verbalize(
     tokens: Sequence[str],
-    attributions: Sequence[float],
+    attributions: Attributions,
     *,
     width: int = 5,
     metric: Metric = "mean",
@@ -341,7 +342,7 @@ def _on_raster(x: NDArray[Any], axis: int) -> NDArray[Any]:
     return np.diff(cumulated, axis=axis)
 
 
-def _checked(attributions: Sequence[float], caller: str) -> NDArray[Any]:
+def _checked(attributions: Attributions, caller: str) -> NDArray[Any]:
     try:
         a = np.asarray(attributions, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
