@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -67,7 +68,8 @@ def test_features_go_through_train_predict_heatmap_summary(
     for k, row in enumerate(rows):
         assert row["slide"] == f"s{k:02d}"
         with h5py.File(tmp_path / f"data/s{k:02d}.h5") as file:
-            strongest = file["coords"][int(np.argmax(np.sum(file["features"][:], 1)))]  # type: ignore[index]
+            held: Any = file
+            strongest = held["coords"][int(np.argmax(np.sum(held["features"][:], 1)))]
         assert row["p(normal)"] + row["p(tumor)"] == pytest.approx(1, abs=1e-5)
         hits += k % 2 and row["most attended"] == [strongest.tolist()]
     assert sum(row["label"] == ("tumor" if k % 2 else "normal") for k, row in enumerate(rows)) >= 18

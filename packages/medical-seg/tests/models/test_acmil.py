@@ -132,7 +132,8 @@ def test_a_padded_batch_equals_one_bag_after_the_other(name: str) -> None:
     model.eval()
     whole = model(features, mask)
     importance = model.importance(whole)
-    gradients = torch.autograd.grad(sum(bag_loss(whole, label).values()), list(model.parameters()), allow_unused=True)
+    together: Any = sum(bag_loss(whole, label).values())
+    gradients = torch.autograd.grad(together, list(model.parameters()), allow_unused=True)
     parts = [model(features[k : k + 1, :n]) for k, n in enumerate(sizes)]
     for k, n in enumerate(sizes):
         assert torch.allclose(whole.logits[k], parts[k].logits[0], atol=1e-11)

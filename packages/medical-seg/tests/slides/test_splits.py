@@ -57,7 +57,8 @@ def test_a_part_of_a_split_reads_its_slides_and_no_other(slides: SlideSet) -> No
     few = SlideBags(str(folder), "train", most=2)
     assert {len(few[k]["features"]) for k in range(24)} == {2}
     assert len(SlideBags(str(folder), "val", most=2)[0]["features"]) > 2  # training bags alone
-    for options, words in (({"part": "x"}, "part must be"), ({"part": "train", "most": 0}, "most must be at least 1")):
+    wrong: Any = (({"part": "x"}, "part must be"), ({"part": "train", "most": 0}, "most must be at least 1"))
+    for options, words in wrong:
         with pytest.raises(ValueError, match=words):
             SlideBags(str(folder), **options)
     with pytest.raises(ValueError, match="no slides given; use -d FOLDER"):

@@ -82,7 +82,7 @@ class BagNetwork(nn.Module):
         """Logits of the attention of each branch and head."""
         raise NotImplementedError
 
-    def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B R K"]]:
+    def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B branches K"]]:
         """Class logits of the bag and of its branches from what each map has pooled."""
         raise NotImplementedError
 
@@ -101,11 +101,11 @@ class BagNetwork(nn.Module):
         return BagOutput(*self.classify(pooled), logits)
 
     @torch.no_grad()
-    def stream(self, pieces: Iterable[Float[Tensor, "n C"]]) -> BagOutput:
+    def stream(self, pieces: Iterable[Tensor]) -> BagOutput:
         """One bag in pieces, as in evaluation: memory for the logits of all instances and for one piece.
 
         Args:
-            pieces: features of some instances each, together the bag.
+            pieces: features (n, C) of some instances each, together the bag.
 
         Returns: what `forward` gives for the whole bag, B = 1.
         Raises: ValueError if there are no instances, or features have another number of channels.
@@ -124,7 +124,7 @@ class BagNetwork(nn.Module):
             every.append(logits)
         if not every:
             raise ValueError(f"{type(self).__name__}: a bag needs at least one instance, got none")
-        found = (pooled / total[..., None]).to(self.dimreduction["fc1"].weight)
+        found = (pooled / total[..., None]).to(next(self.parameters()))
         return BagOutput(*self.classify(found[None]), torch.cat(every, -1)[None])
 
     def importance(self, output: BagOutput) -> Float[Tensor, "B N"]:
@@ -214,7 +214,7 @@ class ABMIL(BagNetwork):
         """Logits (B, 1, 1, N)."""
         return self.attention(h)[:, :, None]
 
-    def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B R K"]]:
+    def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B branches K"]]:
         """The bag alone; no branch has a classifier of its own."""
         logits = self.classifier(pooled[:, 0, 0])
         return logits, logits[:, None][:, :0]
@@ -280,7 +280,7 @@ class ACMIL(_Branches):
         """Logits (B, R, 1, N)."""
         return self.attention(h)[:, :, None]
 
-    def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B R K"]]:
+    def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B branches K"]]:
         """Each branch from its own pooled features, the bag from their mean."""
         branches = [read(pooled[:, branch, 0]) for branch, read in enumerate(self.classifier)]
         return self.Slide_classifier(pooled[:, :, 0].mean(1)), torch.stack(branches, 1)
@@ -357,7 +357,7 @@ class ACMILMultiHead(_Branches):
         probes, biases = zip(*(attend.probe(q) for attend, q in zip(attends, self.q[0], strict=True)), strict=True)
         return torch.einsum("rhw,bnw->brhn", torch.stack(probes), h) + torch.stack(biases)[..., None]
 
-    def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B R K"]]:
+    def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B branches K"]]:
         """Each branch from its own heads, the bag from the mean of the branches' maps, by head."""
         pairs = zip(self.sub_attention, self.classifier, strict=True)
         branches = [read(attend(pooled[:, branch])) for branch, (attend, read) in enumerate(pairs)]
@@ -381,8 +381,8 @@ class MeanPooling(BagNetwork):
         return self._pooled(_without_padding(self._alone(features), mask))
 
     @torch.no_grad()
-    def stream(self, pieces: Iterable[Float[Tensor, "n C"]]) -> BagOutput:
-        """One bag in pieces; `BagNetwork.stream`."""
+    def stream(self, pieces: Iterable[Tensor]) -> BagOutput:
+        """One bag in pieces (n, C); `BagNetwork.stream`."""
         every = []
         for piece in pieces:
             self._check(piece[None], None)

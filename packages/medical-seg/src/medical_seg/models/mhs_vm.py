@@ -35,6 +35,8 @@ class RouteFusion(nn.Module):
         threshold: t; places whose walks vary less are 0.
     """
 
+    t: Tensor
+
     def __init__(self, threshold: float) -> None:
         super().__init__()
         self.register_buffer("t", torch.tensor(float(threshold)))

@@ -112,7 +112,7 @@ def draw_heatmap(
         drawn.set_alpha(opacity)
         axis.set_axis_off()
         axis.set_title(heading, fontsize=10)
-        bar = figure.colorbar(drawn, ax=axis, shrink=0.8)
+        bar: Any = figure.colorbar(drawn, ax=axis, shrink=0.8)
         bar.set_label(f"rank of {name}" if scale == "rank" else f"{name}, share of the largest ({values.max():.2g})")
         bar.solids.set_alpha(1.0)
         figure.savefig(path, dpi=100)
