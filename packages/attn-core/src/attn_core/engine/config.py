@@ -267,7 +267,7 @@ def _no_setting(keys: list[str], config: dict[str, Any], variables: Iterable[str
     for setting, group in config.items():
         if isinstance(group, dict) and isinstance(group.get(keys[0]), dict):
             return f"{keys[0]!r} is part of a setting; did you mean '{'.'.join([setting, *keys])}'?"
-    counted = {"epochs": "steps", "steps": "epochs"}.get(keys[0])
+    counted = {"epochs": "steps", "steps": "epochs"}.get(keys[0], "")
     if counted in variables:
         return f"unknown setting {keys[0]!r}: the length of this recipe is given in {counted}, --set {counted}=…"
     return f"unknown setting {keys[0]!r}{did_you_mean(keys[0], [*SETTINGS, *variables])}"

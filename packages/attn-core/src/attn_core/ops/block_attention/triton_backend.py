@@ -168,7 +168,7 @@ def _key_pass(
     operands = [x if need else None for x, need in ((k, need_k), (v, need_v))]
     if problem.disjoint:
         gradients = [empty_gradient(x, True) if x is not None else None for x in operands]
-        torch._foreach_zero_([x for x in gradients if x is not None])  # one launch for both
+        torch._foreach_zero_([x for x in gradients if x is not None])  # pyright: ignore[reportPrivateImportUsage]  one launch
     else:
         gradients = [
             x.new_empty(batch, heads, blocks * slots, x.shape[3], dtype=torch.float32) if x is not None else None
