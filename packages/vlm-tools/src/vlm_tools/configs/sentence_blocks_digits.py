@@ -1,7 +1,7 @@
 """Sentence Attention Blocks (0.35 M parameters) on digits: the cell of the digit that a question names. No download.
 
 Scenes of scikit-learn's digits; questions are hashed bags of words. Measured with ``--set steps=200``, seed 0, one
-thread, 40 seconds of one core, 500 test scenes: the peak lies on the digit in 49.2 % (chance: 6.25 %), IoU at 0.5 is
+thread, 51 seconds of one core, 500 test scenes: the peak lies on the digit in 49.2 % (chance: 6.25 %), IoU at 0.5 is
 13.1 %, so that it is far from done. The 600 steps below are not measured yet.
 """
 
