@@ -87,7 +87,7 @@ def test_the_help_of_every_verb_loads_torch_and_what_prints_it() -> None:
     assert loaded - print_it - {*PACKAGES, *sys.stdlib_module_names} == set()
 
 
-@pytest.mark.parametrize("package", ["seq_models", "vision_models"])
+@pytest.mark.parametrize("package", [pytest.param("seq_models", marks=pytest.mark.slow), "vision_models"])
 def test_importing_registers_models_except_in_the_packages_own_command(package: str) -> None:
     program = f"import sys; sys.argv = ['{{}}']; import {package}"
     loaded = [_loaded_by(program.format(argument)) for argument in ("train.py", f"/bin/{package.replace('_', '-')}")]

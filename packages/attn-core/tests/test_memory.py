@@ -140,7 +140,7 @@ CASES = [
 ]
 
 
-LONGEST = (_additive, _wide_axis_bias)  # with the slow tests
+LONGEST = (_additive, _axis_bias, _groups, _wide_axis_bias, _wide_value)  # with the slow tests
 
 
 @pytest.mark.parametrize(

@@ -171,11 +171,8 @@ def test_misuse_ends_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert len(shown.strip().splitlines()) == 1, shown
 
 
-def test_list_and_info_know_every_recipe_and_model(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("list") == 0
-    listed = capsys.readouterr().out
-    for name in ("biformer_digits", "biformer_cifar10", "biformer_cifar100", "biformer_imagenet", "biformer_tiny"):
-        assert name in listed
+def test_info_knows_recipes_and_models(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("biformer_digits", "biformer_imagenet", "biformer_tiny"):
         assert command("info", name) == 0
     assert "13,142,760" in capsys.readouterr().out
 
@@ -218,6 +215,7 @@ def test_benchmark_compares_both_formulations(monkeypatch: pytest.MonkeyPatch) -
     assert all(float(row["error"]) < 1e-4 for row in rows)
 
 
+@pytest.mark.slow
 def test_benchmark_runs_token_networks_beside_their_official_formulation(monkeypatch: pytest.MonkeyPatch) -> None:
     from attn_core.engine import BenchmarkRequest
     from vision_models.bench import measure
@@ -260,6 +258,7 @@ def test_default_recipe_trains_a_model_of_the_stated_size() -> None:
     assert 0.55e6 < count < 0.7e6
 
 
+@pytest.mark.slow
 def test_a_run_of_localization_draws_and_lists_boxes(
     tmp_path: Path, digit: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ def alone(command, tmp_path) -> Path:
     return tmp_path / "alone"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_two_gloo_processes_equal_one_with_the_same_global_batch(command, tmp_path, alone, strategy):
     code, text = command("train", "--out", "two", *SETTINGS, "--strategy", strategy, processes=2)
     assert code == 0, text
@@ -38,7 +38,7 @@ def test_two_gloo_processes_equal_one_with_the_same_global_batch(command, tmp_pa
     )
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_a_run_of_two_processes_resumes_in_one(command, tmp_path, alone, strategy):
     options = ("--out", "run", *SETTINGS, "--strategy", strategy)
     code, text = command("train", *options, processes=2, SIGNAL_AT_FORWARD="SIGTERM:9")

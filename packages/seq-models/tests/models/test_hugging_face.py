@@ -23,10 +23,8 @@ FAMILIES = [
     "test_titans_mac",
     "test_transnormer",
 ]
-# Two families each time, the others when slow tests are asked for.
-OFTEN = [
-    pytest.param(name, marks=() if name in ("test_rcmha", "test_routing") else pytest.mark.slow) for name in FAMILIES
-]
+# One family each time, the others when slow tests are asked for.
+OFTEN = [pytest.param(name, marks=() if name == "test_rcmha" else pytest.mark.slow) for name in FAMILIES]
 
 
 def padded(ids: Tensor) -> Tensor:

@@ -357,7 +357,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "test_tap_rvt": {"depths": (1, 1, 1, 1)},
     "test_ravlt": {"attention": ("linear", "softmax", "linear", "softmax")},
 }
-OFTEN = ("test_biformer", "test_nat", "test_tap_rvt")
+OFTEN = ("test_biformer",)
 
 
 def assert_one_graph_serves_all_sizes(model: Any, x: Tensor) -> None:
