@@ -166,7 +166,7 @@ def test_contract_tests_commands_and_training_find_what_was_added(tree: Path) ->
     )
     assert done.returncode == 0, done.stdout + done.stderr
     tests, printed = done.stdout.split(" passed", 1)
-    assert int(tests.split()[-1]) >= 20, "the contract runs on every model that the catalogue has"
+    assert int(tests.split()[-1]) >= 15, "the contract runs on every model that the catalogue has"
     assert "toy_tiny" in printed
     assert "Convolutions and gates" in printed
     assert "test accuracy" in printed

@@ -37,10 +37,8 @@ KINDS: dict[str, tuple[dict[str, Any], int]] = {
         56,
     ),
     "pvt_v2_b0": ({"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4)}, 64),
-    "poolformer_s12": ({"layers": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}, 64),
-    "mixer_s32_224": ({"num_blocks": 2, "embed_dim": 32, "img_size": 64}, 64),
+    "poolformer_s12": ({}, 64),
     "xcit_nano_12_p16_224": ({"depth": 2, "embed_dim": 32, "img_size": 64}, 64),
-    "levit_128s": ({"embed_dim": (16, 24, 32), "num_heads": (1, 2, 2), "depth": (1, 1, 1), "key_dim": (8, 8, 8)}, 224),
     "test_biformer": ({}, 64),
     "test_agent_deit": ({}, 96),
 }

@@ -392,6 +392,7 @@ def test_a_network_that_exports_for_one_size_alone_says_why() -> None:
         "biformer": "the tokens of a region are counted",
         "mambain": "one step for each token",
         "dinat_s": "memory order of the patches' map",
+        "transnext": "the table of distances",
         "sparsifiner": "the keys that a query keeps are counted",
         **dict.fromkeys(("swin", "davit"), "windows are counted"),
     }

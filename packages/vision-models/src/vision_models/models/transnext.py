@@ -338,6 +338,11 @@ class TransNeXt(StagedBackbone):
         self.head = ClassifierHead(embed_dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.apply(init_weights)
 
+    @property
+    def fixed_size(self) -> str:
+        """Why an exported graph serves one image size alone."""
+        return "torch.export ties the table of distances to the size of the map"
+
 
 def init_weights(module: nn.Module) -> None:
     """Truncated normal weights of linear layers, normal ones of convolutions by what they give to; zero biases."""
