@@ -276,10 +276,10 @@ def lost(r: Report, kept: list[dict[str, Any]]) -> str | None:
     """How much lower the bound is than the one kept for the same kernel, case and architecture."""
     place = (r.operator, r.case, r.kernel, r.architecture)
     before = [x.get("tflops", 0) for x in kept if (x["operator"], x["case"], x["kernel"], x["architecture"]) == place]
-    now = r.loop.teraflops if r.loop else 0.0
+    now = round(r.loop.teraflops) if r.loop else 0  # as it is kept
     # A kernel may be started several times in a case: the least of them counts, before and now.
     if before and now < LOST * min(before):
-        return f"bound of {now:.0f} TFLOP/s, it was {min(before)}"
+        return f"bound of {now} TFLOP/s, it was {min(before)}"
     return None
 
 
