@@ -55,7 +55,7 @@ def size_of(run: Path, package: str) -> dict[str, Any]:
     if described.export is not None:
         with suppress(ValueError):  # a network that cannot be exported
             target = described.export(opened)
-            module = target.module.eval()
+            module = target.module.eval().requires_grad_(False)  # the counter follows a gradient into views, in vain
             multiply_adds = count_flops(lambda: module(*target.inputs)) // 2 // len(target.inputs[0])
     parameters = sum(parameter.numel() for parameter in opened.model.parameters())
     return {"seed": opened.config["randomness"]["seed"], "parameters": parameters, "multiply_adds": multiply_adds}
