@@ -3,6 +3,7 @@
 # pyright: reportPrivateImportUsage=false
 # (timm.layers exports these names, though it lists none)
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -181,7 +182,7 @@ class StagedBackbone(nn.Module):
         return take
 
 
-class TokenBackbone(StagedBackbone):
+class TokenBackbone(StagedBackbone, ABC):
     """What timm asks of a model whose tokens keep their number: a class token first, then the patches row by row.
 
     ``forward_features`` gives tokens, ``features_only`` works through ``feature_cls="getter"``, and the features of a
@@ -207,9 +208,9 @@ class TokenBackbone(StagedBackbone):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(width, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
+    @abstractmethod
     def tokens(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Images → what enters the first block, and the rows and columns of its patches."""
-        raise NotImplementedError
 
     def finished(self, x: Tensor) -> Tensor:
         """What leaves the last block → class token and patches (B, 1 + N, num_features), normed."""

@@ -4,6 +4,7 @@ A searcher scores, at the start of a path and behind each of its objects, what i
 padding. Checked in: ``scanpaths/test_searchers.py``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -91,7 +92,7 @@ def padded(paths: Sequence[Sequence[int]], device: torch.device | None = None) -
     return torch.tensor(rows, dtype=torch.int64, device=device).view(len(paths), longest)
 
 
-class _Baseline:
+class _Baseline(ABC):
     """Looks at objects that were not looked at, each kind with its own preference, and ends at the target."""
 
     def encode(
@@ -102,9 +103,9 @@ class _Baseline:
             raise ValueError(f"{type(self).__name__}: needs cells, the row and column of each object; see grid_cells")
         return Seen(target.new_zeros(len(target), 0, 0), crops.flatten(2), cells.expand(len(crops), -1, -1), target)
 
+    @abstractmethod
     def preferences(self, seen: Seen, last: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Scores of the objects behind a path that ends with ``last``, −1 at the start."""
-        raise NotImplementedError
 
     def scores(self, seen: Seen, path: Int[Tensor, "B T"]) -> Float[Tensor, "B T1 P2"]:
         """END behind the target, else the preferences; what was visited is ruled out."""

@@ -19,6 +19,7 @@ Shapes: features (B, N, C), mask (B, N) true where an instance is → `BagOutput
 
 import argparse
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ class BagOutput(NamedTuple):
     attention: Tensor
 
 
-class BagNetwork(nn.Module):
+class BagNetwork(nn.Module, ABC):
     """Instances are projected, weighed by R·H softmax maps, and pooled; what is pooled is classified.
 
     Args:
@@ -78,13 +79,13 @@ class BagNetwork(nn.Module):
         self.width = width
         self.dimreduction = nn.ModuleDict({"fc1": nn.Linear(in_channels, width, bias=False)})
 
+    @abstractmethod
     def weigh(self, h: Float[Tensor, "B N W"]) -> Float[Tensor, "B R H N"]:
         """Logits of the attention of each branch and head."""
-        raise NotImplementedError
 
+    @abstractmethod
     def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B branches K"]]:
         """Class logits of the bag and of its branches from what each map has pooled."""
-        raise NotImplementedError
 
     def forward(self, features: Float[Tensor, "B N C"], mask: Bool[Tensor, "B N"] | None = None) -> BagOutput:
         """Classify bags.
