@@ -54,7 +54,7 @@ class BagOutput(NamedTuple):
 
 
 class BagNetwork(nn.Module, ABC):
-    """Instances are projected, weighed by R·H softmax maps, and pooled; what is pooled is classified.
+    """Instances are projected and pooled into what is said about their bag.
 
     Args:
         in_channels: C, features of an instance.
@@ -63,8 +63,6 @@ class BagNetwork(nn.Module, ABC):
 
     Raises: ValueError for sizes below 1.
     """
-
-    attends = True
 
     def __init__(self, in_channels: int, out_channels: int, width: int | None) -> None:
         super().__init__()
@@ -80,13 +78,6 @@ class BagNetwork(nn.Module, ABC):
         self.dimreduction = nn.ModuleDict({"fc1": nn.Linear(in_channels, width, bias=False)})
 
     @abstractmethod
-    def weigh(self, h: Float[Tensor, "B N W"]) -> Float[Tensor, "B R H N"]:
-        """Logits of the attention of each branch and head."""
-
-    @abstractmethod
-    def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B branches K"]]:
-        """Class logits of the bag and of its branches from what each map has pooled."""
-
     def forward(self, features: Float[Tensor, "B N C"], mask: Bool[Tensor, "B N"] | None = None) -> BagOutput:
         """Classify bags.
 
@@ -95,13 +86,8 @@ class BagNetwork(nn.Module, ABC):
 
         Raises: ValueError if features have another shape or number of channels, or a bag is empty.
         """
-        self._check(features, mask)
-        h = self._project(features)
-        logits = self._hidden(_without_padding(self.weigh(h), mask), mask)
-        pooled = torch.einsum("brhn,bnw->brhw", logits.softmax(-1).to(h.dtype), h)
-        return BagOutput(*self.classify(pooled), logits)
 
-    @torch.no_grad()
+    @abstractmethod
     def stream(self, pieces: Iterable[Tensor]) -> BagOutput:
         """One bag in pieces, as in evaluation: memory for the logits of all instances and for one piece.
 
@@ -111,6 +97,54 @@ class BagNetwork(nn.Module, ABC):
         Returns: what `forward` gives for the whole bag, B = 1.
         Raises: ValueError if there are no instances, or features have another number of channels.
         """
+
+    @abstractmethod
+    def importance(self, output: BagOutput) -> Float[Tensor, "B N"]:
+        """What a heat map shows of each instance."""
+
+    def _project(self, features: Tensor) -> Tensor:
+        return F.relu(self.dimreduction["fc1"](features))
+
+    def _check(self, features: Tensor, mask: Tensor | None) -> None:
+        name = type(self).__name__
+        if features.ndim != 3:
+            raise ValueError(f"{name}: expected features (B N C), got shape {tuple(features.shape)}")
+        if features.shape[2] != self.in_channels:
+            raise ValueError(f"{name}: the network reads {self.in_channels} features, got {features.shape[2]}")
+        if not features.shape[1]:
+            raise ValueError(f"{name}: a bag needs at least one instance, got none")
+        if mask is None:
+            return
+        if mask.shape != features.shape[:2] or mask.dtype != torch.bool:
+            raise ValueError(
+                f"{name}: mask must be bool of shape {tuple(features.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}"
+            )
+        if not bool(mask.any(1).all()):
+            raise ValueError(f"{name}: bag {int(mask.any(1).logical_not().nonzero()[0])} of the batch has no instance")
+
+
+class AttentionNetwork(BagNetwork):
+    """Instances are weighed by R·H softmax maps and pooled; what is pooled is classified. Arguments of `BagNetwork`."""
+
+    @abstractmethod
+    def weigh(self, h: Float[Tensor, "B N W"]) -> Float[Tensor, "B R H N"]:
+        """Logits of the attention of each branch and head."""
+
+    @abstractmethod
+    def classify(self, pooled: Float[Tensor, "B R H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B branches K"]]:
+        """Class logits of the bag and of its branches from what each map has pooled."""
+
+    def forward(self, features: Float[Tensor, "B N C"], mask: Bool[Tensor, "B N"] | None = None) -> BagOutput:
+        """Classify bags; `BagNetwork.forward`."""
+        self._check(features, mask)
+        h = self._project(features)
+        logits = self._hidden(_without_padding(self.weigh(h), mask), mask)
+        pooled = torch.einsum("brhn,bnw->brhw", logits.softmax(-1).to(h.dtype), h)
+        return BagOutput(*self.classify(pooled), logits)
+
+    @torch.no_grad()
+    def stream(self, pieces: Iterable[Tensor]) -> BagOutput:
+        """One bag in pieces (n, C); `BagNetwork.stream`."""
         every, total, pooled, most = [], torch.zeros(()), torch.zeros(()), torch.full((), -torch.inf)
         for piece in pieces:
             self._check(piece[None], None)
@@ -129,38 +163,11 @@ class BagNetwork(nn.Module, ABC):
         return BagOutput(*self.classify(found[None]), torch.cat(every, -1)[None])
 
     def importance(self, output: BagOutput) -> Float[Tensor, "B N"]:
-        """What a heat map shows: the mean of all attention maps, which sums to 1 in each bag.
-
-        Of networks that only pool: the probability that an instance alone gives to the class of its bag.
-        """
-        if self.attends:
-            return output.attention.softmax(-1).mean((1, 2))
-        found = output.logits.argmax(-1)
-        alone = output.attention[:, :, 0].softmax(1).nan_to_num(0.0)
-        return alone[torch.arange(len(found), device=found.device), found]
-
-    def _project(self, features: Tensor) -> Tensor:
-        return F.relu(self.dimreduction["fc1"](features))
+        """The mean of all attention maps, which sums to 1 in each bag."""
+        return output.attention.softmax(-1).mean((1, 2))
 
     def _hidden(self, logits: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG002  networks with branches hide some
         return logits
-
-    def _check(self, features: Tensor, mask: Tensor | None) -> None:
-        name = type(self).__name__
-        if features.ndim != 3:
-            raise ValueError(f"{name}: expected features (B N C), got shape {tuple(features.shape)}")
-        if features.shape[2] != self.in_channels:
-            raise ValueError(f"{name}: the network reads {self.in_channels} features, got {features.shape[2]}")
-        if not features.shape[1]:
-            raise ValueError(f"{name}: a bag needs at least one instance, got none")
-        if mask is None:
-            return
-        if mask.shape != features.shape[:2] or mask.dtype != torch.bool:
-            raise ValueError(
-                f"{name}: mask must be bool of shape {tuple(features.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}"
-            )
-        if not bool(mask.any(1).all()):
-            raise ValueError(f"{name}: bag {int(mask.any(1).logical_not().nonzero()[0])} of the batch has no instance")
 
 
 class Classifier(nn.Module):
@@ -190,7 +197,7 @@ class GatedAttention(nn.Module):
         return self.attention_weights(self.attention_V(h) * self.attention_U(h)).transpose(1, 2)
 
 
-class ABMIL(BagNetwork):
+class ABMIL(AttentionNetwork):
     """Gated attention, one branch.
 
     Args:
@@ -221,7 +228,7 @@ class ABMIL(BagNetwork):
         return logits, logits[:, None][:, :0]
 
 
-class _Branches(BagNetwork):
+class _Branches(AttentionNetwork):
     """Several branches, whose most attended instances are masked at random in training."""
 
     def __init__(
@@ -368,8 +375,6 @@ class ACMILMultiHead(_Branches):
 class MeanPooling(BagNetwork):
     """ABMIL with the mean in place of attention."""
 
-    attends = False
-
     def __init__(
         self, in_channels: int = 384, out_channels: int = 2, *, width: int | None = None, dropout: float = 0.0
     ) -> None:
@@ -391,6 +396,12 @@ class MeanPooling(BagNetwork):
         if not every:
             raise ValueError(f"{type(self).__name__}: a bag needs at least one instance, got none")
         return self._pooled(torch.cat(every, -1))
+
+    def importance(self, output: BagOutput) -> Float[Tensor, "B N"]:
+        """The probability that an instance alone gives to the class of its bag."""
+        found = output.logits.argmax(-1)
+        alone = output.attention[:, :, 0].softmax(1).nan_to_num(0.0)
+        return alone[torch.arange(len(found), device=found.device), found]
 
     def _alone(self, features: Tensor) -> Tensor:
         """Class logits of each instance (B, K, 1, N)."""

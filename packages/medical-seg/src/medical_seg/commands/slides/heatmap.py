@@ -33,6 +33,7 @@ def heatmap(
 ) -> Iterator[str]:
     """Draw where a trained network looked: <slide>.png, <slide>.geojson for QuPath, <slide>.npz of all branches."""
     from attn_core.engine.run import open_run
+    from medical_seg.models.acmil import AttentionNetwork
     from medical_seg.slides.folder import find_slides
     from medical_seg.slides.heatmap import draw_heatmap, side_of_patches, write_tiles
     from medical_seg.slides.reading import read_slide, task_of
@@ -47,7 +48,7 @@ def heatmap(
     found = find_slides(inputs, out)
     if missing := set(slide or ()) - {one.name for one in found}:
         raise ValueError(f"--slide: there is no slide {sorted(missing)[0]!r} among {len(found)}")
-    label = "attention" if task.net.attends else "probability alone"
+    label = "attention" if isinstance(task.net, AttentionNetwork) else "probability alone"
     out.mkdir(parents=True, exist_ok=True)
     for one in found:
         if slide and one.name not in slide:
