@@ -38,6 +38,8 @@ def describe(error: BaseException, package: PackageId, verb: str) -> tuple[int, 
         return error.exit_code, f"{error}{_logged(error, package, verb)}"
     if isinstance(error, EngineError):
         return error.exit_code, str(error)
+    if isinstance(error, SystemExit):  # how typer ends where the reader of its output went away
+        error = error.__context__ or error
     if isinstance(error, BrokenPipeError):
         return CLOSED_PIPE, ""
     if hasattr(error, "format_message"):  # click's usage errors, which newer versions of typer carry inside themselves

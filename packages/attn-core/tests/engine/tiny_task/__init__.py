@@ -1,5 +1,6 @@
 """A task package as small as possible: two classes of noisy points, a network with dropout, augmentation."""
 
+import errno
 import importlib
 import random
 from pathlib import Path
@@ -108,6 +109,8 @@ def _fail(kind: Annotated[str, typer.Argument(help="Name of an exception.")]):
         np.reshape(np.zeros(3), (2, 2))
     if kind == "module":
         importlib.import_module("no_such_package.part")
+    if kind == "pipe":
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")  # as the system raises it; typer makes SystemExit of it
     raise {
         "KeyError": KeyError,
         "RuntimeError": RuntimeError,
