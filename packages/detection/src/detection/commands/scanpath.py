@@ -79,7 +79,8 @@ def _search(
     net: Any, shelves: Sequence[tuple[str, Any]], out: Path, samples: int, seed: int, device: torch.device
 ) -> Iterator[str]:
     """One line for each shelf."""
-    from detection.pictures.scanpath import TRUTH, draw_path, stacked
+    from detection.pictures.fonts import counted
+    from detection.pictures.scanpath import FIXATIONS, TRUTH, draw_path, stacked
     from detection.scanpaths.searchers import decode
     from detection.scanpaths.shelves import crops_of
     from detection.scanpaths.task import draw_paths
@@ -89,13 +90,16 @@ def _search(
         seen = net.encode(crops, torch.tensor([shelf.target], device=device))
         likely = decode(net, seen)[0]
         drawn = draw_paths(net, seen, samples, seed=seed)[0] if samples else []
-        pages, titles = [draw_path(shelf, likely)], [f"most likely: {len(likely)} fixations, target {shelf.target}"]
+        pages, titles = (
+            [draw_path(shelf, likely)],
+            [f"most likely: {counted(len(likely), *FIXATIONS)}, target {shelf.target}"],
+        )
         for number, path in enumerate(drawn[:3], 1):
             pages.append(draw_path(shelf, path))
-            titles.append(f"drawn {number} of {samples}: {len(path)} fixations")
+            titles.append(f"drawn {number} of {samples}: {counted(len(path), *FIXATIONS)}")
         if shelf.path:
             pages.append(draw_path(shelf, shelf.path, color=TRUTH))
-            titles.append(f"recorded: {len(shelf.path)} fixations")
+            titles.append(f"recorded: {counted(len(shelf.path), *FIXATIONS)}")
         picture = out / f"{name}.png"
         stacked(pages, titles).save(picture)
         content = {"target": shelf.target, "likely": likely, "drawn": drawn}

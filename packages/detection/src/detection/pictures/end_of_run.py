@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from detection.layers.featenhancer import Enhanced
 from detection.metrics.coco_map import CocoMap
 from detection.pictures.boxes import Boxes, as_picture, sheet
+from detection.pictures.fonts import counted
 from detection.pictures.ring3d import draw_scenes
-from detection.pictures.scanpath import TRUTH, draw_path, stacked
+from detection.pictures.scanpath import FIXATIONS, TRUTH, draw_path, stacked
 from detection.scanpaths.searchers import decode
 from detection.scanpaths.task import ScanpathTask
 from detection.tasks.bevformer import BEVDetectionTask
@@ -52,8 +53,8 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
         best = f", the best has {found['scores'].max():.2f}" if len(found["scores"]) and not len(labels) else ""
         titles.append(
             (
-                f"truth, image {item['image_id']}: {_counted(len(truth.labels), 'object', 'objects')}",
-                f"{'enhanced, ' if enhanced else ''}prediction: {_counted(len(labels), 'box', 'boxes')} "
+                f"truth, image {item['image_id']}: {counted(len(truth.labels), 'object', 'objects')}",
+                f"{'enhanced, ' if enhanced else ''}prediction: {counted(len(labels), 'box', 'boxes')} "
                 f"with a score of at least {THRESHOLD}{best}",
             )
         )
@@ -72,12 +73,11 @@ def draw_searches(model: ScanpathTask, loader: Iterable[dict[str, Any]], path: P
         seen = model.net.encode(item["crops"].unsqueeze(0).to(device), torch.tensor([item["target"]], device=device))
         found = decode(model.net, seen, max_length=model.max_length)[0]
         pages += [draw_path(shelf, found), draw_path(shelf, shelf.path, color=TRUTH)]
-        titles += [f"shelf {index}, most likely: {len(found)} fixations", f"recorded: {len(shelf.path)} fixations"]
+        titles += [
+            f"shelf {index}, most likely: {counted(len(found), *FIXATIONS)}",
+            f"recorded: {counted(len(shelf.path), *FIXATIONS)}",
+        ]
     stacked(pages, titles).save(path)
-
-
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def write_categories(model: DetectionTask, loader: Iterable[dict[str, Any]], table: Path) -> list[str]:

@@ -63,3 +63,8 @@ def _characters(path: Path) -> frozenset[int]:
         return frozenset(FT2Font(str(path)).get_charmap())
     except (RuntimeError, OSError):  # a font file that is damaged or of another kind
         return frozenset()
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """``1 box``, ``2 boxes``."""
+    return f"{number} {one if number == 1 else many}"

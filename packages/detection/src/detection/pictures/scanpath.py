@@ -1,6 +1,6 @@
 """Paths over shelves: numbered fixations, the target framed. Checked in: ``pictures/test_scanpath.py``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw
 from torchvision.transforms.v2 import functional as F
@@ -10,13 +10,15 @@ from detection.pictures.fonts import writable
 from detection.scanpaths.shelves import Shelf
 
 LONG_SIDE = 1000  # pixels: smaller shelves are enlarged by a whole number
+FIXATIONS = ("fixation", "fixations")
 TARGET, PATH, TRUTH = "#2f9e44", "#e03131", "#1971c2"
 
 
 def draw_path(shelf: Shelf, path: Sequence[int], *, color: str = PATH) -> Image.Image:
     """The shelf, its target framed in green, and a line over the objects in the order of the path.
 
-    Fixations are numbered from 1; where an object is looked at again, the numbers stand side by side.
+    Fixations are numbered from 1; where an object is looked at again, its numbers stand on it, runs as "4–7", in
+    as many lines as its width needs.
     """
     picture = F.to_pil_image(shelf.picture)
     factor = max(1, LONG_SIDE // max(picture.size))
@@ -35,11 +37,38 @@ def draw_path(shelf: Shelf, path: Sequence[int], *, color: str = PATH) -> Image.
         numbers.setdefault(place, []).append(step)
     for place, steps in numbers.items():
         x, y = (boxes[place][0] + boxes[place][2]) / 2, (boxes[place][1] + boxes[place][3]) / 2
-        shown, font = writable(", ".join(map(str, steps)), size)
-        half = max(size, font.getlength(shown) / 2 + size / 2)
-        pen.rounded_rectangle((x - half, y - size, x + half, y + size), radius=size, fill=color)
-        pen.text((x, y), shown, fill="white", font=font, anchor="mm")
+        _, font = writable("0123456789, –", size)
+        lines = wrapped(runs(steps), font.getlength, boxes[place][2] - boxes[place][0] - size)
+        half = max(size, max(map(font.getlength, lines)) / 2 + size / 2)
+        high = size * (1 + 0.6 * (len(lines) - 1))
+        pen.rounded_rectangle((x - half, y - high, x + half, y + high), radius=size, fill=color)
+        for number, line in enumerate(lines):
+            at = y + 1.2 * size * (number - (len(lines) - 1) / 2)
+            pen.text((x, at), line, fill="white", font=font, anchor="mm")
     return picture
+
+
+def runs(steps: Sequence[int]) -> list[str]:
+    """Rising numbers, three or more that follow each other as one run: 1, 4, 5, 6, 9 → "1", "4–6", "9"."""
+    found: list[list[int]] = []
+    for step in steps:
+        if found and step == found[-1][-1] + 1:
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return [text for own in found for text in ([f"{own[0]}–{own[-1]}"] if len(own) > 2 else map(str, own))]
+
+
+def wrapped(parts: Sequence[str], length: Callable[[str], float], most: float) -> list[str]:
+    """Parts with commas between them, in lines no longer than ``most`` where a part alone is not."""
+    lines = [parts[0]]
+    for part in parts[1:]:
+        longer = f"{lines[-1]}, {part}"
+        if length(longer) <= most:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
 
 
 def stacked(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
