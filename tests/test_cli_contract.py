@@ -1,6 +1,7 @@
 """Every console script of the members keeps the same contract: verbs, help, exit codes, one-line errors."""
 
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from attn_core.engine.prepare import TrainOptions
+from attn_core.engine.results import TrainResult
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [
@@ -114,3 +119,61 @@ for module in {modules}:
     assert done.returncode == 0, done.stderr
     for module in modules:
         assert module in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "recipe"),
+    [
+        ("detection", "--data", "own_pictures"),
+        ("medical-seg", "--data", "volumes"),
+        ("seq-models", "--text", "transnormer_text"),
+        ("vision-models", "--data", "pictures"),
+    ],
+)
+def test_data_of_ones_own_without_a_recipe_choose_the_one_made_for_them(
+    script: str, option: str, recipe: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun: list[TrainOptions] = []
+
+    def train(_: object, options: TrainOptions, **__: object) -> TrainResult:
+        begun.append(options)
+        return TrainResult(directory=tmp_path)
+
+    monkeypatch.setattr("attn_core.engine.train.train", train)
+    data = _data_of_ones_own(script, tmp_path / "own")
+    code, _, error = run(script, "train", option, str(data))
+    assert code == 0, error
+    assert [options.recipe for options in begun] == [recipe]
+
+
+@pytest.mark.parametrize(("script", "recipe"), [("vision-models", "biformer_digits"), ("detection", "bvr_digits")])
+def test_a_recipe_without_a_place_for_data_says_so_of_the_option(
+    script: str, recipe: str, run: Run, tmp_path: Path
+) -> None:
+    data = _data_of_ones_own(script, tmp_path / "own")
+    code, _, error = run(script, "train", recipe, "--data", str(data))
+    assert (code, len(error.splitlines())) == (2, 1), error
+    assert "--data: this recipe has no setting 'data_root'" in error
+
+
+def _data_of_ones_own(script: str, folder: Path) -> Path:
+    """The least that the command takes for data: two classes of pictures, boxes, a case, or a text."""
+    folder.mkdir()
+    if script == "seq-models":
+        (folder / "mine.txt").write_text("a text", encoding="utf-8")
+    elif script == "medical-seg":
+        for kind in ("images", "masks"):
+            (folder / kind).mkdir()
+            for case in range(5):
+                table = [x // 128 if kind == "masks" else x for x in range(256)]
+                Image.linear_gradient("L").point(table).save(folder / kind / f"case{case}.png")
+    else:
+        for name in ("cat", "dog"):
+            (folder / name).mkdir()
+            Image.new("RGB", (16, 16), "red").save(folder / name / "1.png")
+        picture = {"id": 1, "file_name": "cat/1.png", "width": 16, "height": 16}
+        box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 8, 8], "area": 64, "iscrowd": 0}
+        boxes = {"images": [picture], "annotations": [box], "categories": [{"id": 1, "name": "cat"}]}
+        if script == "detection":
+            (folder / "boxes.json").write_text(json.dumps(boxes), encoding="utf-8")
+    return folder

@@ -21,6 +21,7 @@ CLI = TaskPackage(
     export=export_target,
     benchmark=benchmark,
     draw_predictions=draw_predictions,
+    own_recipes={"data": "own_pictures"},
     train_settings=train_settings,
     commands={"check": check, "ring3d": write_samples, "shelves": write_shelves, "scanpath": scanpath},
 )

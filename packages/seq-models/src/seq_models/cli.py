@@ -21,6 +21,7 @@ CLI = TaskPackage(
     export=export_target,
     benchmark=benchmark,
     draw_predictions=draw_predictions,
+    own_recipes={"text": "transnormer_text"},
     train_settings=train_settings,
     commands={"generate": generate, "demo": demo},
 )

@@ -20,6 +20,7 @@ CLI = TaskPackage(
     export=export_target,
     benchmark=benchmark,
     draw_predictions=draw_predictions,
+    own_recipes={"data": "pictures"},
     train_settings=train_settings,
 )
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from attn_core.catalog import did_you_mean
-from attn_core.engine.errors import ConfigError, EngineError
+from attn_core.engine.errors import ConfigError, EngineError, UnknownSettingError
 from attn_core.engine.failures import CLOSED_PIPE, describe
 from attn_core.engine.listing import model_rows, shown
 from attn_core.engine.package import BenchmarkRequest, ExportFormat, PackageId, TaskPackage
@@ -84,11 +84,12 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         _one_of("--launcher", launcher, LAUNCHERS)
         if strategy is not None:
             _one_of("--strategy", strategy, STRATEGIES)
+        asked = tuple(task.train_settings(**own)) if task.train_settings else ()
         options = TrainOptions(
-            recipe=recipe or (task.data_recipe if own.get("data") is not None else None),
+            recipe=recipe or next((name for option, name in task.own_recipes.items() if own.get(option)), None),
             out=out_dir,
             resume=resume,
-            overrides=(*(task.train_settings(**own) if task.train_settings else ()), *(settings or ())),
+            overrides=(*asked, *(settings or ())),
             amp=amp,
             launcher=launcher,
             strategy=strategy,
@@ -97,7 +98,10 @@ def build_cli(task: TaskPackage) -> typer.Typer:
             tensorboard=tensorboard,
             wandb=wandb,
         )
-        result = train(package, options, say=lambda line: out.print(line, markup=False), draw=task.draw_predictions)
+        try:
+            result = train(package, options, say=lambda line: out.print(line, markup=False), draw=task.draw_predictions)
+        except UnknownSettingError as error:
+            raise _attributed(error, asked, own) from None
         if not result.files:  # not process 0
             return
         for name, value in result.metrics.items():
@@ -230,6 +234,14 @@ def build_cli(task: TaskPackage) -> typer.Typer:
         app.add_typer(build_cli(group), name=name)
 
     return app
+
+
+def _attributed(error: UnknownSettingError, asked: Sequence[str], own: Mapping[str, Any]) -> ConfigError:
+    """The error, said of the package's own option if the setting came from one."""
+    if error.name not in (setting.partition("=")[0] for setting in asked):
+        return error
+    given = " ".join(f"--{option.replace('_', '-')}" for option, value in own.items() if value)
+    return ConfigError(f"{given}: this recipe has no setting {error.name!r}; without a recipe's name one is chosen")
 
 
 def _printing(function: Callable[..., Iterable[str]], out: Console) -> Callable[..., None]:

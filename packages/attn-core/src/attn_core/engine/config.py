@@ -12,7 +12,7 @@ from mmengine import registry as registries
 from mmengine.registry import Registry
 
 from attn_core.catalog import did_you_mean
-from attn_core.engine.errors import ConfigError
+from attn_core.engine.errors import ConfigError, UnknownSettingError
 from attn_core.engine.kinds import Built, described, fits
 from attn_core.engine.names import accepted_arguments, dotted_name, qualify, resolve
 from attn_core.engine.recipes import SETTINGS, Recipe, find_recipe, read_literals, read_recipe, recipe_names
@@ -286,7 +286,7 @@ def _set(config: dict[str, Any], keys: list[str], value: Any, variables: Iterabl
         elif isinstance(node, dict):
             place = key
             if depth == 0 and key not in SETTINGS:
-                raise ConfigError(f"--set {name}: {_no_setting(keys, config, variables)}")
+                raise UnknownSettingError(name, _no_setting(keys, config, variables))
         else:
             raise ConfigError(f"--set {name}: {'.'.join(keys[:depth])} is {node!r}, it has no parts")
         if last:

@@ -17,6 +17,19 @@ class ConfigError(EngineError, ValueError):
     exit_code = 2
 
 
+class UnknownSettingError(ConfigError):
+    """A recipe has no such setting.
+
+    Args:
+        name: The setting.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"--set {name}: {problem}")
+        self.name = name
+
+
 class BuildError(ConfigError):
     """A class does not accept its settings, and says so in its own way: the command adds a log with the traceback."""
 

@@ -116,7 +116,8 @@ class TaskPackage:
             into ``<run>/eval_<split>``; gives the names of what it wrote beside it. The model is the `TaskModel` in
             eval mode with the best weights; the loader iterates over the test split (validation if the recipe has
             none).
-        data_recipe: The recipe of ``train --data FOLDER`` without a name; ``data`` is an option of ``train_settings``.
+        own_recipes: Options of ``train_settings`` that name data of one's own → the recipe of ``train`` without a name
+            beside them: ``train --data FOLDER``.
         train_settings: The package's own options of ``train`` → ``KEY=VALUE`` settings, as of ``--set``, which comes
             after them.
         commands: Further verbs by name. A callable's parameters, annotated for typer, are those of the verb and its
@@ -134,7 +135,7 @@ class TaskPackage:
     export: Callable[[TrainedRun | str], ExportTarget] | None = None
     benchmark: Callable[..., Iterable[Mapping[str, object]]] | None = None
     draw_predictions: DrawPredictions | None = None
-    data_recipe: str | None = None
+    own_recipes: Mapping[str, str] = field(default_factory=dict)
     train_settings: Callable[..., Iterable[str]] | None = None
     commands: Mapping[str, Callable[..., Iterable[str]]] = field(default_factory=dict)
     groups: Mapping[str, "TaskPackage"] = field(default_factory=dict)

@@ -12,7 +12,7 @@ def train_settings(
     *,
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", help="Your data set, for own_pictures and plain_detr_coco."),
+        typer.Option("--data", "-d", help="Your data set, for own_pictures, the default, and plain_detr_coco."),
     ] = None,
 ) -> Iterator[str]:
     """Where the data are, and how many classes they have.

@@ -12,7 +12,10 @@ def train_settings(
     *,
     text: Annotated[
         list[Path] | None,
-        typer.Option(help="Files or folders of text, for recipes whose name ends in _text (repeatable).", exists=True),
+        typer.Option(
+            help="Files or folders of text, for recipes named …_text; transnormer_text by default (repeatable).",
+            exists=True,
+        ),
     ] = None,
 ) -> Iterator[str]:
     """Settings of the recipe; paths are made absolute, so that the run can be evaluated from anywhere."""

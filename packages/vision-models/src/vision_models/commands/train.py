@@ -12,7 +12,11 @@ def train_settings(
     *,
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", help="Your pictures, a folder for each class (recipes pictures, *_imagenet)."),
+        typer.Option(
+            "--data",
+            "-d",
+            help="Your pictures, a folder for each class (recipes pictures, the default, and *_imagenet).",
+        ),
     ] = None,
 ) -> Iterator[str]:
     """``data_root`` and the number of ``classes`` found there.
