@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import ClassifierHead, LayerNorm2d, NormMlpClassifierHead, get_device_dtype, trunc_normal_
+from timm.layers import ClassifierHead, LayerNorm2d, NormMlpClassifierHead, get_device_dtype
 from timm.models import checkpoint, checkpoint_seq, register_notrace_function
 from timm.models._features import feature_take_indices  # timm exports it nowhere else
 from torch import Tensor, nn
 
 from attn_core.weights import KeyMap
+from vision_models.layers.token_maps import trunc_normal_
 
 
 @register_notrace_function  # decides by the size, which FX must not follow

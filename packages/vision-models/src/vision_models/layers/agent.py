@@ -26,12 +26,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from attn_core import agent_attention
-from vision_models.layers.token_maps import DepthwiseConv
+from vision_models.layers.token_maps import DepthwiseConv, trunc_normal_
 
 __all__ = ["AgentMixing"]
 

@@ -20,12 +20,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import make_divisible, trunc_normal_
+from timm.layers import make_divisible
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from attn_core import attention, block_attention, halo_index, window_index
-from vision_models.layers.token_maps import Linear
+from vision_models.layers.token_maps import Linear, trunc_normal_
 
 Border = Literal["zero", "masked"]
 

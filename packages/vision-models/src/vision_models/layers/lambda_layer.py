@@ -15,10 +15,9 @@ Shapes: (B, dim, Y, X) → (B, dim, ⌈Y/stride⌉, ⌈X/stride⌉).
 from typing import Any
 
 import torch
-from timm.layers import trunc_normal_  # pyright: ignore[reportPrivateImportUsage]
 from torch import Tensor, nn
 
-from vision_models.layers.token_maps import Linear
+from vision_models.layers.token_maps import Linear, trunc_normal_
 
 
 class LambdaLayer(nn.Module):

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from attn_core import neighborhood_attention
-from vision_models.layers.token_maps import Linear
+from vision_models.layers.token_maps import Linear, trunc_normal_
 
 
 @register_notrace_module  # pads by the size of the map, which FX must not follow

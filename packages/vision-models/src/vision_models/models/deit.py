@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from attn_core.weights import KeyMap
@@ -45,7 +45,7 @@ from vision_models.layers.mixing import (
     token_mixing,
 )
 from vision_models.layers.mixture_of_heads import MOH, Heads, RoutedSelfAttention, heads_of_blocks, moh_cfgs
-from vision_models.layers.token_maps import Linear, Mlp, init_linear
+from vision_models.layers.token_maps import Linear, Mlp, init_linear, trunc_normal_
 from vision_models.layers.tokens import token_attention, with_position
 from vision_models.registration import timm_entries
 

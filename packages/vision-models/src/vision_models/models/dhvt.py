@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import TokenBackbone
 from vision_models.layers.mixing import fit_table, image_grid
-from vision_models.layers.token_maps import DepthwiseConv, Linear, Mlp, init_linear, pad_map
+from vision_models.layers.token_maps import DepthwiseConv, Linear, Mlp, init_linear, pad_map, trunc_normal_
 from vision_models.layers.tokens import token_attention, with_position
 from vision_models.registration import pretrained_cfg, timm_entries
 

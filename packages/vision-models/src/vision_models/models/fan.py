@@ -29,14 +29,14 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d
 from timm.models import generate_default_cfgs, register_notrace_module
 from torch import Tensor, nn
 
 from attn_core import attention as attend
 from attn_core.weights import KeyMap
 from vision_models.backbone import TokenBackbone
-from vision_models.layers.token_maps import DepthwiseConv, Linear, Mlp, init_linear, pad_map
+from vision_models.layers.token_maps import DepthwiseConv, Linear, Mlp, init_linear, pad_map, trunc_normal_
 from vision_models.layers.token_pooling import ObservedAttention, TokenPooling
 from vision_models.models.rvt import TAP_CARD
 from vision_models.registration import pretrained_cfg, timm_entries

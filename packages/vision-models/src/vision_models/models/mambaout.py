@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, LayerScale, SelectAdaptivePool2d, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, LayerScale, SelectAdaptivePool2d
 from timm.models import generate_default_cfgs, register_notrace_module
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import Dense, Stage, StagedBackbone
 from vision_models.layers.state_space import StateSpace
-from vision_models.layers.token_maps import DepthwiseConv, Linear
+from vision_models.layers.token_maps import DepthwiseConv, Linear, trunc_normal_
 from vision_models.registration import pretrained_cfg, timm_entries
 
 __all__ = ["MambaOut", "MambaOutDense"]

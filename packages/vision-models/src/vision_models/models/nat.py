@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d
 from timm.models import generate_default_cfgs, register_notrace_module
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import Dense, Stage, StagedBackbone
 from vision_models.layers.neighborhood import NeighborhoodAttention
-from vision_models.layers.token_maps import Linear, Mlp, init_linear, pad_map
+from vision_models.layers.token_maps import Linear, Mlp, init_linear, pad_map, trunc_normal_
 from vision_models.registration import STAGES, pretrained_cfg, timm_entries
 
 __all__ = ["NAT", "NATDense"]

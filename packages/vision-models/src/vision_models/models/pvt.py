@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d
 from timm.models import (
     register_notrace_function,
     register_notrace_module,
@@ -45,7 +45,7 @@ from vision_models.layers.mixing import (
     kinds_of_blocks,
     token_mixing,
 )
-from vision_models.layers.token_maps import Linear, Mlp, init_linear
+from vision_models.layers.token_maps import Linear, Mlp, init_linear, trunc_normal_
 from vision_models.registration import timm_entries
 
 __all__ = ["PVT"]

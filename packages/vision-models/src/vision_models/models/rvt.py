@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, NormMlpClassifierHead, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, NormMlpClassifierHead
 from timm.models import generate_default_cfgs, register_notrace_module
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ from attn_core import attention as attend
 from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import Stage, StagedBackbone
-from vision_models.layers.token_maps import DepthwiseConv, Linear
+from vision_models.layers.token_maps import DepthwiseConv, Linear, trunc_normal_
 from vision_models.layers.token_pooling import ObservedAttention, TokenPooling
 from vision_models.registration import STAGES, pretrained_cfg, timm_entries
 

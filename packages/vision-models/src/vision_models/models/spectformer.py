@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d
 from timm.models import generate_default_cfgs, register_notrace_function
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import Stage, StagedBackbone
 from vision_models.layers.spectral_gate import SpectralGate, resized_gate, spectrum
-from vision_models.layers.token_maps import DepthwiseConv, Linear, Mlp, init_linear
+from vision_models.layers.token_maps import DepthwiseConv, Linear, Mlp, init_linear, trunc_normal_
 from vision_models.registration import STAGES, pretrained_cfg, timm_entries
 
 __all__ = ["SpectFormer", "SpectFormerH"]

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d
 from timm.models import register_notrace_module
 from torch import Tensor, nn
 
@@ -43,7 +43,16 @@ from vision_models.layers.mixing import (
     kinds_of_blocks,
     token_mixing,
 )
-from vision_models.layers.token_maps import Linear, Mlp, from_windows, init_linear, pad_map, pad_to_multiple, to_windows
+from vision_models.layers.token_maps import (
+    Linear,
+    Mlp,
+    from_windows,
+    init_linear,
+    pad_map,
+    pad_to_multiple,
+    to_windows,
+    trunc_normal_,
+)
 from vision_models.registration import timm_entries
 
 __all__ = ["Swin", "SwinDense"]

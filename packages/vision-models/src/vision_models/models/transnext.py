@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ClassifierHead, DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import ClassifierHead, DropPath, LayerNorm2d
 from timm.models import generate_default_cfgs, register_notrace_module
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ from attn_core.nn import HeadRouter
 from attn_core.weights import KeyMap
 from vision_models.backbone import Stage, StagedBackbone
 from vision_models.layers.mixture_of_heads import MOH, Heads, heads_of_blocks
-from vision_models.layers.token_maps import DepthwiseConv, Linear, init_linear
+from vision_models.layers.token_maps import DepthwiseConv, Linear, init_linear, trunc_normal_
 from vision_models.registration import pretrained_cfg, timm_entries
 
 __all__ = ["TransNeXt"]
