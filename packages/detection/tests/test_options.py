@@ -137,7 +137,8 @@ def test_batch_norms_of_a_pyramid_learn_statistics_only_without_norm_eval() -> N
                                   norm_eval=norm_eval)  # fmt: skip
         before = {name: value.clone() for name, value in net.state_dict().items() if "running_mean" in name}
         net.train().backbone(torch.rand(2, 3, 64, 64))
-        assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items()) == norm_eval
+        net_state = net.state_dict()
+        assert all(torch.equal(net_state[name], value) for name, value in before.items()) == norm_eval
 
 
 def test_depth_options_scale_the_loss_and_group_the_bins() -> None:

@@ -124,7 +124,8 @@ def test_an_official_checkpoint_loads_alone_and_out_of_its_detector(tmp_path: Pa
         assert load_any(model, source) is model
     assert torch.equal(wrapped.enhancer.quarter.weight, state["quarter_conv.weight"])
     assert torch.equal(whole.aggregation.coarse.bias, state["scale_aware_aggregation.key_conv.bias"])
-    assert all(torch.equal(wrapped.detector.state_dict()[key], value) for key, value in before.items())
+    wrapped_detector_state = wrapped.detector.state_dict()
+    assert all(torch.equal(wrapped_detector_state[key], value) for key, value in before.items())
     with pytest.raises(ValueError, match=r"missing ue_conv9\.bias"):
         load_official(FeatEnHancer(), {k: v for k, v in state.items() if k != "ue_conv9.bias"})
     with pytest.raises(ValueError, match=r"e_conv1\.weight is \(32, 3, 3, 3\), the model has \(8, 3, 3, 3\)"):

@@ -166,9 +166,8 @@ def test_parameters_are_the_published_number() -> None:
 
 def test_official_checkpoints_load_and_what_is_missing_is_named(tmp_path: Path) -> None:
     source, target = OAT(ROWS, COLUMNS, **SMALL), OAT(ROWS, COLUMNS, **SMALL)
-    official = {
-        new: source.state_dict()[own] for new, own in weights.official_names(source, KEY_MAP["official"]).items()
-    }
+    source_state = source.state_dict()
+    official = {new: source_state[own] for new, own in weights.official_names(source, KEY_MAP["official"]).items()}
     assert {"cnn_embedding.cnn1.0.weight", "cnn_embedding.fc.bias", "transformer_encoder.layers.1.norm2.weight",
             "transformer_decoder.layers.0.multihead_attn.in_proj_bias", "cross_attentions.1.decode_fc.weight",
             "cross_attentions.0.encode_fc.bias", "readout.weight", "generator.bias",
@@ -177,8 +176,9 @@ def test_official_checkpoints_load_and_what_is_missing_is_named(tmp_path: Path) 
     torch.save({"state_dict": {**{f"model.{k}": v for k, v in official.items()},
                                f"model.{COMPUTED[0]}": torch.zeros(5000, 1, 48)}}, file)  # fmt: skip
     load_official(target, file)
+    target_state = target.state_dict()
     for name, value in source.state_dict().items():
-        assert torch.equal(target.state_dict()[name], value)
+        assert torch.equal(target_state[name], value)
     with pytest.raises(ValueError, match=r"missing readout\.bias"):
         load_official(target, {k: v for k, v in official.items() if k != "readout.bias"})
 

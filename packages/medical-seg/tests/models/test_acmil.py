@@ -283,7 +283,8 @@ def test_official_names_are_ours_and_settings_of_the_authors_class_are_no_code(t
     other = load_official(
         create_model("acmil_ga", in_channels=12, width=8, branches=2), tmp_path / "checkpoint-best.pth"
     )
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    other_state = other.state_dict()
+    assert all(torch.equal(value, other_state[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match=r"does not fit this ACMIL: .*classifier\.2"):
         load_official(create_model("acmil_ga", in_channels=12, width=8, branches=3), tmp_path / "checkpoint-best.pth")
     kept = create_model("acmil_ga", in_channels=12, width=8, branches=2, out_channels=5)

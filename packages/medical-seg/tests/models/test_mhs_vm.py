@@ -110,8 +110,9 @@ def test_official_checkpoints_hold_names_twice_and_no_threshold(tmp_path: Path) 
     assert "vmunet.layers.0.blocks.0.self_attention.mhs.scanhead_Z.scanning.seq2seq_engine.A_logs" in official
     torch.save(official, tmp_path / "best_4h.pth")
     model = load_official(plain.stirred("test_mhs_vm", threshold=0.25), tmp_path / "best_4h.pth")
+    model_state = model.state_dict()
     for name, value in source.state_dict().items():
-        mine = model.state_dict()[name]
+        mine = model_state[name]
         assert float(mine) == 0.25 if name.endswith("fusion.t") else torch.equal(mine, value)
     with pytest.raises(ValueError, match=r"does not fit this MHSVM: unexpected .*scanhead_Z"):
         load_official(plain.stirred("test_mhs_vm", heads=3, width=24), tmp_path / "best_4h.pth")

@@ -221,8 +221,9 @@ def test_official_names_and_counts_match_in_both_directions() -> None:
     assert len(official) == len(legacy.state_dict()) == 1372
     assert from_official(official, legacy=True).keys() == legacy.state_dict().keys()
     assert from_official(official).keys() == lean.state_dict().keys()
+    lean_state = lean.state_dict()
     for name, value in from_official(official).items():
-        assert value.shape == lean.state_dict()[name].shape
+        assert value.shape == lean_state[name].shape
     assert "conv8_11.weight" in official
     assert "conv_sem_2_4.bias" in official
 
@@ -234,10 +235,11 @@ def test_an_official_state_dict_is_loaded_whole_or_not_at_all(tmp_path: Path) ->
     source = MultiScaleAttention(legacy=True, **options)
     official = {f"module.{official_names(name)}": value for name, value in source.state_dict().items()}
     torch.save({"state_dict": official}, tmp_path / "official.pth")
+    source_state = source.state_dict()
     for legacy in (True, False):
         model = load_official(MultiScaleAttention(legacy=legacy, **options), tmp_path / "official.pth")
         for name, value in model.state_dict().items():
-            assert torch.equal(value, source.state_dict()[name]), name
+            assert torch.equal(value, source_state[name]), name
     with pytest.raises(ValueError, match=r"does not fit this MultiScaleAttention: .*predict1"):
         load_official(MultiScaleAttention(**{**options, "out_channels": 4}), official)
     other = load_official(MultiScaleAttention(**{**options, "out_channels": 4}), official, ignore=("heads",))

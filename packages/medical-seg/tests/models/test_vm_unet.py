@@ -153,7 +153,8 @@ def test_official_names_are_ours_and_one_channel_reads_what_three_repeat(tmp_pat
     torch.save({f"vmunet.{key}": value for key, value in source.state_dict().items()}, tmp_path / "best.pth")
     three = load_official(stirred("test_vm_unet", in_channels=3), tmp_path / "best.pth")
     one = load_official(stirred("test_vm_unet", in_channels=1), tmp_path / "best.pth").eval()
-    assert all(torch.equal(value, three.state_dict()[key]) for key, value in source.state_dict().items())
+    three_state = three.state_dict()
+    assert all(torch.equal(value, three_state[key]) for key, value in source.state_dict().items())
     x = torch.randn(1, 1, 8, 16, dtype=torch.float64)
     assert torch.allclose(one(x), source.eval()(x.expand(-1, 3, -1, -1)), atol=1e-12)
     with pytest.raises(ValueError, match=r"does not fit this VMUNet: .*final_conv\.weight is \(1, 4, 1, 1\)"):

@@ -25,7 +25,8 @@ def test_training_starts_from_official_weights(tmp_path: Path) -> None:
     source = create_model("acmil_ga", in_channels=4, out_channels=2, **options)
     torch.save({"model": source.state_dict()}, tmp_path / "a.pth")
     task = SlideTask("acmil_ga", in_channels=4, options=options, weights=str(tmp_path / "a.pth"))
-    assert all(torch.equal(value, source.state_dict()[name]) for name, value in task.net.state_dict().items())
+    source_state = source.state_dict()
+    assert all(torch.equal(value, source_state[name]) for name, value in task.net.state_dict().items())
     three = {"in_channels": 4, "out_channels": 3, "options": options, "weights": str(tmp_path / "a.pth")}
     with pytest.raises(ValueError, match=r"Slide_classifier\.fc\.weight is \(2, 8\), the model has \(3, 8\)"):
         SlideTask("acmil_ga", **three)

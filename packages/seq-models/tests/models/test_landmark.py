@@ -200,7 +200,8 @@ def test_official_names_come_back_and_strangers_are_refused() -> None:
     theirs["transformer.wpe.freqs"] = torch.ones(4)
     other = LandmarkForCausalLM(config())
     load_official(other, {"model": {"_orig_mod." + key: value for key, value in theirs.items()}})
-    assert all(torch.equal(other.state_dict()[key], value) for key, value in model.state_dict().items())
+    other_state = other.state_dict()
+    assert all(torch.equal(other_state[key], value) for key, value in model.state_dict().items())
     assert other.lm_head.weight is other.model.embed_tokens.weight
     with pytest.raises(ValueError, match=r"load_official: the given dict does not fit .*unexpected transformer\.x"):
         load_official(other, {**theirs, "transformer.x": torch.ones(1)})

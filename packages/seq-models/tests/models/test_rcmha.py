@@ -164,7 +164,8 @@ def test_official_names_are_read_and_counts_are_the_official_ones() -> None:
         for parameter in target.parameters():
             parameter.zero_()
     load_official(target, renamed)
-    assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())
+    target_state = target.state_dict()
+    assert all(torch.equal(value, target_state[name]) for name, value in source.state_dict().items())
 
 
 @torch.no_grad()

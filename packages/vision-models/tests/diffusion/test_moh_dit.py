@@ -156,10 +156,11 @@ def test_output_balance_and_gradients_equal_a_plain_network(name: str, size: tup
 
 def test_official_checkpoints_make_the_round_trip() -> None:
     model, other = _drawn(NETS["mixture"]), _drawn(NETS["mixture"])
-    state = {n: model.state_dict()[ours] for n, ours in official_names(model, KEY_MAP["moh"]).items()}
+    model_state = model.state_dict()
+    state = {n: model_state[ours] for n, ours in official_names(model, KEY_MAP["moh"]).items()}
     assert {"blocks.2.attn.wg_0.weight", "x_embedder.proj.bias", "pos_embed", "final_layer.linear.weight"} <= set(state)
     load_official(other, {"ema": state, "model": {}}, ema=True)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+    assert all(torch.equal(value, model_state[key]) for key, value in other.state_dict().items())
 
 
 def test_diffusers_keeps_it_and_its_pipeline_uses_it(tmp_path: Path) -> None:

@@ -65,12 +65,13 @@ def test_parameter_counts_are_those_of_the_official_code(name: str) -> None:
 def test_official_checkpoints_make_the_round_trip(name: str) -> None:
     model, other = create_model(name), create_model(name)
     (layout,) = model.key_map
-    state = {key: model.state_dict()[ours] for key, ours in official_names(model, model.key_map[layout]).items()}
+    model_state = model.state_dict()
+    state = {key: model_state[ours] for key, ours in official_names(model, model.key_map[layout]).items()}
     if "swin" in name and "cswin" not in name:  # buffers of the official file that we compute
         state["layers.3.blocks.1.attn.relative_position_index"] = torch.zeros(9, 9)
         state["layers.2.blocks.1.attn_mask"] = torch.zeros(4, 9, 9)
     load_official(other, {"model": state})
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+    assert all(torch.equal(value, model_state[key]) for key, value in other.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -105,10 +106,11 @@ def test_checkpoint_of_another_image_size_computes_what_its_model_does_there(nam
     small, large = (create_model(name, img_size=size, **options).double().eval() for size in (64, 96))
     load_official(large, small.state_dict())
     if "pvt" in name:
+        large_state = large.state_dict()
         for key, value in small.state_dict().items():
             if key.endswith("pos_embed"):
                 value.zero_()
-                large.state_dict()[key].zero_()
+                large_state[key].zero_()
     x = torch.randn(2, 3, 96, 96, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(large(x), small(x), rtol=1e-9, atol=1e-11)

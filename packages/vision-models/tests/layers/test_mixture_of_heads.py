@@ -131,7 +131,8 @@ def test_logits_balance_and_gradients_equal_a_plain_network(heads: str) -> None:
 def test_a_large_image_leaves_heads_out_and_gives_the_same() -> None:
     """1,024 patches, where pairs of token and head are skipped."""
     model = DeiT(**{**SMALL, "img_size": 128}, shared_heads=1, routed_heads=2).double().eval()
-    plain = Plain({official: model.state_dict()[ours] for official, ours in _official(model).items()}, 1, 2)
+    model_state = model.state_dict()
+    plain = Plain({official: model_state[ours] for official, ours in _official(model).items()}, 1, 2)
     x = torch.randn(1, 2, 128, 128, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(model(x), plain(x), rtol=1e-10, atol=1e-12)
@@ -139,10 +140,11 @@ def test_a_large_image_leaves_heads_out_and_gives_the_same() -> None:
 
 def test_official_names_are_those_of_the_release_and_make_the_round_trip() -> None:
     model, other = _drawn(2, 2), _drawn(2, 2)
-    state = {official: model.state_dict()[ours] for official, ours in _official(model).items()}
+    model_state = model.state_dict()
+    state = {official: model_state[ours] for official, ours in _official(model).items()}
     assert {"blocks.0.attn.wg.weight", "blocks.1.attn.wg_0.weight", "blocks.2.attn.wg_1.weight"} <= set(state)
     load_official(other, state)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+    assert all(torch.equal(value, model_state[key]) for key, value in other.state_dict().items())
 
 
 @pytest.mark.parametrize("heads", [(3, 0), (1, 1), (0, 2)], ids=str)

@@ -155,7 +155,8 @@ def test_official_names_load_and_tables_of_another_square_are_stretched() -> Non
     state = {f"module.{name}": value for name, value in net.state_dict().items()}
     state["module.weight"] = smoothing_kernel()[None, None]
     fresh = load_official(SAT(**SMALL).double(), {"model": state})
-    assert all(torch.equal(value, net.state_dict()[name]) for name, value in fresh.state_dict().items())
+    net_state = net.state_dict()
+    assert all(torch.equal(value, net_state[name]) for name, value in fresh.state_dict().items())
     larger = load_official(SAT(**{**SMALL, "img_size": 48}).double(), {"model": state})
     assert larger.pos_embed.shape == (1, 37, 24)
     torch.testing.assert_close(larger.pos_embed[:, 0], net.pos_embed[:, 0])

@@ -352,7 +352,8 @@ MODELS_OF_LAYOUT = {
 
 def official_state(model: BiFormer, layout: str) -> dict[str, Tensor]:
     """What the official class would save: its names, and 1×1 convolutions in the nchw code."""
-    state = {official: model.state_dict()[ours] for official, ours in official_names(model, KEY_MAP[layout]).items()}
+    model_state = model.state_dict()
+    state = {official: model_state[ours] for official, ours in official_names(model, KEY_MAP[layout]).items()}
     if layout == "biformer_stl_nchw":
         state = {
             name: value[:, :, None, None] if value.ndim == 2 and not name.startswith("head") else value
@@ -378,8 +379,9 @@ def test_official_weights_survive_the_round_trip(layout: str, wrap: Any, tmp_pat
     target = MODELS_OF_LAYOUT[layout]()
     torch.save(wrap(official_state(source, layout)), tmp_path / "weights.pth")
     assert load_official(target, tmp_path / "weights.pth") is target
+    target_state = target.state_dict()
     for name, value in source.state_dict().items():
-        assert torch.equal(target.state_dict()[name], value), name
+        assert torch.equal(target_state[name], value), name
 
 
 def test_official_names_look_as_published() -> None:

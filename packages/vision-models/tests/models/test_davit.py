@@ -78,9 +78,10 @@ def test_official_checkpoints_make_the_round_trip(layout: str) -> None:
     florence = {"named_blocks": True, "down_kernel_size": 3, "channel_attention_version": 2, "head_norm_first": False}
     options: dict[str, Any] = florence if layout == "florence2" else {}
     model, other = (DaViT(dims=DIMS, **SMALL, **options) for _ in range(2))
-    state = {name: model.state_dict()[ours] for name, ours in official_names(model, KEY_MAP[layout]).items()}
+    model_state = model.state_dict()
+    state = {name: model_state[ours] for name, ours in official_names(model, KEY_MAP[layout]).items()}
     load_official(other, {"state_dict": state})
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+    assert all(torch.equal(value, model_state[name]) for name, value in other.state_dict().items())
 
 
 def test_official_names_look_as_published() -> None:

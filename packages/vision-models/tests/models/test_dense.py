@@ -43,7 +43,8 @@ def test_official_dense_checkpoints_load_and_every_name_is_theirs(build: Any) ->
     other = build(variant)
     names = official_names(model, model.key_map[layout])
     assert norm in names
-    state = {f"backbone.{official}": model.state_dict()[ours] for official, ours in names.items()}
+    model_state = model.state_dict()
+    state = {f"backbone.{official}": model_state[ours] for official, ours in names.items()}
     load_official(other, {"state_dict": {**state, "bbox_head.weight": torch.zeros(1)}})
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -89,7 +90,8 @@ def test_davit_without_mlp_has_none_and_keeps_its_second_position() -> None:
     assert not any(".mlp." in name or ".norm2." in name for name in names)
     assert "main_blocks.0.0.0.cpe.1.proj.weight" in names
     other: Any = redrawn(DaViTDense("test_davit", ffn=False))
-    load_official(other, {n: model.state_dict()[o] for n, o in names.items()})
+    model_state = model.state_dict()
+    load_official(other, {n: model_state[o] for n, o in names.items()})
 
 
 @pytest.mark.parametrize("build", DENSE)

@@ -166,9 +166,10 @@ def test_logits_and_gradients_equal_a_plain_network(name: str, training: bool) -
 @pytest.mark.parametrize("name", NETS)
 def test_official_checkpoints_make_the_round_trip(name: str) -> None:
     model, other = _drawn(NETS[name]), _drawn(NETS[name])
-    state = {n: model.state_dict()[ours] for n, ours in official_names(model, KEY_MAP["dhvt"]).items()}
+    model_state = model.state_dict()
+    state = {n: model_state[ours] for n, ours in official_names(model, KEY_MAP["dhvt"]).items()}
     load_official(other, {"model": state})
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+    assert all(torch.equal(value, model_state[key]) for key, value in other.state_dict().items())
 
 
 def test_official_names_look_as_published() -> None:

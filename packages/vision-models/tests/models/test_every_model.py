@@ -261,7 +261,8 @@ def test_intermediates_and_feature_lists_agree(name: str) -> None:
                 .replace("stages_", "stages.")
                 for key in features.state_dict()
             }
-            features.load_state_dict({key: model.state_dict()[name] for key, name in plain.items()})
+            model_state = model.state_dict()
+            features.load_state_dict({key: model_state[name] for key, name in plain.items()})
             for ours, theirs, row in zip(maps, features(x), features.feature_info.get_dicts(), strict=True):
                 torch.testing.assert_close(theirs, ours)
                 assert ours.shape[1] == row["num_chs"]

@@ -111,20 +111,23 @@ def test_official_checkpoints_make_the_round_trip(layout: str, post: bool) -> No
     if layout == "isotropic":
         options |= {"depths": (4,), "patch_size": 16}
     model, other = (FocalNet(**options, layerscale_value=0.1) for _ in range(2))
-    state = {name: model.state_dict()[ours] for name, ours in official_names(model, KEY_MAP[layout]).items()}
+    model_state = model.state_dict()
+    state = {name: model_state[ours] for name, ours in official_names(model, KEY_MAP[layout]).items()}
     load_official(other, {"model": state})
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+    assert all(torch.equal(value, model_state[name]) for name, value in other.state_dict().items())
 
 
 def test_isotropic_network_is_one_stage_of_timms_and_gives_a_map_from_every_block() -> None:
     peer = TimmFocalNet(depths=(4,), embed_dim=16, num_classes=7).double().eval()
     model = FocalNet(depths=(4,), embed_dim=16, num_classes=7).double().eval()
     names = official_names(model, KEY_MAP["isotropic"])
+    peer_state = peer.state_dict()
     state = {
-        ours: peer.state_dict()[name.replace("patch_embed.", "stem.").replace("head.", "head.fc.")]
+        ours: peer_state[name.replace("patch_embed.", "stem.").replace("head.", "head.fc.")]
         for name, ours in names.items()
     }
-    model.load_state_dict({name: value.view_as(model.state_dict()[name]) for name, value in state.items()})
+    model_state = model.state_dict()
+    model.load_state_dict({name: value.view_as(model_state[name]) for name, value in state.items()})
     x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     torch.testing.assert_close(model(x), peer(x), rtol=0, atol=1e-10)
     maps: Any = model.forward_intermediates(x, intermediates_only=True)

@@ -213,7 +213,8 @@ def test_timms_first_paper_network_is_ours_with_eight_heads() -> None:
     ours = create_model("halonet_h1", num_heads=8, device="meta")
     names = official_names(ours, KEY_MAP["timm"])
     shapes = {name: value.numel() for name, value in peer.state_dict().items()}
-    assert {name: ours.state_dict()[own].numel() for name, own in names.items()} == shapes
+    ours_state = ours.state_dict()
+    assert {name: ours_state[own].numel() for name, own in names.items()} == shapes
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -231,9 +232,10 @@ def test_timms_own_checkpoint_loads_as_it_is() -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(x), peer(x), rtol=1e-10, atol=1e-10)
     again = create_model("eca_halonext26ts", num_classes=3).double()
-    state = {name: model.state_dict()[own] for name, own in official_names(model, KEY_MAP["timm"]).items()}
+    model_state = model.state_dict()
+    state = {name: model_state[own] for name, own in official_names(model, KEY_MAP["timm"]).items()}
     load_official(again, {"state_dict": state})
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    assert all(torch.equal(value, model_state[name]) for name, value in again.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -177,11 +177,12 @@ def test_dilations_reach_as_far_as_the_map_of_the_training_size() -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_official_checkpoints_make_the_round_trip(name: str) -> None:
     model, other = _drawn(NETS[name]), _drawn(NETS[name])
-    state = {n: model.state_dict()[ours] for n, ours in official_names(model, KEY_MAP[LAYOUT[name]]).items()}
+    model_state = model.state_dict()
+    state = {n: model_state[ours] for n, ours in official_names(model, KEY_MAP[LAYOUT[name]]).items()}
     if name == "vitrpb":
         state["layers.0.attn.relative_position_index"] = torch.zeros(25, 25, dtype=torch.long)
     load_official(other, state)
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+    assert all(torch.equal(value, model_state[key]) for key, value in other.state_dict().items())
 
 
 def test_official_names_look_as_published() -> None:

@@ -134,7 +134,8 @@ def plain(w: dict[str, Tensor], x: Tensor, attention: tuple[str, ...], num_heads
 def test_logits_and_gradient_equal_the_plain_network(attention: Any, size: tuple[int, int]) -> None:
     model = RAVLT(**SMALL, attention=attention).double().eval()
     _redraw(model)
-    state = {official: model.state_dict()[ours] for official, ours in official_names(model, KEY_MAP["rala"]).items()}
+    model_state = model.state_dict()
+    state = {official: model_state[ours] for official, ours in official_names(model, KEY_MAP["rala"]).items()}
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     results: list[list[Tensor]] = []
     for net in (model, lambda image: plain(state, image, attention, SMALL["num_heads"])):
@@ -167,7 +168,8 @@ def test_first_half_of_a_head_turns_with_the_row() -> None:
 def test_official_checkpoints_make_the_round_trip() -> None:
     model, other = (RAVLT(**SMALL) for _ in range(2))
     _redraw(model)
-    state = {name: model.state_dict()[own] for name, own in official_names(model, KEY_MAP["rala"]).items()}
+    model_state = model.state_dict()
+    state = {name: model_state[own] for name, own in official_names(model, KEY_MAP["rala"]).items()}
     shaped: dict[str, Tensor] = {}
     for name, value in state.items():
         if ".gamma_" in name:
@@ -178,7 +180,7 @@ def test_official_checkpoints_make_the_round_trip() -> None:
     for i in range(4):
         shaped[f"layers.{i}.RoPE.angle"] = torch.ones(4)
     load_official(other, {"model": shaped})
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+    assert all(torch.equal(value, model_state[name]) for name, value in other.state_dict().items())
 
 
 def test_official_names_look_as_published() -> None:

@@ -249,8 +249,9 @@ def test_token_labelling_classifies_every_token_and_exchanges_those_of_mixed_ima
 @pytest.mark.parametrize("name", NETS)
 def test_official_checkpoints_make_the_round_trip(name: str) -> None:
     model, other = drawn(name), drawn(name)
-    load_official(other, {n: model.state_dict()[ours] for n, ours in official_names(model, layout_of(name)).items()})
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+    model_state = model.state_dict()
+    load_official(other, {n: model_state[ours] for n, ours in official_names(model, layout_of(name)).items()})
+    assert all(torch.equal(value, model_state[key]) for key, value in other.state_dict().items())
 
 
 def test_official_names_look_as_published() -> None:

@@ -77,7 +77,8 @@ def test_dense_checkpoints_make_the_round_trip() -> None:
     names = {name.replace("out_norms.", "norm"): value for name, value in model.state_dict().items()}
     assert "norm3.weight" in names
     load_official(other, {"state_dict": state})
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+    model_state = model.state_dict()
+    assert all(torch.equal(value, model_state[name]) for name, value in other.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -289,12 +289,13 @@ def test_logits_and_gradients_equal_a_plain_network(name: str, training: bool) -
 @pytest.mark.parametrize("name", NETS)
 def test_official_checkpoints_make_the_round_trip(name: str) -> None:
     model, other = _drawn(name), _drawn(name)
-    state = {n: model.state_dict()[ours] for n, ours in official_names(model, model.key_map["tapadl"]).items()}
+    model_state = model.state_dict()
+    state = {n: model_state[ours] for n, ours in official_names(model, model.key_map["tapadl"]).items()}
     state = {
         n: t[:, :, None, None] if ".mlp.fc" in n and "backbone" in n and t.ndim == 2 else t for n, t in state.items()
     }
     load_official(other, {"state_dict": {f"module.{n}": t for n, t in state.items()}})
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+    assert all(torch.equal(value, model_state[key]) for key, value in other.state_dict().items())
 
 
 def test_official_names_look_as_published() -> None:

@@ -217,12 +217,13 @@ def test_the_ways_to_list_distances_of_pooled_cells_agree() -> None:
 def test_official_checkpoints_make_the_round_trip() -> None:
     for options in NETS.values():
         model, other = _drawn(options), _drawn(options)
-        state = {n: model.state_dict()[ours] for n, ours in official_names(model, KEY_MAP["transnext"]).items()}
+        model_state = model.state_dict()
+        state = {n: model_state[ours] for n, ours in official_names(model, KEY_MAP["transnext"]).items()}
         for name in state:
             if ".sr.weight" in name:  # a convolution of one cell there
                 state[name] = state[name][:, :, None, None]
         load_official(other, state)
-        assert all(torch.equal(value, model.state_dict()[key]) for key, value in other.state_dict().items())
+        assert all(torch.equal(value, model_state[key]) for key, value in other.state_dict().items())
     published = ("patch_embed1.proj.weight", "block2.1.attn.cpb_fc2.bias", "block1.0.mlp.dwconv.dwconv.weight",
                  "block3.0.attn.wg.weight", "block4.0.attn.wg_0.weight", "norm3.weight", "norm4.bias")  # fmt: skip
     assert set(published) <= set(state)  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -96,9 +96,11 @@ def test_official_checkpoints_are_renamed_block_by_block_and_both_ways() -> None
     assert names["init_norm.running_mean"] == "init_norm.running_mean"
     torch.manual_seed(0)
     model, other = (SentenceBlocks("tf_efficientnet_b0", text_dim=8).eval() for _ in range(2))
-    official = {theirs: model.state_dict()[ours] for theirs, ours in official_names(model).items()}
+    model_state = model.state_dict()
+    official = {theirs: model_state[ours] for theirs, ours in official_names(model).items()}
     load_official(other, official)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    other_state = other.state_dict()
+    assert all(torch.equal(value, other_state[name]) for name, value in model.state_dict().items())
     load_official(other, model.state_dict())
     del official["backbone._bn0.weight"]
     with pytest.raises(ValueError, match=r"^load_official: .* does not fit .*missing backbone\._bn0\.weight"):

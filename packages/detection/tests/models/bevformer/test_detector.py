@@ -121,9 +121,10 @@ def test_official_lifting_loads_by_name() -> None:
         elif key.startswith("pts_dpt_head."):
             state[key] = torch.ones_like(value)
     load_official(model, {"state_dict": {**state, "img_backbone.conv1.weight": torch.zeros(1)}})
+    model_state = model.state_dict()
     for key, value in state.items():
         own = key.removeprefix("pts_bbox_head.transformer.encoder.")
-        torch.testing.assert_close(model.state_dict()[own], value)
+        torch.testing.assert_close(model_state[own], value)
     with pytest.raises(ValueError, match="no key starts with pts_bbox_head"):
         load_official(model, {"conv.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"does not fit this BEVFormerDFA3D: unexpected pts_dpt_head\.x"):

@@ -91,8 +91,9 @@ def test_plain_torchvision_model_takes_bvr_in_place_and_keeps_its_weights() -> N
     before = {key: value.clone() for key, value in model.head.state_dict().items()}
     assert add_bvr(model, strides=(8, 16, 32), num_heads=4) is model
     assert isinstance(model.head, BVRHead)
+    model_head_state = model.head.state_dict()
     for key, value in before.items():
-        torch.testing.assert_close(model.head.state_dict()[f"bbox_head.head.{key}"], value)
+        torch.testing.assert_close(model_head_state[f"bbox_head.head.{key}"], value)
     assert model(*batch())["loss_point_cls"] > 0
 
 
@@ -173,8 +174,9 @@ def test_official_checkpoint_survives_a_round_trip() -> None:
     for tower in ("cls", "reg"):
         checkpoint[f"bbox_head.{tower}_transformer.relative_positional_encoding.base_embedding"] = torch.zeros(1)
     load_official(target, {"state_dict": checkpoint})
+    target_state = target.state_dict()
     for key, value in source.state_dict().items():
-        torch.testing.assert_close(target.state_dict()[key], value)
+        torch.testing.assert_close(target_state[key], value)
 
 
 @pytest.mark.parametrize("host", ["fcos", "atss"])
@@ -206,8 +208,9 @@ def test_checkpoints_with_deformable_convolutions_survive_a_round_trip(host: Hos
     assert ("bbox_head.bbox_head.reg_convs.1.conv.bias" in named) == (host == "fcos")
     assert ("bbox_head.bbox_head.reg_convs.1.gn.bias" in named) == (host == "atss")
     load_official(target, named)
+    target_state = target.state_dict()
     for key, value in source.state_dict().items():
-        torch.testing.assert_close(target.state_dict()[key], value)
+        torch.testing.assert_close(target_state[key], value)
 
 
 @pytest.mark.parametrize("geometry", ["shared", "towers", "sets"])
@@ -217,8 +220,9 @@ def test_checkpoints_with_every_sharing_of_geometry_survive_a_round_trip(geometr
         torch.nn.init.normal_(part.embedding_transform[0].conv.weight)
     named = official_names(source.state_dict())
     load_official(target, named)
+    target_state = target.state_dict()
     for key, value in source.state_dict().items():
-        torch.testing.assert_close(target.state_dict()[key], value)
+        torch.testing.assert_close(target_state[key], value)
     others = {"shared": ("sets",), "towers": ("shared", "sets"), "sets": ("shared", "towers")}[geometry]
     for other in others:
         with pytest.raises(ValueError, match=f"geometry={geometry!r}, the model as {other!r}; build it with geometry="):

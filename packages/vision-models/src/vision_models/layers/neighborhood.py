@@ -18,7 +18,8 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from attn_core import neighborhood_attention
-from vision_models.layers.token_maps import Linear, trunc_normal_
+from vision_models.initialization import trunc_normal_
+from vision_models.layers.token_maps import Linear
 
 
 @register_notrace_module  # pads by the size of the map, which FX must not follow

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import trunc_normal_ as drawn_by_timm
 from timm.models import register_notrace_function, register_notrace_module
 from torch import Tensor, nn
 
 from attn_core.nn import Linear as Linear
 from attn_core.nn import through_gelu as through_gelu
+from vision_models.initialization import trunc_normal_
 
 
 @register_notrace_function
@@ -82,14 +82,6 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
         return self.fc2(through_gelu(self.fc1, x))
-
-
-def trunc_normal_(tensor: Tensor, std: float, a: float = -2.0, b: float = 2.0) -> Tensor:
-    """timm's truncated normal in place; on the meta device nothing is drawn.
-
-    torch traces ``clamp_`` through Python there: four fifths of the time in which a network of no memory is built.
-    """
-    return tensor if tensor.is_meta else drawn_by_timm(tensor, std=std, a=a, b=b)
 
 
 def init_linear(module: nn.Module) -> None:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from attn_core.weights import KeyMap
 from vision_models.backbone import TokenBackbone
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.mixing import (
     AGENT,
     INLINE,
@@ -45,7 +46,7 @@ from vision_models.layers.mixing import (
     token_mixing,
 )
 from vision_models.layers.mixture_of_heads import MOH, Heads, RoutedSelfAttention, heads_of_blocks, moh_cfgs
-from vision_models.layers.token_maps import Linear, Mlp, init_linear, trunc_normal_
+from vision_models.layers.token_maps import Linear, Mlp, init_linear
 from vision_models.layers.tokens import token_attention, with_position
 from vision_models.registration import timm_entries
 

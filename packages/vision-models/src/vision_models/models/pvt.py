@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from attn_core import attention as attend
 from attn_core.weights import KeyMap
 from vision_models.backbone import Stage, StagedBackbone
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.mixing import (
     AGENT,
     INLINE,
@@ -45,7 +46,7 @@ from vision_models.layers.mixing import (
     kinds_of_blocks,
     token_mixing,
 )
-from vision_models.layers.token_maps import Linear, Mlp, init_linear, trunc_normal_
+from vision_models.layers.token_maps import Linear, Mlp, init_linear
 from vision_models.registration import timm_entries
 
 __all__ = ["PVT"]
