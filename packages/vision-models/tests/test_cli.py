@@ -245,7 +245,7 @@ def test_benchmark_names_models_without_a_peer(capsys: pytest.CaptureFixture[str
     assert command("benchmark", "ravlt_tiny") == 1
     assert (
         "ravlt_tiny has no peer to compare with; BiFormer, DaViT, FocalNet, HaloNet, DeiT, DHVT, MambaOut, "
-        "Sparsifiner, SpectFormer, SpectFormerH, FAN, RVT have" in capsys.readouterr().err
+        "Sparsifiner, SpectFormer, SpectFormerH, FAN, RVT, NAT, TransNeXt have" in capsys.readouterr().err
     )
 
 

@@ -30,7 +30,7 @@ def benchmark(
     Raises:
         ValueError: a model whose family has no peer; models or ``--compile`` beside ``--modules``.
     """
-    from vision_models.bench import biformer, mambaout, masked, spectformer, timm_peer, token_attention
+    from vision_models.bench import biformer, mambaout, masked, spectformer, timm_peer, token_attention, windows
     from vision_models.bench.measure import environment, plot
 
     if modules:
@@ -44,9 +44,11 @@ def benchmark(
     from vision_models.models.focalnet import FocalNet
     from vision_models.models.halonet import HaloNet
     from vision_models.models.mambaout import MambaOut
+    from vision_models.models.nat import NAT
     from vision_models.models.rvt import RVT
     from vision_models.models.sparsifiner import Sparsifiner
     from vision_models.models.spectformer import SpectFormer, SpectFormerH
+    from vision_models.models.transnext import TransNeXt
 
     peers = {
         BiFormer: biformer.rows,
@@ -61,6 +63,8 @@ def benchmark(
         SpectFormerH: spectformer.rows,
         FAN: token_attention.rows,
         RVT: token_attention.rows,
+        NAT: windows.rows,
+        TransNeXt: windows.rows,
     }
     rows: list[dict[str, Any]] = []
     for name in request.models or DEFAULT:
