@@ -1,6 +1,7 @@
 """The command ``seq-models``: training, pictures, prediction, generation, and one clear line for every misuse."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,17 +134,60 @@ def test_a_run_on_own_text_is_evaluated_on_it(text: Path, capsys: pytest.Capture
     assert f"bits per token: {said:.4g}" in capsys.readouterr().out
 
 
+def test_own_text_is_learned_as_tokens_and_the_run_keeps_the_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"Satz {i}: schöne Grüße. " * 6}) for i in range(30))
+    )
+    made = tmp_path / "made"
+    assert command("tokenizer", str(tmp_path / "a.jsonl"), "--vocab-size", "270", "--out", str(made)) == 0
+    assert "270 tokens" in capsys.readouterr().out
+    assert command("tokenizer", str(tmp_path / "a.jsonl"), "--out", str(made)) == 1
+    sets = ["steps=2", "warmup=1", "length=16", "model.net.name=test_transnormer", "train_dataloader.batch_size=2"]
+    run = tmp_path / "run"
+    own = ["--text", str(tmp_path / "a.jsonl"), "--tokenizer", str(made)]
+    assert command("train", "--out", str(run), *own, *(part for s in sets for part in ("--set", s))) == 0
+    shutil.rmtree(made)  # the run is whole without it
+    measured = json.loads((run / "result.json").read_text())["test"]
+    assert measured["bits_per_byte"] < measured["bits_per_token"]
+    capsys.readouterr()
+    prompt = ["generate", "Satz", "--run", str(run), "--length", "6"]
+    for more in ([], ["--top-k", "2"], ["--top-p", "0.2"], ["--repetition-penalty", "9"], ["--temperature", "0"]):
+        assert command(*prompt, *more) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("Satz")
+    assert command(*prompt, "--samples", "3") == 0
+    assert capsys.readouterr().out.count("---") == 2
+    (tmp_path / "b.txt").write_text("Satz 1: schöne Grüße.")
+    assert command("predict", str(tmp_path / "b.txt"), "--run", str(run), "--out", str(tmp_path / "out")) == 0
+    (row,) = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert 0 < row["bytes"] < len("Satz 1: schöne Grüße.".encode())
+    for wrong, words in (
+        (["train", "--tokenizer", str(run / "tokenizer")], "--tokenizer needs --text"),
+        ([*prompt, "--temperature", "0", "--top-k", "2"], "nothing is with --temperature 0"),
+        ([*prompt, "--temperature", "0", "--samples", "2"], "needs as many --beams"),
+    ):
+        capsys.readouterr()
+        assert command(*wrong) == 1
+        assert words in capsys.readouterr().err
+
+
 def test_what_a_run_cannot_do_is_one_line(
     hulls: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty.txt").touch()
     for arguments, words in (
         (("generate", "", "--run", str(text)), "the prompt is empty"),
-        (("generate", "a", "--run", str(hulls)), "holds no language model of bytes"),
+        (("generate", "a", "--run", str(hulls)), "holds no language model of text"),
         (("demo", "--run", str(text)), "holds no Pointer Network"),
         (("export", str(hulls), "--out", str(tmp_path / "x.onnx")), "is a Pointer Network, whose answer is a search"),
-        (("predict", str(tmp_path / "empty.txt"), "--run", str(text)), "holds 0 bytes of text, needs at least 2"),
-        (("train", "pointer_hull5", "--text", str(text), "--out", str(tmp_path / "no")), "unknown setting 'texts'"),
+        (("predict", str(tmp_path / "empty.txt"), "--run", str(text)), "holds 0 bytes of text, too few"),
+        (
+            ("train", "pointer_hull5", "--text", str(text), "--out", str(tmp_path / "no")),
+            "has no setting 'texts'",
+        ),
         (("train", "routing_text", "--text", str(tmp_path / "none")), "does not exist"),
         (("train", "pointer_hull5", "--set", "n=2", "--out", str(tmp_path / "n2")), "needs at least 3 points, got n=2"),
     ):

@@ -7,6 +7,7 @@ from seq_models.commands.demo import demo
 from seq_models.commands.export import export_target
 from seq_models.commands.generate import generate
 from seq_models.commands.predict import predict
+from seq_models.commands.tokenizer import tokenizer
 from seq_models.commands.train import draw_predictions, train_settings
 from seq_models.models import info, list_models
 from seq_models.package import PACKAGE
@@ -23,7 +24,7 @@ CLI = TaskPackage(
     draw_predictions=draw_predictions,
     own_recipes={"text": "transnormer_text"},
     train_settings=train_settings,
-    commands={"generate": generate, "demo": demo},
+    commands={"generate": generate, "tokenizer": tokenizer, "demo": demo},
 )
 
 

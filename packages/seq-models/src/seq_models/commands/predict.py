@@ -40,12 +40,12 @@ def _point(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
 
 
 def _score(run: TrainedRun, inputs: Sequence[Path], out: Path) -> Iterator[str]:
-    from seq_models.data.language import TEXT_SUFFIXES
+    from seq_models.data.documents import TEXT_SUFFIXES, documents
     from seq_models.language.scoring import bits_per_byte
 
     files = find_inputs(inputs, TEXT_SUFFIXES, what="files of text", out=out)
     with PredictionTable(out) as table:
         for file in files:
-            bits, count = bits_per_byte(run, file.path.read_bytes(), str(file.path))
+            bits, count = bits_per_byte(run, b"".join(documents([file.path])), str(file.path))
             table.add(file, bits_per_byte=bits, bytes=count)
             yield f"{file.path}: {bits:.3f} bits per byte over {count:,} bytes"

@@ -17,10 +17,28 @@ def train_settings(
             exists=True,
         ),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="A tokenizer.json or a folder of Hugging Face's: tokens in place of bytes; `tokenizer` makes one.",
+            exists=True,
+        ),
+    ] = None,
 ) -> Iterator[str]:
-    """Settings of the recipe; paths are made absolute, so that the run can be evaluated from anywhere."""
+    """Settings of the recipe; paths are made absolute, so that the run can be evaluated from anywhere.
+
+    Raises:
+        ValueError: a tokenizer without text of one's own, or one that cannot be read.
+    """
     if text:
         yield f"texts={[str(path.absolute()) for path in text]!r}"
+    if tokenizer:
+        from seq_models.data.tokenizers import open_tokenizer
+
+        if not text:
+            raise ValueError("train: --tokenizer needs --text, your own files")
+        yield f"tokenizer={str(tokenizer.absolute())!r}"
+        yield f"vocab_size={len(open_tokenizer(tokenizer))}"
 
 
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> None:

@@ -4,7 +4,7 @@ Data: the interpreter's own library, split by file; it depends on the version of
 (``bits_per_token``), beside what counts of three bytes in the training text give (``counted_bits``).
 """
 
-# ruff: noqa: C408, F403, F405  recipes are written with dict(), and read their bases with *
+# ruff: noqa: F403, F405  recipes are written with dict(), and read their bases with *
 
 from attn_core.engine import read_base
 from seq_models.models import create_model
@@ -12,4 +12,4 @@ from seq_models.models import create_model
 with read_base():
     from ._short_text import *
 
-model["net"] = dict(type=create_model, name="scatterbrain_bytes")  # pyright: ignore[reportUnboundVariable]
+model["net"] = dict(type=create_model, name="scatterbrain_bytes", **_vocabulary)  # pyright: ignore[reportUnboundVariable]

@@ -5,7 +5,7 @@ Data: the interpreter's own library, split by file; it depends on the version of
 with seed 0, in 4 minutes on one core.
 """
 
-# ruff: noqa: C408, F403, F405  recipes are written with dict(), and read their bases with *
+# ruff: noqa: F403, F405  recipes are written with dict(), and read their bases with *
 
 from attn_core.engine import read_base
 from seq_models.models import create_model
@@ -13,4 +13,4 @@ from seq_models.models import create_model
 with read_base():
     from ._text import *
 
-model["net"] = dict(type=create_model, name="transnormer_bytes")  # pyright: ignore[reportUnboundVariable]
+model["net"] = dict(type=create_model, name="transnormer_bytes", **_vocabulary)  # pyright: ignore[reportUnboundVariable]

@@ -2,5 +2,15 @@
 
 from seq_models.data.geometry import PointBatches, only_item
 from seq_models.data.language import AssociativeRecall, ByteText, Needle, Passkey, SelectiveCopy
+from seq_models.data.tokens import TokenText
 
-__all__ = ["AssociativeRecall", "ByteText", "Needle", "Passkey", "PointBatches", "SelectiveCopy", "only_item"]
+__all__ = [
+    "AssociativeRecall",
+    "ByteText",
+    "Needle",
+    "Passkey",
+    "PointBatches",
+    "SelectiveCopy",
+    "TokenText",
+    "only_item",
+]

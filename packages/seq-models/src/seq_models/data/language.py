@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from attn_core.engine.inputs import find_inputs
+from seq_models.data.documents import files_of, parts_of
 
 IGNORED = -100  # a label that does not count, as everywhere in transformers
 Split = Literal["train", "val", "test"]
 SPLITS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".html", ".xml", ".json", ".csv")
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
 
 
-def _checked(caller: str, split: str, **sizes: int) -> None:
+def checked(caller: str, split: str, **sizes: int) -> None:
+    """Refuse an unknown split and sizes below 1."""
     if split not in SPLITS:
         raise ValueError(f"{caller}: split must be 'train', 'val' or 'test', got split={split!r}")
     for name, value in sizes.items():
@@ -57,19 +57,15 @@ def standard_library(split: Split) -> np.ndarray:
 
 
 def own_text(files: str | Path | Sequence[str | Path], split: Split) -> np.ndarray:
-    """Bytes of your files, one after the other: of all of them the last tenth is ``test``, the tenth before ``val``.
+    """Bytes of your text, one document after the other: its last tenth is ``test``, the tenth before ``val``.
 
     Args:
-        files: files, and folders, of which those with an ending of ``TEXT_SUFFIXES`` are taken at any depth.
+        files: files, and folders, see `seq_models.data.documents`.
 
     Raises:
-        ValueError: no files, a path that does not exist, or a folder without text.
+        ValueError: no files, a path that does not exist, a folder without text, or a line of JSON without text.
     """
-    paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
-    found = find_inputs(paths, TEXT_SUFFIXES, what="files of text")
-    whole = np.frombuffer(b"".join(item.path.read_bytes() for item in found), dtype=np.uint8)
-    cuts = [0, len(whole) * 8 // 10, len(whole) * 9 // 10, len(whole)]
-    return whole[cuts[SPLITS[split]] : cuts[SPLITS[split] + 1]]
+    return np.frombuffer(b"".join(parts_of(files_of(files), SPLITS[split])), dtype=np.uint8)
 
 
 class ByteText(Dataset[dict[str, Tensor]]):
@@ -91,7 +87,7 @@ class ByteText(Dataset[dict[str, Tensor]]):
         limit: int | None = None,
         text: str | Path | Sequence[str | Path] | None = None,
     ) -> None:
-        _checked("ByteText", split, length=length, **({} if limit is None else {"limit": limit}))
+        checked("ByteText", split, length=length, **({} if limit is None else {"limit": limit}))
         data = standard_library(split) if text is None else own_text(text, split)
         windows = len(data) // length
         if windows == 0:
@@ -153,7 +149,7 @@ class GeneratedTask(Dataset[dict[str, Tensor]], ABC):
     vocab_size: int
 
     def __init__(self, split: Split, size: int, length: int, seed: int, **sizes: int) -> None:
-        _checked(type(self).__name__, split, size=size, length=length, **sizes)
+        checked(type(self).__name__, split, size=size, length=length, **sizes)
         self.split, self.size, self.length, self.seed = split, size, length, seed
         self.metainfo: dict[str, Any] = {"task": type(self).__name__, "length": length}
 

@@ -35,6 +35,16 @@ class TokenScore(Metric):
         }
 
 
+class TextScore(TokenScore):
+    """`TokenScore` and ``bits_per_byte``, which does not depend on the tokenizer: of `seq_models.data.TokenText`."""
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """Bits per token, shared out among the bytes that a token stands for on the whole part of the text."""
+        found = super().compute_metrics(results)
+        meta: Any = self.dataset_meta
+        return {**found, "bits_per_byte": found["bits_per_token"] / meta["bytes_per_token"]}
+
+
 class ByteScore(TokenScore):
     """`TokenScore` and ``counted_bits``: what a table of counts of the training text needs for the same bytes.
 

@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attn_core.engine import Hook, TaskModel, build
+from seq_models.data.tokenizers import open_tokenizer
 from seq_models.language.language_model import IGNORED
+
+TOKENIZER_FOLDER = "tokenizer"  # in a run directory
 
 
 class LanguageTask(TaskModel):
@@ -43,6 +46,23 @@ class LanguageTask(TaskModel):
         hits = ((logits.argmax(-1) == target) & counted).sum(1)
         columns = (nats.tolist(), counted.sum(1).tolist(), hits.tolist())
         return [{"nats": a, "tokens": b, "hits": c} for a, b, c in zip(*columns, strict=True)]
+
+
+class KeepTokenizer(Hook):
+    """Copies the tokenizer into the run directory, ``tokenizer/``, so that the run is whole without the file.
+
+    Args:
+        tokenizer: see `seq_models.data.tokenizers.open_tokenizer`.
+    """
+
+    def __init__(self, tokenizer: str) -> None:
+        self.tokenizer = tokenizer
+
+    def before_train(self, runner: Any) -> None:
+        """Copy it, unless a resumed run has it already."""
+        folder = runner.directory / TOKENIZER_FOLDER
+        if runner.rank == 0 and not folder.exists():
+            open_tokenizer(self.tokenizer).save_pretrained(folder)
 
 
 class RetrievalHook(Hook):
