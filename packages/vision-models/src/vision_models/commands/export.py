@@ -14,8 +14,11 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
 
     ``image`` (batch, channels, height, width) → ``logits`` (batch, classes); height and width are free unless the
     network says why not (``fixed_size``).
+
+    Raises: ValueError: a run whose network takes more than an image.
     """
     from vision_models.data.images import preparation
+    from vision_models.tasks.denoising import DenoisingTask
 
     torch.manual_seed(0)
     if isinstance(run, str):
@@ -23,6 +26,11 @@ def export_target(run: TrainedRun | str) -> ExportTarget:
         cfg: Any = model.default_cfg
         return _target(model, cfg["input_size"][1:], run)
     net: Any = run.model.net  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(run.model, DenoisingTask):
+        raise ValueError(
+            f"export: the network of {run.directory} takes noise, a time and a class, which no input here is; "
+            "keep it with run.model.net.save_pretrained and use it through diffusers"
+        )
     return _target(net, preparation(run.data_info, run.directory)[0].size, run.directory.name)
 
 

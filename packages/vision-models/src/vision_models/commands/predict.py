@@ -30,15 +30,20 @@ def predict(
 
     Raises:
         ValueError: a point outside [0, 1]; a picture that cannot be read, a folder without pictures, a run without a
-            known preprocessing.
+            known preprocessing, or one that classifies nothing.
     """
     from attn_core.pictures import ENDINGS
     from vision_models.data.images import preparation
     from vision_models.localization.task import LocalizationTask
     from vision_models.pictures.explain import draw, panels_of
+    from vision_models.tasks.denoising import DenoisingTask
 
     if not all(0 <= fraction <= 1 for fraction in region):
         raise ValueError(f"--region must be two fractions of height and width such as 0.5 0.5, got {region}")
+    if isinstance(run.model, DenoisingTask):
+        raise ValueError(
+            f"predict: {run.directory} makes pictures and classifies none; its samples are in predictions.png"
+        )
     preprocess, classes = preparation(run.data_info, run.directory)
     net: Any = run.model.net  # pyright: ignore[reportAttributeAccessIssue]
     if net.num_classes != len(classes):

@@ -34,9 +34,12 @@ def train_settings(
 def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: Path) -> Sequence[str] | None:
     """Test pictures with what is found in them, and the table of all classes; see `vision_models.pictures.report`.
 
-    Of a localization task: the maps and boxes that are found, with the true ones.
+    Of a localization task: the maps and boxes that are found, with the true ones. Of a denoising task: samples.
     """
     from vision_models.localization.task import LocalizationTask
-    from vision_models.pictures import localization, report
+    from vision_models.pictures import localization, report, samples
+    from vision_models.tasks.denoising import DenoisingTask
 
+    if isinstance(model, DenoisingTask):
+        return samples.report(model, loader, path)
     return (localization if isinstance(model, LocalizationTask) else report).report(model, loader, path)
