@@ -19,7 +19,7 @@ texts = None  # files of your own: --text FILE
 tokenizer = None  # of Hugging Face, a file or a folder: --tokenizer FILE
 vocab_size = 256  # --tokenizer counts its tokens
 model = dict(type=LanguageTask)
-_vocabulary = dict(vocab_size=vocab_size)
+vocabulary = dict(vocab_size=vocab_size)
 _source = dict(type=ByteText, length=length, text=texts)
 val_evaluator = dict(type=ByteScore, text=texts)
 if tokenizer is not None:

@@ -12,4 +12,4 @@ from seq_models.models import create_model
 with read_base():
     from ._short_text import *
 
-model["net"] = dict(type=create_model, name="moh_bytes", **_vocabulary)  # pyright: ignore[reportUnboundVariable]
+model["net"] = dict(type=create_model, name="moh_bytes", **vocabulary)  # pyright: ignore[reportUnboundVariable]

@@ -13,4 +13,4 @@ from seq_models.models import create_model
 with read_base():
     from ._text import *
 
-model["net"] = dict(type=create_model, name="transnormer_bytes", **_vocabulary)  # pyright: ignore[reportUnboundVariable]
+model["net"] = dict(type=create_model, name="transnormer_bytes", **vocabulary)  # pyright: ignore[reportUnboundVariable]
