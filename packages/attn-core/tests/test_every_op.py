@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -93,16 +93,64 @@ def test_any_strides_of_every_tensor_give_the_same(case: Case) -> None:
         testing.assert_matches_reference(moved, dtype, "torch")
 
 
+def _weighted(tensors: Iterable[Tensor], weights: list[Tensor]) -> Tensor:
+    """Sum of all elements, each with its weight; infinities count as zeros."""
+    pairs = zip(tensors, weights, strict=True)
+    return torch.stack([(torch.where(x.isinf(), 0.0, x) * weight).sum() for x, weight in pairs]).sum()
+
+
+def _slope(function: Callable[[], Tensor], directions: dict[Tensor, Tensor]) -> Tensor:
+    """Finite difference of ``function`` where its leaves move in place along their directions, and back."""
+
+    def move(step: float) -> None:
+        with torch.no_grad():
+            for x, direction in directions.items():
+                x.add_(direction, alpha=step)
+
+    move(1e-6)
+    right = function().detach()
+    move(-2e-6)
+    left = function().detach()
+    move(1e-6)
+    return (right - left) / 2e-6
+
+
 @pytest.mark.parametrize("case", VARIED, ids=str)
 def test_gradients_and_second_derivatives_are_those_of_finite_differences(case: Case) -> None:
+    """Of the outputs weighted at random, and of the gradients weighted at random, by inputs and weights of outputs.
+
+    The former along a random direction of each input, as gradcheck's fast mode goes, with its tolerances; the latter
+    along one of them all, in which each has a like share: gradgradcheck asks every pair anew, in five times the time.
+    """
     args, kwargs = case.inputs(torch.float64)
     inputs = leaves(args, kwargs)
+    weights = [torch.randn_like(out, requires_grad=True) for out in run(case, args, kwargs, "torch")]
+    of_gradients = [torch.randn_like(x) for x in inputs]
 
-    def function(*_: Tensor) -> tuple[Tensor, ...]:  # gradcheck perturbs the leaves in place
-        return tuple(torch.where(out.isinf(), 0.0, out) for out in run(case, args, kwargs, "torch"))
+    def total() -> Tensor:
+        return _weighted(run(case, args, kwargs, "torch"), weights)
 
-    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
+    def grad(y: Tensor, by: list[Tensor], graph: bool = True) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, by, create_graph=graph, materialize_grads=True)
+
+    first, both = grad(total(), inputs), [*inputs, *weights]
+    second = grad(_weighted(first, of_gradients), both)
+    # a gradient alone, where those of the others are undefined, and the others have their parts of the whole
+    parts = [
+        grad(_weighted(first[part], of_gradients[part]), both) for part in (slice(1), slice(1, None)) if first[part]
+    ]
+    for whole, *added in zip(second, *parts, strict=True):
+        torch.testing.assert_close(sum(added), whole, rtol=1e-9, atol=1e-9)
+
+    for x, gradient in zip(inputs, first, strict=True):
+        direction = torch.randn_like(x)
+        torch.testing.assert_close(
+            _slope(total, {x: direction}), (gradient * direction).sum().detach(), rtol=1e-3, atol=1e-5
+        )
+    directions = {x: torch.randn_like(x) / g.norm().detach().clamp(min=0.01) for x, g in zip(both, second, strict=True)}
+    expected = _weighted(second, list(directions.values())).detach()
+    actual = _slope(lambda: _weighted(grad(total(), inputs, graph=False), of_gradients), directions)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", VARIED, ids=str)

@@ -35,8 +35,22 @@ def padded(ids: Tensor) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("keep", [0, 2, torch.tensor([3, 17, 18])], ids=["all", "last two", "a list"])
-@pytest.mark.parametrize("cut", [None, 8], ids=["at once", "with a state"])
+SOME = torch.tensor([3, 17, 18])
+SLOW = pytest.mark.slow
+
+
+# One code cuts the logits of all models: each value with and without a state is asked for among the slow tests.
+@pytest.mark.parametrize(
+    ("cut", "keep"),
+    [
+        pytest.param(None, SOME, id="at once-a list"),
+        pytest.param(8, 2, id="with a state-last two"),
+        pytest.param(None, 0, id="at once-all", marks=SLOW),
+        pytest.param(None, 2, id="at once-last two", marks=SLOW),
+        pytest.param(8, 0, id="with a state-all", marks=SLOW),
+        pytest.param(8, SOME, id="with a state-a list", marks=SLOW),
+    ],
+)
 @torch.no_grad()
 def test_embeddings_give_what_their_tokens_give(model: Any, ids: Tensor, cut: int | None, keep: Any) -> None:
     mask = padded(ids)
@@ -59,7 +73,8 @@ def test_embeddings_give_what_their_tokens_give(model: Any, ids: Tensor, cut: in
     assert (tokens.logits - kept).abs().max() < EXACT
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+# Without beams the same states go through fewer steps (and test_every_causal_model.py generates so).
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=SLOW), 3])
 @torch.no_grad()
 def test_a_padded_batch_generates_what_each_row_generates_alone(model: Any, ids: Tensor, beams: int) -> None:
     """Left padding × beams × state × tokens or embeddings × one or all returned sequences."""
@@ -134,7 +149,7 @@ def test_what_no_recurrence_offers_is_refused_by_name(model: Any, ids: Tensor) -
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
-@pytest.mark.parametrize("targets", ["all-linear", "attention"])
+@pytest.mark.parametrize("targets", ["all-linear", pytest.param("attention", marks=SLOW)])  # a part of them all
 def test_lora_trains_its_layers_alone_and_merges_into_them(model: Any, ids: Tensor, targets: str) -> None:
     from peft import LoraConfig, get_peft_model
 
