@@ -9,6 +9,8 @@ import torch
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 torch.set_num_threads(1 if PARALLEL else 2)
 torch.set_warn_always(True)  # else a warning fails the first test of a process that meets it, whichever that is
+if not torch.cuda.is_available():  # or each torch.manual_seed formats the whole stack of its caller, for a GPU to come
+    torch.cuda.manual_seed_all = lambda seed: None  # noqa: ARG005  torch's signature
 if PARALLEL:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 

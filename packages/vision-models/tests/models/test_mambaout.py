@@ -118,10 +118,12 @@ def _drawn(options: dict[str, Any], kind: Any = MambaOut) -> Any:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts_are_those_of_the_official_models(name: str) -> None:
-    assert sum(p.numel() for p in create_model(name, device="meta").parameters()) == PARAMETERS[name]
+def test_parameter_counts_are_those_of_the_official_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # on the meta device there is nothing to draw; torch takes most of the time to find out
+    monkeypatch.setattr(timm.models.mambaout, "trunc_normal_", lambda *_, **__: None)
     theirs: Any = timm.create_model(name, device="meta")
     ours: Any = create_model(name, device="meta")
+    assert sum(p.numel() for p in ours.parameters()) == PARAMETERS[name]
     shapes = [{key: tuple(value.shape) for key, value in net.state_dict().items()} for net in (ours, theirs)]
     assert shapes[0] == shapes[1]
 
