@@ -14,7 +14,7 @@ from detection.package import PACKAGE
 
 CLI = TaskPackage(
     package=PACKAGE,
-    summary="Attention detectors: Plain-DETR, DFA3D, BVR, FeatEnHancer; scanpaths: OAT.",
+    summary="Attention detectors: Plain-DETR, DFA3D, BVR, FeatEnHancer; scanpaths: OAT; events: BMN, CSA.",
     list_models=names,
     info=info,
     predict=predict,

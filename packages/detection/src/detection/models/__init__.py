@@ -40,6 +40,7 @@ def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path, *, i
 
     from detection.layers import featenhancer
     from detection.models.bevformer import detector as bevformer
+    from detection.models.bmn import network as bmn
     from detection.models.bvr import hosts
     from detection.models.plain_detr import detector as plain_detr
 
@@ -49,6 +50,8 @@ def load_official(model: nn.Module, source: Mapping[str, Any] | str | Path, *, i
         return bevformer.load_official(model, source, ignore=ignore)
     if isinstance(model, featenhancer.FeatEnHancer | featenhancer.Enhanced):
         return featenhancer.load_official(model, source, ignore=ignore)
+    if isinstance(model, bmn.BMN):
+        return bmn.load_official(model, source, ignore=ignore)
     if isinstance(model, RetinaNet | FCOS | FasterRCNN):
         return hosts.load_official(model, source, ignore=ignore)
     raise ValueError(f"load_official: there are no official weights for a {type(model).__name__}")

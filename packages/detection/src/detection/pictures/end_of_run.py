@@ -9,16 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detection.data.events import collate_events
 from detection.layers.featenhancer import Enhanced
 from detection.metrics.coco_map import CocoMap
+from detection.metrics.events import join_windows
 from detection.pictures.boxes import Boxes, as_picture, sheet
 from detection.pictures.fonts import counted
 from detection.pictures.ring3d import draw_scenes
 from detection.pictures.scanpath import FIXATIONS, TRUTH, draw_path, stacked
+from detection.pictures.timeline import below, draw_timeline
 from detection.scanpaths.searchers import decode
 from detection.scanpaths.task import ScanpathTask
 from detection.tasks.bevformer import BEVDetectionTask
 from detection.tasks.detection import DetectionTask
+from detection.tasks.events import EventTask
 
 SHOWN = 6
 THRESHOLD = 0.3
@@ -29,9 +33,11 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     """Six test pictures: what is there on the left, boxes with a score of at least 0.3 on the right.
 
     Where the detector sees enhanced pictures, the right shows those. Of a `BEVDetectionTask` one sample is drawn in all
-    cameras and from above, of a `ScanpathTask` two shelves; of other models nothing. Beside the picture stands
-    ``categories.csv``; returns its name if it was written.
+    cameras and from above, of a `ScanpathTask` two shelves, of an `EventTask` the timelines of six videos; of other
+    models nothing. Beside the picture stands ``categories.csv``; returns its name if it was written.
     """
+    if isinstance(model, EventTask):
+        draw_events(model, loader, path)
     if isinstance(model, BEVDetectionTask):
         draw_scenes(model, loader, path)
     if isinstance(model, ScanpathTask):
@@ -78,6 +84,20 @@ def draw_searches(model: ScanpathTask, loader: Iterable[dict[str, Any]], path: P
             f"recorded: {counted(len(shelf.path), *FIXATIONS)}",
         ]
     stacked(pages, titles).save(path)
+
+
+def draw_events(model: EventTask, loader: Iterable[dict[str, Any]], path: Path) -> None:
+    """Timelines of the first six windows: what happens, and the best proposals after soft-NMS."""
+    dataset: Any = loader.dataset  # pyright: ignore[reportAttributeAccessIssue]
+    batch = collate_events([dataset[index] for index in range(min(SHOWN, len(dataset)))])
+    device = next(model.parameters()).device
+    pages = []
+    for one in model.predict(**{**batch, "features": batch["features"].to(device)}):
+        found = join_windows([one])
+        title = f"{one['video']}: {counted(len(one['truth'].segments), 'event', 'events')}, the best proposals below"
+        names = dataset.metainfo["classes"] if model.classes else ()
+        pages.append(draw_timeline(title, one["truth"], found, one["duration"], names))
+    below(pages).save(path)
 
 
 def write_categories(model: DetectionTask, loader: Iterable[dict[str, Any]], table: Path) -> list[str]:

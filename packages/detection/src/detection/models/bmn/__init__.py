@@ -1,0 +1,1 @@
+"""Boundary-matching networks for events in time, with class-semantics attention."""
