@@ -119,6 +119,33 @@ def test_folders_are_searched_and_mirrored_and_no_boxes_are_an_answer(run: Path,
     assert len(json.loads((out / "images.json").read_text())) == 2
 
 
+def test_frames_of_a_video_are_drawn_and_counted(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [Image.open(folder / f"{number}.png") for number in (0, 1, 0)]
+    video, out = tmp_path / "street.gif", tmp_path / "out"
+    frames[0].save(video, save_all=True, append_images=frames[1:], duration=40)
+    arguments = ("--run", str(run), "--out", str(out), "--threshold", "0")
+    assert command("predict", str(video), str(folder / "0.png"), *arguments, "--every", "2") == 0
+    assert sorted(path.name for path in out.rglob("*.png")) == ["0.png", "street_000000.png", "street_000002.png"]
+    images = json.loads((out / "images.json").read_text())
+    assert [(Path(image["file_name"]).name, image.get("frame")) for image in images] == [
+        ("street.gif", 0), ("street.gif", 2), ("0.png", None)
+    ]  # fmt: skip
+    results = json.loads((out / "predictions.json").read_text())
+    assert {entry.get("frame") for entry in results if entry["file"] == str(video)} == {0, 2}
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    for path, option, message in (
+        (broken, "1", f"{broken}: the video cannot be read, or has no frames"),
+        (video, "0", "--every must be"),
+    ):
+        capsys.readouterr()
+        assert command("predict", str(path), "--run", str(run), "--out", str(tmp_path / "x"), "--every", option) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_unreadable_pictures_end_in_one_line_and_nothing_is_written(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

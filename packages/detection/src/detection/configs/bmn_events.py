@@ -45,7 +45,7 @@ test_dataloader = dict(dataset=dict(type=ClassStreams, split="test"), batch_size
 val_evaluator = dict(type=EventScores)
 test_evaluator = dict(type=EventScores)
 optim_wrapper = dict(
-    optimizer=dict(type=AdamW, lr=2e-3, weight_decay=1e-4),
+    optimizer=dict(type=AdamW, lr=2e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )

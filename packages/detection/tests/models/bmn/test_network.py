@@ -26,7 +26,7 @@ def small(**options: Any) -> BMN:
             torch.nn.init.normal_(layer.weight)
     for attention in (net.csa, net.se):
         if attention is not None:
-            attention.squeeze.bias.data.fill_(1)  # its ReLU is open
+            attention.squeeze.bias.data[0], attention.squeeze.bias.data[1:] = 2, -0.5  # one open ReLU, one closed
     return net.eval()
 
 
