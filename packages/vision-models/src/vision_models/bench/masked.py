@@ -9,17 +9,29 @@ from torch import Tensor
 
 from attn_core.composites.routed_heads import masked
 from vision_models.backbone import StagedBackbone
-from vision_models.bench.measure import model_rows
+from vision_models.bench.measure import Layers, layer_rows, model_rows
 from vision_models.layers.mixture_of_heads import RoutedSelfAttention
 from vision_models.models.sparsifiner import COEFFICIENTS, SparseAttention
 
+PEER = "all computed, masked"
+LEAVING_OUT: Any = (RoutedSelfAttention, SparseAttention)
 SIDE = 512  # 1,024 patches, from which on pairs are left out
 
 
 def rows(name: str, ours: StagedBackbone, x: Tensor, *, compiled: bool) -> list[dict[str, Any]]:
-    """Those of the model on images of ``SIDE``² pixels, a batch of one."""
+    """Those of the model on images of ``SIDE``² pixels, a batch of one, and its attention layers by themselves."""
     image = torch.randn(1, x.shape[1], SIDE, SIDE, device=x.device)
-    return model_rows(name, ours, masked_peer(ours), "all computed, masked", image, compiled=compiled)
+    peer = masked_peer(ours)
+    found = model_rows(name, ours, peer, PEER, image, compiled=compiled)
+    if compiled:
+        return found
+    sides = {side: attention_layers(net, image) for side, net in (("ours", ours), ("peer", peer))}
+    return [*found, *layer_rows(name, "attention", PEER, sides, image)]
+
+
+def attention_layers(net: StagedBackbone, x: Tensor) -> Layers:
+    """Those that leave something out, with what they get for the images ``x``."""
+    return Layers(net, LEAVING_OUT, x)
 
 
 def masked_peer(model: StagedBackbone) -> StagedBackbone:
@@ -27,7 +39,7 @@ def masked_peer(model: StagedBackbone) -> StagedBackbone:
 
     Raises: ValueError: the model leaves nothing out either.
     """
-    if not any(isinstance(module, (RoutedSelfAttention, SparseAttention)) for module in model.modules()):
+    if not any(isinstance(module, LEAVING_OUT) for module in model.modules()):
         raise ValueError(f"benchmark: {type(model).__name__} without mixture of heads has no peer to compare with")
     peer = copy.deepcopy(model)
     for module in peer.modules():

@@ -49,39 +49,43 @@ def model_rows(
 
 
 class Layers(nn.Module):
-    """Layers that a network calls, each with the input that it got there; ``forward`` calls them one after another.
+    """Layers that a network calls, each with what it got there; ``forward`` calls them one after another.
 
     Args:
         net: in the mode to be measured. x: its batch.
-        kind: class of the layers. replace: what to call in the place of each; default: itself.
+        kind: class, or classes, of the layers.
+        replace: what to call, with the first input alone, in the place of each; default: the layer itself.
     """
 
     def __init__(
-        self, net: nn.Module, kind: type[nn.Module], x: Tensor, *, replace: Callable[[Any], nn.Module] | None = None
+        self,
+        net: nn.Module,
+        kind: type[nn.Module] | tuple[type[nn.Module], ...],
+        x: Tensor,
+        *,
+        replace: Callable[[Any], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        self.inputs: list[Tensor] = []
+        self.inputs: list[tuple[Any, ...]] = []
         self.layers: list[nn.Module] = []
-        hooks = [
-            layer.register_forward_pre_hook(lambda layer, args: self._record(layer, args[0]))
-            for layer in net.modules()
-            if isinstance(layer, kind)
-        ]
+        hooks = [layer.register_forward_pre_hook(self._record) for layer in net.modules() if isinstance(layer, kind)]
         with torch.no_grad():
             net(x)
         for hook in hooks:
             hook.remove()
         if replace is not None:
             self.layers = [replace(layer) for layer in self.layers]
+            self.inputs = [given[:1] for given in self.inputs]
         self.registered = nn.ModuleList(self.layers)
 
-    def _record(self, layer: nn.Module, x: Tensor) -> None:
+    def _record(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
         self.layers.append(layer)
-        self.inputs.append(x.detach().clone(memory_format=torch.preserve_format).requires_grad_())
+        x = args[0].detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        self.inputs.append((x, *args[1:]))
 
     def forward(self, _: Tensor) -> Tensor:
         """The mean of each layer's output, (layers,); the argument is there for the callers' sake only."""
-        results = [layer(x).mean() for layer, x in zip(self.layers, self.inputs, strict=True)]
+        results = [layer(*given).mean() for layer, given in zip(self.layers, self.inputs, strict=True)]
         return torch.stack(results)
 
 
