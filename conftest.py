@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+gc.disable()  # until all is imported and collected
 PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 torch.set_num_threads(1 if PARALLEL else 2)
 torch.set_warn_always(True)  # else a warning fails the first test of a process that meets it, whichever that is
@@ -35,6 +36,8 @@ def pytest_collection_finish() -> None:
     """What is imported and collected lives to the end: no search for garbage walks through its million objects."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5_000, 10, 10)
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

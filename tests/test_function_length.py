@@ -9,9 +9,11 @@ LIMIT = 60  # lines besides signature and docstring
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(tree):
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node
+        if isinstance(node, (ast.stmt, ast.excepthandler, ast.match_case)):  # no expression holds one
+            yield from _functions(node)
 
 
 def _length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

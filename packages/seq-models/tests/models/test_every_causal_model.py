@@ -99,7 +99,10 @@ def test_reordered_state_is_the_state_of_the_reordered_rows(model: Any, ids: Ten
     assert close(model(step, past_key_values=state).logits, model(step, past_key_values=expected).logits)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}], ids=str)
+SAMPLED = pytest.param({"do_sample": True, "top_k": 5}, marks=pytest.mark.slow)  # the steps of the greedy one
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, SAMPLED], ids=str)
 def test_generation_with_a_state_equals_generation_without(model: Any, ids: Tensor, options: dict[str, Any]) -> None:
     mask = torch.ones_like(ids)
     mask[0, :6] = 0

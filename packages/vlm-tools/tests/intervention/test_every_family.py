@@ -57,8 +57,22 @@ def test_siblings_are_small(family: tuple[str, Any]) -> None:
     assert sum(parameter.numel() for parameter in family[1].parameters()) < 500_000
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
-@pytest.mark.parametrize(("batch", "padding"), [(1, 0), (2, 3)])
+BEAMS, STATIC, SLOW = {"num_beams": 2}, {"cache_implementation": "static"}, pytest.mark.slow
+
+
+# Without a mask, and with one beside each way of decoding; the others when slow tests are asked for.
+@pytest.mark.parametrize(
+    ("batch", "padding", "options"),
+    [
+        (1, 0, {}),
+        (2, 3, BEAMS),
+        (2, 3, STATIC),
+        pytest.param(1, 0, BEAMS, marks=SLOW),
+        pytest.param(1, 0, STATIC, marks=SLOW),
+        pytest.param(2, 3, {}, marks=SLOW),
+    ],
+    ids=str,
+)
 def test_identity_equals_sdpa(family: tuple[str, Any], batch: int, padding: int, options: dict[str, Any]) -> None:
     name, model = family
     inputs = random_inputs(name, batch=batch, padding=padding)
