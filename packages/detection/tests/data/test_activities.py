@@ -89,7 +89,7 @@ def test_files_that_are_wrong_are_named(tmp_path: Path) -> None:
             np.save(text, content)
         with pytest.raises(ValueError, match=re.escape(f"{text}: {message}")):
             read_features(text)
-    assert find_features(tmp_path, "nobody", required=False) is None
+    assert find_features(tmp_path, "nobody") is None
 
 
 def test_rescaling_is_linear_between_the_middles_of_steps() -> None:

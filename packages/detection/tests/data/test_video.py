@@ -22,7 +22,7 @@ def test_frames_come_in_order_with_their_numbers(tmp_path: Path) -> None:
 
 def test_frames_of_mp4_keep_their_colors(tmp_path: Path) -> None:
     video = tmp_path / "b.mp4"
-    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 48))
     for blue in (0, 120, 240):
         writer.write(np.full((48, 64, 3), (blue, 60, 200), np.uint8))  # OpenCV has blue first
     writer.release()

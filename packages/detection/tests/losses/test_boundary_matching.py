@@ -1,6 +1,7 @@
 """The losses of BMN beside plain loops over pairs, and where the published ones are not finite."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from detection.losses.boundary_matching import bmn_loss, regression_loss
 VALID = torch.ones(4, 4, dtype=torch.float64).triu()
 
 
-def inputs() -> tuple[torch.Tensor, ...]:
+def inputs() -> Any:
     torch.manual_seed(0)
     pairs, start, end = (torch.rand(*shape, dtype=torch.float64) for shape in ((3, 2, 4, 4), (3, 4), (3, 4)))
     overlaps = torch.rand(3, 4, 4, dtype=torch.float64)
@@ -53,13 +54,13 @@ def test_each_part_equals_a_loop_over_its_terms() -> None:
 
 
 def test_what_cannot_be_changes_nothing() -> None:
-    pairs, *rest = inputs()
+    pairs, start, end, overlaps, starts, ends = inputs()
     draws = torch.rand(2, 3, 4, 4)
     other = pairs * VALID + torch.rand_like(pairs) * (1 - VALID)
-    one, two = (bmn_loss(each, *rest, VALID, draws) for each in (pairs, other))
+    one, two = (bmn_loss(each, start, end, overlaps, starts, ends, VALID, draws) for each in (pairs, other))
     torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
     still = pairs.clone().requires_grad_()
-    sum(bmn_loss(still, *rest, VALID, draws).values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    sum(bmn_loss(still, start, end, overlaps, starts, ends, VALID, draws).values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
     assert still.grad is not None
     assert (still.grad * (1 - VALID)).abs().max() == 0
 
@@ -68,7 +69,7 @@ def test_videos_without_events_and_those_that_are_all_event_have_finite_losses()
     pairs, start, end, *_ = inputs()
     for level in (0.0, 1.0):
         wanted = torch.full((3, 4, 4), level), torch.full((3, 4), level), torch.full((3, 4), level)
-        found = bmn_loss(pairs, start, end, *wanted, VALID)
+        found = bmn_loss(pairs, start, end, wanted[0], wanted[1], wanted[2], VALID)
         assert all(value.isfinite() and value >= 0 for value in found.values())
         assert found["loss_boundary"] > 0
     assert bmn_loss(pairs[:0], start[:0], end[:0], pairs[:0, 0], start[:0], end[:0], VALID)["loss_class"] == 0
@@ -85,10 +86,10 @@ def test_about_as_many_middle_and_low_pairs_are_drawn_as_there_are_high_ones() -
 
 
 def test_half_precision_is_reckoned_in_float32() -> None:
-    pairs, start, end, *rest = inputs()
+    pairs, start, end, overlaps, starts, ends = inputs()
     draws = torch.rand(2, 3, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        found = bmn_loss(pairs.bfloat16(), start.bfloat16(), end.bfloat16(), *rest, VALID, draws)
-    wide = bmn_loss(pairs, start, end, *rest, VALID, draws)
+        found = bmn_loss(pairs.bfloat16(), start.bfloat16(), end.bfloat16(), overlaps, starts, ends, VALID, draws)
+    wide = bmn_loss(pairs, start, end, overlaps, starts, ends, VALID, draws)
     for name, value in found.items():
         torch.testing.assert_close(value.double(), wide[name], rtol=2e-2, atol=2e-2)

@@ -76,7 +76,7 @@ def test_perfect_maps_find_the_events_and_their_classes() -> None:
 def test_gradient_steps_lower_the_loss() -> None:
     model, data = task(csa="sum", se=True), batch(2)
     optimizer = torch.optim.Adam(model.parameters(), 3e-2)
-    losses = []
+    losses, found = [], {}
     for _ in range(5):
         torch.manual_seed(0)
         found = model.loss(**data)

@@ -1,6 +1,9 @@
-"""BMN on generated videos of class scores (``class_streams``), a minute on a CPU.
+"""BMN on generated videos of class scores (``class_streams``), minutes on a CPU.
 
 ``--set csa=sum`` adds class-semantics attention (or ``mean``, ``max``), ``--set se=True`` squeeze and excitation.
+
+Not measured at this size; one run of a wider network (width and pair_width 64, map_width 32, bins 16, 12 epochs, weight
+decay 1e-4), seed 0, had AUC 77.7, AR@1 31.9, AR@100 82.7 and average mAP 47.6 on test, in 158 s of processor time.
 """
 
 # ruff: noqa: C408  recipes are written with dict()

@@ -97,7 +97,7 @@ class ActivityNet(Dataset[dict[str, Any]]):
         for name, (subset, duration, segments) in read.items():
             if subset != SUBSETS[split]:
                 continue
-            path = find_features(Path(features), name, required=not skip_missing)
+            path = (find_features if skip_missing else features_of)(Path(features), name)
             if path is not None:
                 self.videos.append((name, path, duration, _events(segments, self.classes)))
         if not self.videos:
@@ -154,7 +154,7 @@ class Thumos14(Dataset[dict[str, Any]]):
         self.snippet, self.steps = float(snippet), steps
         self.windows: list[tuple[str, Path, int, float, Events]] = []
         for name, segments in sorted(found.items()):
-            path = find_features(Path(features), name)
+            path = features_of(Path(features), name)
             truth, rows = _events(segments, self.classes), _rows(path)
             for first in range(0, max(rows - steps // 2, 1), steps // 2):
                 start, end = first * self.snippet, (first + steps) * self.snippet
@@ -174,18 +174,24 @@ class Thumos14(Dataset[dict[str, Any]]):
         return event_item(features, truth, video=name, window=window, duration=duration)
 
 
-def find_features(folder: Path, name: str, *, required: bool = True) -> Path | None:
-    """The feature file of a video.
-
-    Raises: ValueError if there is none and it is required.
-    """
+def find_features(folder: Path, name: str) -> Path | None:
+    """The feature file of a video, if there is one."""
     for stem in (name, f"v_{name}"):
         for ending in FEATURES:
             if (folder / f"{stem}{ending}").is_file():
                 return folder / f"{stem}{ending}"
-    if required:
-        raise ValueError(f"{folder}: no features of video {name!r} ({name}.npy, v_{name}.npy, or .csv)")
     return None
+
+
+def features_of(folder: Path, name: str) -> Path:
+    """The feature file of a video.
+
+    Raises: ValueError if there is none.
+    """
+    found = find_features(folder, name)
+    if found is None:
+        raise ValueError(f"{folder}: no features of video {name!r} ({name}.npy, v_{name}.npy, or .csv)")
+    return found
 
 
 def _entry(file: Path, name: str, entry: Any) -> tuple[str, float, list[tuple[float, float, str]]]:
@@ -193,14 +199,14 @@ def _entry(file: Path, name: str, entry: Any) -> tuple[str, float, list[tuple[fl
     where = f"ActivityNet: {file}: video {name!r}"
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: must be an object, got {entry!r}")
-    duration = entry.get("duration", entry.get("duration_second"))
+    duration: Any = entry.get("duration", entry.get("duration_second"))
     if not _positive(duration):
         raise ValueError(f"{where}: 'duration' must be seconds above 0, got {duration!r}")
     if _positive(entry.get("feature_frame")) and _positive(entry.get("duration_frame")):
         duration *= entry["feature_frame"] / entry["duration_frame"]
     segments = []
     for number, one in enumerate(entry.get("annotations") or []):
-        segment = one.get("segment") if isinstance(one, Mapping) else None
+        segment: Any = one.get("segment") if isinstance(one, Mapping) else None
         label = one.get("label") if isinstance(one, Mapping) else None
         times = isinstance(segment, list) and len(segment) == 2 and all(_number(value) for value in segment)
         if not times or segment[1] < segment[0] or not isinstance(label, str):

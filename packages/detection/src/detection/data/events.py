@@ -50,7 +50,8 @@ def event_targets(segments: Array, steps: int) -> tuple[Float[Tensor, "T T"], Fl
         both = (np.minimum(anchor + step / 2, high) - np.maximum(anchor - step / 2, low)).clip(0) / step
         marks.append(both.max(1, initial=0))
     # Official anchors end before they begin where start > end: those pairs are not asked for.
-    return torch.from_numpy(np.triu(found)).float(), *(torch.from_numpy(mark).float() for mark in marks)
+    starts, ends = (torch.from_numpy(mark).float() for mark in marks)
+    return torch.from_numpy(np.triu(found)).float(), starts, ends
 
 
 def event_item(

@@ -49,7 +49,8 @@ def draw_timeline(
     for row, place in enumerate(order, 1):
         label(row, f"{found.scores[place]:.3f}")
         kind = int(found.labels[place]) if len(found.labels) else 0
-        bar(row, *found.segments[place], COLORS[kind % len(COLORS)], name(found.labels.tolist(), int(place)))
+        start, end = found.segments[place]
+        bar(row, start, end, COLORS[kind % len(COLORS)], name(found.labels.tolist(), int(place)))
     y = HEAD + rows * ROW
     pen.line((SIDE + GAP, y, WIDTH - GAP, y), fill="black")
     for tick in range(5):

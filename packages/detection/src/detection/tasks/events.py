@@ -43,8 +43,8 @@ class EventTask(TaskModel):
         **_: Any,
     ) -> dict[str, Tensor]:
         """The three parts of `bmn_loss`."""
-        found = self.net(features, semantics)
-        return bmn_loss(*found, overlaps, starts, ends, self.net.valid(features.device))
+        found: Boundaries = self.net(features, semantics)
+        return bmn_loss(found.pairs, found.start, found.end, overlaps, starts, ends, self.net.valid(features.device))
 
     def predict(
         self,

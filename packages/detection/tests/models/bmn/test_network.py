@@ -111,8 +111,8 @@ def test_output_and_gradients_equal_a_plain_network(options: dict[str, Any]) -> 
     weights = [torch.randn(3, 2, 7, 7), torch.randn(3, 7), torch.randn(3, 7)]
     gradients = []
     for found in (net(x, semantics), plain(net, x, semantics)):
-        gradients.append((found, torch.autograd.grad(sum((f * w).sum() for f, w in zip(found, weights, strict=True)),
-                                                     (x, *net.parameters()))))  # fmt: skip
+        total = torch.stack([(own * weight).sum() for own, weight in zip(found, weights, strict=True)]).sum()
+        gradients.append((found, torch.autograd.grad(total, (x, *net.parameters()))))
     for ours, theirs in zip(gradients[0][0], gradients[1][0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
     for ours, theirs in zip(gradients[0][1], gradients[1][1], strict=True):
