@@ -131,7 +131,7 @@ def natten_rows(name: str, ours: StagedBackbone, x: Tensor) -> list[dict[str, An
     ours = copy.deepcopy(ours).eval()
     for module in ours.modules():
         if isinstance(module, NEIGHBORHOOD):
-            nn.init.zeros_(module.rpb)
+            nn.init.zeros_(module.rpb)  # pyright: ignore[reportArgumentType]
     peer = copy.deepcopy(ours)
     for module in peer.modules():
         module.__class__ = ThroughNatten if type(module) is NEIGHBORHOOD else type(module)
