@@ -1,8 +1,8 @@
 """Tables of models and operators in the READMEs, from the registries.
 
 ``python tools/model_table.py`` rewrites what stands between ``<!-- models -->`` and ``<!-- /models -->``, likewise
-``operators``, and ``kernels`` from ``packages/attn-core/results/kernels.json``; ``--check`` changes nothing and exits
-with 1 if a table is out of date.
+``operators``, ``blocks`` (of state spaces), and ``kernels`` from ``packages/attn-core/results/kernels.json``;
+``--check`` changes nothing and exits with 1 if a table is out of date.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -90,6 +91,23 @@ def family_table() -> str:
     return "\n".join(lines)
 
 
+def state_space_table() -> str:
+    """One row for each state-space block of medical-seg: what the survey asks of it, and its counted cost."""
+    from medical_seg.bench.state_spaces import cost
+    from medical_seg.layers.state_space import BLOCKS
+
+    counted = "parameters | multiply-adds | kept for backward"
+    lines = [f"| block | family | scan | axes | modality | {counted} | paper | official code |"]
+    lines.append("|---|---|---|---|---|--:|--:|--:|---|---|")
+    for name, entry in BLOCKS.entries.items():
+        card: Any = entry.card
+        found = cost(name)
+        cells = [f"`{name}`", card.kind, card.scan, ", ".join(map(str, card.dims)), card.modality]
+        cells += [f"{found.parameters:,}", f"{found.multiply_adds / 1e6:.1f} M", f"{found.kept / 2**20:.1f} MiB"]
+        lines.append(f"| {' | '.join([*cells, *_sources(card)])} |")
+    return "\n".join(lines)
+
+
 def _models(package: str) -> ModuleType:
     return importlib.import_module(f"{package.replace('-', '_')}.models")
 
@@ -126,6 +144,7 @@ def tables() -> dict[Path, dict[str, str]]:
     wanted = {ROOT / "packages/attn-core/README.md": {"operators": operator_table()}}
     for package in PACKAGES:
         wanted[ROOT / f"packages/{package}/README.md"] = {"models": model_table(package, tests_at="tests")}
+    wanted[ROOT / "docs/explanation/which-state-space-block.md"] = {"blocks": state_space_table()}
     wanted[ROOT / "README.md"] = {"models": family_table()}
     wanted[ROOT / "docs/explanation/kernels-without-a-gpu.md"] = {"kernels": kernel_table()}
     return wanted

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medical_seg.layers.scan_routes import route_pair
+from medical_seg.layers.state_space.multi_head import RouteFusion
+from medical_seg.layers.state_space.routes import route_pair
 from medical_seg.models import create_model, load_official
-from medical_seg.models.mhs_vm import MHSVM, RouteFusion
+from medical_seg.models.mhs_vm import MHSVM
 
 _spec: Any = importlib.util.spec_from_file_location("plain_vm_unet", Path(__file__).with_name("test_vm_unet.py"))
 plain: Any = importlib.util.module_from_spec(_spec)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medical_seg.layers.selective_scan_2d import StateSpaces, Walks, doubled, walk_both_ways
+from medical_seg.layers.state_space.walks import StateSpaces, Walks, doubled, walk_both_ways
 from medical_seg.models import create_model, is_planar, load_official
 from medical_seg.models.vm_unet import Deep, DeepUp, VMUNet, load_vmamba
 

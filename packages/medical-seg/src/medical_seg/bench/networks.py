@@ -1,7 +1,8 @@
 """``benchmark``: what this package claims to save, measured beside the plain formulation or MONAI in one process.
 
 ``position_attention``: a layer of 256 channels on 24³ voxels beside its N×N form. ``msa``: the whole network at 256²
-beside the same one with N×N maps. ``agunet``, ``daunet``: beside MONAI's AttentionUnet with the same channels.
+beside the same one with N×N maps. ``ss2d``: SS2D of 48 channels on 32² tokens beside itself with the loop over tokens
+of Mamba's reference. ``agunet``, ``daunet``: beside MONAI's AttentionUnet with the same channels.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +15,15 @@ from attn_core.bench import in_turns
 from attn_core.catalog import did_you_mean
 from attn_core.engine import BenchmarkRequest
 from attn_core.testing import peak_memory
-from medical_seg.bench.plain import PlainPositionAttention, with_plain_attention
+from medical_seg.bench.plain import PlainPositionAttention, PlainSS2D, with_plain_attention
 from medical_seg.layers.dual_attention import PositionAttention
+from medical_seg.layers.state_space.ss2d import SS2D
 from medical_seg.models import create_model
 from medical_seg.models.multi_scale_attention import GuidedOutput, guided_loss
 
 FILTERS = (16, 32, 64)
 # Side of the cube or picture, samples.
-SETTINGS = {"position_attention": (24, 1), "msa": (256, 1), "agunet": (48, 1), "daunet": (48, 1)}
+SETTINGS = {"position_attention": (24, 1), "msa": (256, 1), "agunet": (48, 1), "daunet": (48, 1), "ss2d": (32, 1)}
 Pair = dict[str, nn.Module]
 
 
@@ -61,6 +63,10 @@ def _pair(name: str, side: int, batch: int, device: torch.device) -> tuple[Pair,
         nn.init.constant_(ours.gamma, 0.5)
         x = torch.randn(batch, 256, *(side,) * 3) * 0.1
         return _placed(ours, PlainPositionAttention(ours), device), x.to(device).requires_grad_(), "N×N map"
+    if name == "ss2d":
+        block = SS2D(48)
+        x = torch.randn(batch, side, side, 48)
+        return _placed(block, PlainSS2D(block), device), x.to(device).requires_grad_(), "Mamba's loop over tokens"
     if name == "msa":
         network = create_model("msa")
         peer = with_plain_attention(network)

@@ -12,62 +12,27 @@ Checked: tests/models/test_vm_unet.py, against a plain network with a loop over 
 Shapes: (B, C, Y, X) with Y and X divisible by 32 → (B, K, Y, X) logits.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attn_core import weights
 from attn_core.catalog import Card, Entry
-from medical_seg.layers.selective_scan_2d import StateSpaces, Walks, walk_both_ways
+from medical_seg.layers.state_space.contract import AXES, CONVOLUTION
+from medical_seg.layers.state_space.ss2d import SS2D
 
 PATCH = 4
 PREFIXES = ("module.", "_orig_mod.", "vmunet.")
 Shallow, ShallowUp = (2, 2, 2, 2), (2, 2, 2, 1)
 Deep, DeepUp = (2, 2, 9, 2), (2, 9, 2, 2)
 Model = TypeVar("Model", bound="StateSpaceUNet")
-
-
-class SS2D(StateSpaces):
-    """A map scanned by rows and by columns, from both ends, between a convolution and a gate.
-
-    Args:
-        dim: C.
-        states: numbers that each channel remembers.
-        expand: inner channels are so many times C.
-
-    Shapes: (B, Y, X, C) → same.
-    """
-
-    def __init__(self, dim: int, states: int = 16, expand: int = 2) -> None:
-        inner = expand * dim
-        super().__init__(inner, states, math.ceil(dim / 16))
-        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        self.out_norm = nn.LayerNorm(inner)
-        self.out_proj = nn.Linear(inner, dim, bias=False)
-
-    def forward(self, x: Float[Tensor, "B Y X C"]) -> Float[Tensor, "B Y X C"]:
-        """What four walks gather, normalized and gated."""
-        x, gate = self.in_proj(x).chunk(2, -1)
-        maps = F.silu(self.conv2d(x.permute(0, 3, 1, 2)))
-        height, width = maps.shape[2:]
-        rows, columns = maps.flatten(2), maps.transpose(2, 3).flatten(2)
-        walks = self.walks()  # by rows, by columns, by rows from the end, by columns from the end
-        there, back = walk_both_ways(
-            torch.stack([rows, columns], 1), Walks(*(p[:2] for p in walks)), Walks(*(p[2:] for p in walks))
-        )
-        both = there + back
-        y = both[:, 0] + both[:, 1].unflatten(2, (width, height)).transpose(2, 3).flatten(2)
-        y = self.out_norm(y.transpose(1, 2).unflatten(1, (height, width)))
-        return self.out_proj(y * F.silu(gate))
 
 
 class Block(nn.Module):
@@ -85,31 +50,34 @@ class Block(nn.Module):
         self.self_attention = mix(dim)
         self.drop_path = drop_path
 
-    def forward(self, x: Float[Tensor, "B Y X C"]) -> Float[Tensor, "B Y X C"]:
+    def forward(self, x: Float[Tensor, "B *grid C"]) -> Float[Tensor, "B *grid C"]:
         """The same shape."""
         found = self.self_attention(self.ln_1(x))
         if self.training and self.drop_path:
             keep = 1 - self.drop_path
-            found = found * (torch.rand(len(x), 1, 1, 1, device=x.device) < keep) / keep
+            found = found * (torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) < keep) / keep
         return x + found
 
 
 class PatchMerging(nn.Module):
-    """Four neighbors to one token of twice the channels."""
+    """Two neighbors along each axis, four in a plane, to one token of twice the channels."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, spatial_dims: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        together = 2**spatial_dims * dim
+        self.norm = nn.LayerNorm(together)
+        self.reduction = nn.Linear(together, 2 * dim, bias=False)
 
-    def forward(self, x: Float[Tensor, "B Y X C"]) -> Float[Tensor, "B y x D"]:
+    def forward(self, x: Float[Tensor, "B *grid C"]) -> Float[Tensor, "B *half D"]:
         """Half the sides."""
-        parts = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        parts = []
+        for starts in product((0, 1), repeat=x.ndim - 2):  # of the last axis first: rows run fastest
+            parts.append(x[(slice(None), *(slice(start, None, 2) for start in starts[::-1]))])
         return self.reduction(self.norm(torch.cat(parts, -1)))
 
 
 class PatchExpand(nn.Module):
-    """A token to s² neighbors.
+    """A token to s neighbors along each axis, s² in a plane.
 
     Args:
         dim: channels of the input.
@@ -117,17 +85,20 @@ class PatchExpand(nn.Module):
         width: channels of each neighbor.
     """
 
-    def __init__(self, dim: int, scale: int, width: int) -> None:
+    def __init__(self, dim: int, scale: int, width: int, spatial_dims: int) -> None:
         super().__init__()
-        self.scale = scale
-        self.expand = nn.Linear(dim, scale**2 * width, bias=False)
+        self.scale, self.width = scale, width
+        self.expand = nn.Linear(dim, scale**spatial_dims * width, bias=False)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Float[Tensor, "B y x C"]) -> Float[Tensor, "B Y X W"]:
+    def forward(self, x: Float[Tensor, "B *grid C"]) -> Float[Tensor, "B *fine W"]:
         """s times the sides."""
-        height, width = x.shape[1:3]
-        x = self.expand(x).view(x.shape[0], height, width, self.scale, self.scale, -1).transpose(2, 3)
-        return self.norm(x.reshape(x.shape[0], self.scale * height, self.scale * width, -1))
+        batch, *grid, _ = x.shape
+        axes = len(grid)
+        apart = self.expand(x).view(batch, *grid, *[self.scale] * axes, self.width)
+        beside = [axis for place in range(1, axes + 1) for axis in (place, place + axes)]  # Y, s, X, s
+        near = apart.permute(0, *beside, 2 * axes + 1)
+        return self.norm(near.reshape(batch, *(self.scale * side for side in grid), self.width))
 
 
 class Stage(nn.Module):
@@ -138,16 +109,17 @@ class Stage(nn.Module):
         dim: int,
         mix: Callable[[int], nn.Module],
         drop_path: Sequence[float],
+        spatial_dims: int,
         *,
         downsample: bool = False,
         upsample: bool = False,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, mix, rate) for rate in drop_path)
-        self.downsample = PatchMerging(dim) if downsample else None
-        self.upsample = PatchExpand(2 * dim, 2, dim) if upsample else None
+        self.downsample = PatchMerging(dim, spatial_dims) if downsample else None
+        self.upsample = PatchExpand(2 * dim, 2, dim, spatial_dims) if upsample else None
 
-    def forward(self, x: Float[Tensor, "B Y X C"]) -> Float[Tensor, "B y x D"]:
+    def forward(self, x: Float[Tensor, "B *grid C"]) -> Float[Tensor, "B *next D"]:
         """The map of the next stage."""
         if self.upsample is not None:
             x = self.upsample(x)
@@ -157,16 +129,16 @@ class Stage(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches of 4×4 pixels to tokens."""
+    """Patches, of 4×4 pixels in VM-UNet, to tokens."""
 
-    def __init__(self, in_channels: int, dim: int) -> None:
+    def __init__(self, in_channels: int, dim: int, patch: int, spatial_dims: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, dim, PATCH, PATCH)
+        self.proj = CONVOLUTION[spatial_dims](in_channels, dim, patch, patch)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B y x D"]:
-        """A quarter of the sides, channels last."""
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+    def forward(self, x: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B *coarse D"]:
+        """One token a patch, channels last."""
+        return self.norm(self.proj(x).movedim(1, -1))
 
 
 class StateSpaceUNet(nn.Module):
@@ -179,7 +151,10 @@ class StateSpaceUNet(nn.Module):
         depths, depths_up: blocks of each stage, from the top down and from the bottom up.
         width: channels at the top; twice as many in each stage below.
         drop_path: of the last block of the encoder and of the first of the decoder; it falls linearly to 0 from there.
+        spatial_dims: axes of the image, 1 to 3.
+        patch: side of the patches that become tokens.
 
+    Shapes: (B, C, *grid) with sides that ``divisor`` divides → (B, K, *grid).
     Raises: ValueError for sizes that make no network.
     """
 
@@ -192,42 +167,50 @@ class StateSpaceUNet(nn.Module):
         depths_up: Sequence[int],
         width: int,
         drop_path: float,
+        *,
+        spatial_dims: int = 2,
+        patch: int = PATCH,
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        if spatial_dims not in CONVOLUTION or patch < 1:
+            raise ValueError(
+                f"{name}: spatial_dims must be 1, 2 or 3 and patch at least 1, got {spatial_dims} and {patch}"
+            )
         if in_channels < 1 or out_channels < 1:
             raise ValueError(
                 f"{name}: in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}"
             )
         if len(depths) != len(depths_up) or not depths or min(*depths, *depths_up) < 0:
             raise ValueError(f"{name}: depths {tuple(depths)} and depths_up {tuple(depths_up)} must be equally many")
-        if width < PATCH or width % PATCH:
-            raise ValueError(f"{name}: width={width} must be a multiple of {PATCH}")
+        if width < patch or width % patch:
+            raise ValueError(f"{name}: width={width} must be a multiple of {patch}")
         if not 0 <= drop_path < 1:
             raise ValueError(f"{name}: drop_path must lie in [0, 1), got {drop_path}")
         self.in_channels = in_channels
         self.out_channels = out_channels
         levels = len(depths)
-        self.divisor = PATCH * 2 ** (levels - 1)
+        self.spatial_dims = spatial_dims
+        self.divisor = patch * 2 ** (levels - 1)
         dims = [width * 2**level for level in range(levels)]
-        self.patch_embed = PatchEmbed(in_channels, width)
+        self.patch_embed = PatchEmbed(in_channels, width, patch, spatial_dims)
         down = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))
         up = torch.linspace(drop_path, 0, sum(depths_up), device="cpu").split(list(depths_up))
         self.layers = nn.ModuleList(
-            Stage(dim, mix, rates.tolist(), downsample=level < levels - 1)
+            Stage(dim, mix, rates.tolist(), spatial_dims, downsample=level < levels - 1)
             for level, (dim, rates) in enumerate(zip(dims, down, strict=True))
         )
         self.layers_up = nn.ModuleList(
-            Stage(dim, mix, rates.tolist(), upsample=level > 0)
+            Stage(dim, mix, rates.tolist(), spatial_dims, upsample=level > 0)
             for level, (dim, rates) in enumerate(zip(dims[::-1], up, strict=True))
         )
-        self.final_up = PatchExpand(width, PATCH, width // PATCH)
-        self.final_conv = nn.Conv2d(width // PATCH, out_channels, 1)
+        self.final_up = PatchExpand(width, patch, width // patch, spatial_dims)
+        self.final_conv = CONVOLUTION[spatial_dims](width // patch, out_channels, 1)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
 
-    def forward(self, x: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B K Y X"]:
+    def forward(self, x: Float[Tensor, "B C *grid"]) -> Float[Tensor, "B K *grid"]:
         """Logits.
 
         Raises: ValueError if the image has other channels or sides that the divisor does not divide.
@@ -241,18 +224,20 @@ class StateSpaceUNet(nn.Module):
         x = self.layers_up[0](x)
         for stage, skip in zip(self.layers_up[1:], skips[:0:-1], strict=True):
             x = stage(x + skip)
-        return self.final_conv(self.final_up(x).permute(0, 3, 1, 2))
+        return self.final_conv(self.final_up(x).movedim(-1, 1))
 
     def _check(self, x: Tensor) -> None:
         name = type(self).__name__
-        if x.ndim != 4:
-            raise ValueError(f"{name}: expected (B C Y X), got shape {tuple(x.shape)}")
+        if x.ndim != self.spatial_dims + 2:
+            axes = " ".join(AXES.split()[-self.spatial_dims :])
+            raise ValueError(f"{name}: expected (B C {axes}), got shape {tuple(x.shape)}")
         if x.shape[1] != self.in_channels:
             raise ValueError(f"{name}: the network reads {self.in_channels} channels, got {x.shape[1]}")
         if any(side % self.divisor or not side for side in x.shape[2:]):
             d = self.divisor
             padded = "×".join(str(max(d, -(-side // d) * d)) for side in x.shape[2:])
-            raise ValueError(f"{name}: image {x.shape[2]}×{x.shape[3]} is not divisible by {d}; pad to {padded}")
+            image = "×".join(map(str, x.shape[2:]))
+            raise ValueError(f"{name}: image {image} is not divisible by {d}; pad to {padded}")
 
 
 class VMUNet(StateSpaceUNet):

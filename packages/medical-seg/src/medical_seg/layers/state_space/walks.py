@@ -1,4 +1,4 @@
-"""Selective scans of maps along routes: sequences of tokens, each walked from both ends by state spaces of its own.
+"""Selective scans of maps along routes: sequences of tokens, each walked by a state space of its own.
 
 Paper: Liu et al., VMamba, NeurIPS 2024 (arXiv 2401.10166), whose SS2D is VM-UNet's scan; the parameters and their start
 values are Mamba's (arXiv 2312.00752). Official code: https://github.com/JCruan519/VM-UNet (Apache-2.0),
@@ -41,28 +41,29 @@ class Walks(NamedTuple):
 
 
 class StateSpaces(nn.Module):
-    """State spaces of four walks over sequences of C channels, under Mamba's official names.
+    """State spaces of walks over sequences of C channels, under VMamba's official names.
 
     Args:
         channels: C.
         states: N, numbers that each channel remembers.
         rank: r, of the step's projection.
+        walks: S, how many: four for two routes from both ends.
     """
 
-    def __init__(self, channels: int, states: int, rank: int) -> None:
+    def __init__(self, channels: int, states: int, rank: int, walks: int = WALKS) -> None:
         super().__init__()
         bound, step = channels**-0.5, rank**-0.5  # the first is nn.Linear's own
-        self.x_proj_weight = nn.Parameter(torch.empty(WALKS, rank + 2 * states, channels).uniform_(-bound, bound))
-        self.dt_projs_weight = nn.Parameter(torch.empty(WALKS, channels, rank).uniform_(-step, step))
-        dt = torch.empty(WALKS, channels).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
+        self.x_proj_weight = nn.Parameter(torch.empty(walks, rank + 2 * states, channels).uniform_(-bound, bound))
+        self.dt_projs_weight = nn.Parameter(torch.empty(walks, channels, rank).uniform_(-step, step))
+        dt = torch.empty(walks, channels).uniform_(math.log(1e-3), math.log(1e-1)).exp().clamp(min=1e-4)
         self.dt_projs_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # whose softplus is dt
-        self.A_logs = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(WALKS * channels, 1))
-        self.Ds = nn.Parameter(torch.ones(WALKS * channels))
+        self.A_logs = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(walks * channels, 1))
+        self.Ds = nn.Parameter(torch.ones(walks * channels))
 
     def walks(self) -> Walks:
-        """All four, S = 4."""
-        channels = self.dt_projs_bias.shape[1]
-        decay, skip = self.A_logs.unflatten(0, (WALKS, channels)), self.Ds.unflatten(0, (WALKS, channels))
+        """All of them."""
+        shape = self.dt_projs_bias.shape
+        decay, skip = self.A_logs.unflatten(0, shape), self.Ds.unflatten(0, shape)
         return Walks(self.x_proj_weight, self.dt_projs_weight, self.dt_projs_bias, decay, skip)
 
 
@@ -70,18 +71,18 @@ def walk_both_ways(
     x: Float[Tensor, "B S C T"], forwards: Walks, backwards: Walks
 ) -> tuple[Float[Tensor, "B S C T"], Float[Tensor, "B S C T"]]:
     """Each sequence walked from its beginning and from its end; results stand in the order of the sequence."""
-    return _walk(x, forwards, reverse=False), _walk(x, backwards, reverse=True)
+    return walk(x, forwards), walk(x, backwards, reverse=True)
 
 
-def _walk(x: Tensor, walks: Walks, *, reverse: bool) -> Tensor:
+def walk(x: Float[Tensor, "B S C T"], walks: Walks, *, reverse: bool = False) -> Float[Tensor, "B S C T"]:
+    """Each sequence walked from its beginning, or from its end; in the dtype of the parameters."""
     states, rank = walks.decay.shape[-1], walks.step.shape[-1]
     # Scans sum in float32 at least, whatever autocast has chosen for the maps; officially, too.
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     found = torch.einsum("bsct,skc->bskt", x, walks.maps)
     low, entry, leave = found.to(exact).split([rank, states, states], 2)
     delta = torch.einsum("bsrt,scr->bsct", low, walks.step.to(exact))
-    scan = doubled if torch.compiler.is_exporting() else _scan
-    return scan(
+    y = scan(
         x.to(exact).flatten(1, 2),
         delta.to(exact).flatten(1, 2),  # autocast takes the product to half precision
         -walks.decay.to(exact).exp().flatten(0, 1),
@@ -89,11 +90,25 @@ def _walk(x: Tensor, walks: Walks, *, reverse: bool) -> Tensor:
         leave,
         walks.skip.to(exact).flatten(),
         walks.bias.to(exact).flatten(),
-        reverse,
-    ).view(x.shape)
+        reverse=reverse,
+    )
+    return y.view(x.shape).to(walks.maps.dtype)
 
 
-def _scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, reverse: bool) -> Tensor:
+def scan(
+    u: Float[Tensor, "B C T"],
+    delta: Float[Tensor, "B C T"],
+    A: Float[Tensor, "C N"],
+    B: Float[Tensor, "B G N T"],
+    C: Float[Tensor, "B G N T"],
+    D: Float[Tensor, " C"],
+    bias: Float[Tensor, " C"],
+    *,
+    reverse: bool = False,
+) -> Float[Tensor, "B C T"]:
+    """The core's selective scan, its step the softplus of ``delta`` + ``bias``; in exported graphs, plain operators."""
+    if torch.compiler.is_exporting():
+        return doubled(u, delta, A, B, C, D, bias, reverse)
     with torch.autocast(u.device.type, enabled=False):
         return selective_scan(u, delta, A, B.contiguous(), C.contiguous(), D, delta_bias=bias, delta_softplus=True,
                               reverse=reverse)[0]  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medical_seg.layers.scan_routes import PATTERNS, Pattern, route_pair, route_tables
+from medical_seg.layers.state_space.routes import PATTERNS, Pattern, route_pair, route_tables
 
 # Places of a 3×4 map in the order of the visit.
 BY_HAND = {

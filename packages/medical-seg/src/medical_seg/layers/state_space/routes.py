@@ -3,10 +3,12 @@
 Paper: Ji, MHS-VM, arXiv 2406.05992, section 3.2. Official code: https://github.com/PixDeep/MHS-VM (Apache-2.0),
 scanutils.py and routegen.py, which writes tables of one size to a file. Same: every order. Differs: tables are made
 when a grid is first met, that of a single token included, where the official spiral fails.
-Checked: tests/layers/test_scan_routes.py, against orders written down by hand.
+Checked: tests/layers/state_space/test_routes.py, against orders written down by hand.
 """
 
+import math
 from functools import cache
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -74,3 +76,40 @@ def _spiral(grid: np.ndarray) -> np.ndarray:
         parts.append(grid[0])
         grid = np.rot90(grid[1:])
     return np.concatenate(parts)
+
+
+def along_each_axis(grid: tuple[int, ...]) -> Int[np.ndarray, "R T"]:
+    """One order for each axis, which runs fastest in it: the last axis first. In a plane rows, then columns."""
+    places = np.arange(math.prod(grid)).reshape(grid)
+    return np.stack([np.moveaxis(places, axis, -1).ravel() for axis in reversed(range(len(grid)))])
+
+
+def by_windows(grid: tuple[int, ...], side: int) -> Int[np.ndarray, " T"]:
+    """Windows row by row, and inside each row by row; those at the far edges are as large as the grid leaves them."""
+    coordinates = np.indices(grid).reshape(len(grid), -1)
+    keys = [*(coordinates // side), *coordinates]  # the most significant first
+    return np.lexsort(keys[::-1])
+
+
+def sparse(grid: tuple[int, ...], step: int) -> tuple[Int[np.ndarray, "K L"], Int[np.ndarray, " T"]]:
+    """The stepⁿ grids of every ``step``-th place along each axis, one a row, and where each place went in them.
+
+    Those that begin at an odd place of the first axis are read with that axis running fastest, the others row by row.
+    A sequence shorter than the longest is filled up behind its end with place 0, which a walk from the beginning meets
+    after all that counts. The second table holds numbers in the flattened first.
+    """
+    places = np.arange(math.prod(grid)).reshape(grid)
+    length = math.prod(-(-side // step) for side in grid)
+    orders, where = np.zeros((step ** len(grid), length), dtype=np.int64), np.zeros(places.size, dtype=np.int64)
+    for k, starts in enumerate(product(range(step), repeat=len(grid))):
+        starts = starts[::-1]  # the first axis changes fastest
+        part = places[tuple(slice(start, None, step) for start in starts)]
+        part = (np.moveaxis(part, 0, -1) if starts[0] % 2 else part).ravel()
+        orders[k, : part.size] = part
+        where[part] = k * length + np.arange(part.size)
+    return orders, where
+
+
+def across_slices(grid: tuple[int, ...]) -> Int[np.ndarray, " T"]:
+    """All slices at one place, then at the next: the first axis runs fastest, the others row by row."""
+    return np.arange(math.prod(grid)).reshape(grid[0], -1).T.ravel()
