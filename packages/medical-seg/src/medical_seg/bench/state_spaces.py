@@ -45,4 +45,6 @@ def cost(name: str, dim: int = DIM, side: int = SIDE) -> Cost:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         block(x)
-    return Cost(sum(p.numel() for p in block.parameters()), count_flops(lambda: block(x)) // 2, sum(kept.values()))
+    block.requires_grad_(False)  # the counter follows a gradient into views, in vain
+    quiet = x.detach()
+    return Cost(sum(p.numel() for p in block.parameters()), count_flops(lambda: block(quiet)) // 2, sum(kept.values()))
