@@ -5,7 +5,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attn_core import attention, block_attention, linear, linear_attention, neighborhood_attention, window_index
+from attn_core import (
+    attention,
+    block_attention,
+    linear,
+    linear_attention,
+    neighborhood_attention,
+    selective_scan,
+    window_index,
+)
 from attn_core.flops import FORMULAS, count_flops
 from attn_core.kernels.registration import OPERATORS
 
@@ -38,3 +46,5 @@ def test_neighbors_and_states_are_counted_instead_of_pairs() -> None:
     q, k, v = _qkv(50, "cpu")
     assert count_flops(lambda: neighborhood_attention(q, k, v, 7)) == 4 * 2 * 3 * 50 * 7 * 8
     assert count_flops(lambda: linear_attention(q, k, v)) == 4 * 2 * 3 * 50 * 8 * 8
+    u, maps = torch.randn(2, 6, 5), torch.randn(2, 1, 3, 5)
+    assert count_flops(lambda: selective_scan(u, u, -torch.ones(6, 3), maps, maps)) == 2 * 3 * 2 * 6 * 5 * 3

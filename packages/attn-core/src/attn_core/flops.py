@@ -99,7 +99,7 @@ def _linear_scan(x: Arguments) -> int:
 
 @_formula("selective_scan")
 def _selective_scan(x: Arguments) -> int:
-    return 2 * 3 * math.prod(x["u"]) * x["A"][1]  # decay and input, the state, the output
+    return 2 * 3 * math.prod(x["u"]) * x["A"][-1]  # decay and input, the state, the output
 
 
 @_formula("merge_attention")
