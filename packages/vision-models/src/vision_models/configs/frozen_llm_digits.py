@@ -3,6 +3,7 @@
 The layer is the last of a Llama of bytes that has only seen Python's library: ``seq-models train s2_text``, then
 ``--set language=runs/s2_text/step_200.safetensors``. The controls: a random frozen layer without ``--set``; a random
 layer that is trained, ``--set frozen=False``; none, ``--set language_depth=0``.
+Not measured yet.
 """
 
 # ruff: noqa: C408, F403  recipes are written with dict(), so that a setting looks as on the command line

@@ -3,12 +3,12 @@
 Data: ``<data_root>/train/<class>/*`` and ``<data_root>/val/<class>/*``; the val folder serves as test set, and nothing
 is selected. Hardware of the authors: 4 GPUs, batch 1,024 in all
 (``torchrun --nproc-per-node 4 -m vision_models train frozen_llm_imagenet --launcher pytorch``).
-The layer: ``--set language=consolidated.00.pth`` of Llama 7B, or ``hf://`` and its last file; a random one without. The
-other controls: ``--set frozen=False``, ``--set language_depth=0``. Other data: ``--data my/pictures``. Published: 80.7 %
-with the layer, 80.1 % for DeiT-S alone.
+The layer: ``--set language=consolidated.00.pth`` of Llama 7B, or ``hf://`` and its last file; a random one without.
+The other controls: ``--set frozen=False``, ``--set language_depth=0``. Other data: ``--data my/pictures``. Published:
+80.7 % with the layer, 80.1 % for DeiT-S alone.
 Schedule: 300 epochs, AdamW 1e-3 at batch 1,024, weight decay 0.05, 20 warm-up epochs, cosine to 1e-5 and 10 epochs at
-that rate, RandAugment m9, mixup 0.8, CutMix 1.0, random erasing 0.25, label smoothing 0.1, stochastic depth 0.1, averaged
-weights.
+that rate, RandAugment m9, mixup 0.8, CutMix 1.0, random erasing 0.25, label smoothing 0.1, stochastic depth 0.1,
+averaged weights.
 """
 
 # ruff: noqa: C408, F403, F405  recipes are written with dict(), so that a setting looks as on the command line
