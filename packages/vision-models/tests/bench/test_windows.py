@@ -35,4 +35,5 @@ def test_rows_beside_natten_are_those_of_equal_networks() -> None:
     net = create_model("test_dinat_s", num_heads=(1, 1, 1, 1), embed_dim=16)
     (row,) = natten_rows("test_dinat_s", net, torch.randn(1, 3, 48, 48))
     assert float(row["error"]) < 1e-4
+    assert not natten_rows("test_dinat_s", create_model("test_dinat_s"), torch.empty(0))  # its heads are 6 wide
     assert not natten_rows("test_moh_transnext", create_model("test_moh_transnext"), torch.empty(0))

@@ -121,8 +121,12 @@ class InFull(MAP):
 
 
 def natten_rows(name: str, ours: StagedBackbone, x: Tensor) -> list[dict[str, Any]]:
-    """The forward pass with tables of 0 beside natten's; none where natten is missing or TransNeXt is measured."""
-    if not any(isinstance(module, NEIGHBORHOOD) for module in ours.modules()):
+    """The forward pass with tables of 0 beside natten's; none where natten is missing or does not take the network.
+
+    Without a GPU it takes heads whose width is a power of two from 8 on.
+    """
+    widths = [m.qkv.in_features // m.num_heads for m in ours.modules() if isinstance(m, NEIGHBORHOOD)]  # pyright: ignore[reportAttributeAccessIssue, reportOperatorIssue]
+    if not widths or any(width < 8 or width & (width - 1) for width in widths):
         return []
     try:
         importlib.import_module("natten.functional")
