@@ -13,9 +13,7 @@ Checked: tests/layers/state_space/test_blocks.py, against a loop over tokens.
 
 import math
 from collections.abc import Iterable
-from functools import cache
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -67,17 +65,16 @@ class RoutedBlock(StateSpaces):
         """Sum of the walks, in the order of the grid."""
         raise NotImplementedError
 
-    def both_ways(self, tokens: Float[Tensor, "B C T"], orders: Int[np.ndarray, "R T"]) -> Float[Tensor, "B C T"]:
+    def both_ways(self, tokens: Float[Tensor, "B C T"], orders: Int[Tensor, "R T"]) -> Float[Tensor, "B C T"]:
         """Sum of R orders walked from both ends: from their beginnings by the first R state spaces."""
-        there_and_back = _places(orders, tokens.device), _places(orders.argsort(1), tokens.device)
         walks, count = self.walks(), len(orders)
         there, back = walk_both_ways(
-            torch.stack([tokens.index_select(-1, order) for order in there_and_back[0]], 1),
+            torch.stack([tokens.index_select(-1, order) for order in orders], 1),
             Walks(*(p[:count] for p in walks)),
             Walks(*(p[count:] for p in walks)),
         )
         both = (there + back).unbind(1)
-        return _sum(y.index_select(-1, inverse) for y, inverse in zip(both, there_and_back[1], strict=True))
+        return _sum(y.index_select(-1, inverse) for y, inverse in zip(both, orders.argsort(1), strict=True))
 
 
 class AxisScan(RoutedBlock):
@@ -89,7 +86,7 @@ class AxisScan(RoutedBlock):
 
     def gather(self, tokens: Float[Tensor, "B C T"], grid: tuple[int, ...]) -> Float[Tensor, "B C T"]:
         """Sum over the axes."""
-        return self.both_ways(tokens, _along_each_axis(grid))
+        return self.both_ways(tokens, along_each_axis(grid, tokens.device))
 
 
 class WindowScan(RoutedBlock):
@@ -106,7 +103,9 @@ class WindowScan(RoutedBlock):
 
     def gather(self, tokens: Float[Tensor, "B C T"], grid: tuple[int, ...]) -> Float[Tensor, "B C T"]:
         """Sum of four walks."""
-        return self.both_ways(tokens, _rows_and_windows(grid, self.window))
+        windows = by_windows(grid, self.window, tokens.device)
+        rows = torch.arange(len(windows), device=tokens.device)
+        return self.both_ways(tokens, torch.stack([rows, windows]))
 
 
 class AtrousScan(RoutedBlock):
@@ -123,10 +122,10 @@ class AtrousScan(RoutedBlock):
 
     def gather(self, tokens: Float[Tensor, "B C T"], grid: tuple[int, ...]) -> Float[Tensor, "B C T"]:
         """The walk of the sparse grid that a token belongs to."""
-        orders, where = _sparse(grid, self.step)
-        parts = torch.stack([tokens.index_select(-1, order) for order in _places(orders, tokens.device)], 1)
+        orders, where = sparse(grid, self.step, tokens.device)
+        parts = torch.stack([tokens.index_select(-1, order) for order in orders], 1)
         found = walk(parts, self.walks())
-        return found.transpose(1, 2).flatten(2).index_select(-1, _places(where, tokens.device))
+        return found.transpose(1, 2).flatten(2).index_select(-1, where)
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
@@ -135,26 +134,6 @@ def _sum(parts: Iterable[Tensor]) -> Tensor:
     for part in rest:
         first = first + part
     return first
-
-
-def _places(table: np.ndarray, device: torch.device) -> Tensor:
-    return torch.tensor(table, device=device)
-
-
-# Tables of numpy, not of torch: a tensor that is made while a graph is traced must not be kept.
-@cache
-def _along_each_axis(grid: tuple[int, ...]) -> np.ndarray:
-    return along_each_axis(grid)
-
-
-@cache
-def _rows_and_windows(grid: tuple[int, ...], side: int) -> np.ndarray:
-    return np.stack([np.arange(math.prod(grid)), by_windows(grid, side)])
-
-
-@cache
-def _sparse(grid: tuple[int, ...], step: int) -> tuple[np.ndarray, np.ndarray]:
-    return sparse(grid, step)
 
 
 def _card(paper: str, code: str, license: str, summary: str, kind: str, scan: str, modality: str) -> BlockCard:

@@ -78,38 +78,49 @@ def _spiral(grid: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def along_each_axis(grid: tuple[int, ...]) -> Int[np.ndarray, "R T"]:
+# Below: made of torch's own operators at each call, so that a traced graph makes them, too.
+
+
+def along_each_axis(grid: tuple[int, ...], device: torch.device) -> Int[Tensor, "R T"]:
     """One order for each axis, which runs fastest in it: the last axis first. In a plane rows, then columns."""
-    places = np.arange(math.prod(grid)).reshape(grid)
-    return np.stack([np.moveaxis(places, axis, -1).ravel() for axis in reversed(range(len(grid)))])
+    places = _row_major(grid, device)
+    return torch.stack([places.movedim(axis, -1).flatten() for axis in reversed(range(len(grid)))])
 
 
-def by_windows(grid: tuple[int, ...], side: int) -> Int[np.ndarray, " T"]:
+def by_windows(grid: tuple[int, ...], side: int, device: torch.device) -> Int[Tensor, " T"]:
     """Windows row by row, and inside each row by row; those at the far edges are as large as the grid leaves them."""
-    coordinates = np.indices(grid).reshape(len(grid), -1)
-    keys = [*(coordinates // side), *coordinates]  # the most significant first
-    return np.lexsort(keys[::-1])
+    places = _row_major(grid, device)
+    window = torch.zeros_like(places)
+    for axis, length in enumerate(grid):
+        along = (torch.arange(length, device=device) // side).view(-1, *[1] * (len(grid) - axis - 1))
+        window = window * -(-length // side) + along
+    return (window * places.numel() + places).flatten().argsort()
 
 
-def sparse(grid: tuple[int, ...], step: int) -> tuple[Int[np.ndarray, "K L"], Int[np.ndarray, " T"]]:
+def sparse(grid: tuple[int, ...], step: int, device: torch.device) -> tuple[Int[Tensor, "K L"], Int[Tensor, " T"]]:
     """The stepⁿ grids of every ``step``-th place along each axis, one a row, and where each place went in them.
 
     Those that begin at an odd place of the first axis are read with that axis running fastest, the others row by row.
     A sequence shorter than the longest is filled up behind its end with place 0, which a walk from the beginning meets
     after all that counts. The second table holds numbers in the flattened first.
     """
-    places = np.arange(math.prod(grid)).reshape(grid)
+    places = _row_major(grid, device)
     length = math.prod(-(-side // step) for side in grid)
-    orders, where = np.zeros((step ** len(grid), length), dtype=np.int64), np.zeros(places.size, dtype=np.int64)
+    orders, visited, at = [], [], []
     for k, starts in enumerate(product(range(step), repeat=len(grid))):
         starts = starts[::-1]  # the first axis changes fastest
         part = places[tuple(slice(start, None, step) for start in starts)]
-        part = (np.moveaxis(part, 0, -1) if starts[0] % 2 else part).ravel()
-        orders[k, : part.size] = part
-        where[part] = k * length + np.arange(part.size)
-    return orders, where
+        part = (part.movedim(0, -1) if starts[0] % 2 else part).flatten()
+        orders.append(torch.cat([part, part.new_zeros(length - part.numel())]))
+        visited.append(part)
+        at.append(k * length + torch.arange(part.numel(), device=device))
+    return torch.stack(orders), torch.cat(at)[torch.cat(visited).argsort()]
 
 
-def across_slices(grid: tuple[int, ...]) -> Int[np.ndarray, " T"]:
+def across_slices(grid: tuple[int, ...], device: torch.device) -> Int[Tensor, " T"]:
     """All slices at one place, then at the next: the first axis runs fastest, the others row by row."""
-    return np.arange(math.prod(grid)).reshape(grid[0], -1).T.ravel()
+    return _row_major(grid, device).movedim(0, -1).flatten()
+
+
+def _row_major(grid: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.arange(math.prod(grid), device=device).view(grid)

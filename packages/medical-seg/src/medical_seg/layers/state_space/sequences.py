@@ -14,10 +14,8 @@ Shapes: (B, *grid, C) → same.
 """
 
 import math
-from functools import cache
 from typing import ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -64,13 +62,14 @@ class SequenceBlock(StateSpaces):
         check_map(type(self).__name__, x, self.dim, self.spatial_dims)
         grid = tuple(x.shape[1:-1])
         tokens, gate = self.in_proj(x).flatten(1, -2).chunk(2, -1)
-        orders = _orders(self.ways, grid)
-        sequences = _in_orders(tokens.transpose(1, 2), orders)
+        tokens = tokens.transpose(1, 2)
+        orders = _orders(self.ways, grid, x.device)
+        sequences = torch.stack([tokens.index_select(-1, order) for order in orders], 1)
         weight, bias = self.conv_weight.flatten(0, 1), self.conv_bias.flatten()
         mixed, _ = causal_conv1d(sequences.flatten(1, 2), weight, bias, activation="silu")
         found = walk(mixed.unflatten(1, self.conv_bias.shape), self.walks())
-        places = torch.tensor(orders.argsort(1), device=x.device)
-        y = torch.stack([found[:, k].index_select(-1, place) for k, place in enumerate(places)]).sum(0)
+        inverses = orders.argsort(1)
+        y = torch.stack([found[:, k].index_select(-1, inverse) for k, inverse in enumerate(inverses)]).sum(0)
         return self.out_proj(y.transpose(1, 2) * F.silu(gate)).unflatten(1, grid)
 
 
@@ -90,15 +89,9 @@ class TriOriented(SequenceBlock):
     ways, dims = 3, (2, 3)
 
 
-def _in_orders(tokens: Tensor, orders: np.ndarray) -> Tensor:
-    places = torch.tensor(orders, device=tokens.device)
-    return torch.stack([tokens.index_select(-1, order) for order in places], 1)
-
-
-@cache
-def _orders(ways: int, grid: tuple[int, ...]) -> Int[np.ndarray, "K T"]:
-    forwards = np.arange(math.prod(grid))
-    return np.stack([forwards, forwards[::-1], across_slices(grid)][:ways])
+def _orders(ways: int, grid: tuple[int, ...], device: torch.device) -> Int[Tensor, "K T"]:
+    forwards = torch.arange(math.prod(grid), device=device)
+    return torch.stack([forwards, forwards.flip(0), across_slices(grid, device)][:ways])
 
 
 def _card(
