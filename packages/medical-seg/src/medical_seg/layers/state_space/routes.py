@@ -105,7 +105,7 @@ def sparse(grid: tuple[int, ...], step: int, device: torch.device) -> tuple[Int[
     after all that counts. The second table holds numbers in the flattened first.
     """
     places = _row_major(grid, device)
-    length = math.prod(-(-side // step) for side in grid)
+    length = math.prod([-(-side // step) for side in grid])  # a list: Dynamo takes no generator here
     orders, visited, at = [], [], []
     for k, starts in enumerate(product(range(step), repeat=len(grid))):
         starts = starts[::-1]  # the first axis changes fastest
