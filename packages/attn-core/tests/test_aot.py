@@ -47,7 +47,7 @@ def test_cases_reach_every_tile_of_the_tables(operator: str, column: int) -> Non
         for tiles in by_width.values()
     ]
     shipped += [
-        (key if isinstance(key, str) else key[0], tile)
+        (key if isinstance(key, str) else key[0], tile if isinstance(tile, Tile) else tile[column])
         for key, by_width in module.TILES_FLOAT32.items()
         for tile in by_width.values()
     ]

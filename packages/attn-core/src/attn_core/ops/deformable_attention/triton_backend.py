@@ -66,7 +66,7 @@ class _Problem:
         batch, _, heads, width = self.value.shape
         queries, pairs = self.locations.shape[1], batch * self.locations.shape[1] * heads
         block = power_of_two(width)
-        tile = choose_tile(block, architecture(self.value.device))
+        tile = choose_tile(block, architecture(self.value.device), self.depth is not None)
         depth_strides = (0, 0, 0)
         if self.depth is not None:
             depth_strides = (_batch_stride(self.depth), *self.depth.stride()[1:3])
@@ -98,11 +98,14 @@ def _batch_stride(x: Tensor) -> int:
     return 0 if x.shape[0] == 1 else x.stride(0)
 
 
-def choose_tile(width: int, arch: str) -> Tile:
-    """Pairs of a program: about 512 numbers of a gathered tile, for every architecture."""
+def choose_tile(width: int, arch: str, depth: bool) -> Tile:
+    """Pairs of a program: about 512 numbers of a gathered tile, for every architecture; half where depth is read, too.
+
+    Addresses and slopes of two depth bins would not stay in registers beside the larger tile.
+    """
     if arch == "interpreter":
         return Tile(32, 0, 4, 1)
-    return Tile(max(1, min(32, 512 // width)), 0, 4, 1)
+    return Tile(max(1, min(32, (256 if depth else 512) // width)), 0, 4, 1)
 
 
 deformable_attention = DEFORMABLE_ATTENTION.register("triton", forward, backward)
