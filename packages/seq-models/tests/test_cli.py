@@ -139,7 +139,7 @@ def test_own_text_is_learned_as_tokens_and_the_run_keeps_the_tokenizer(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "a.jsonl").write_text(
-        "\n".join(json.dumps({"text": f"Satz {i}: schöne Grüße. " * 6}) for i in range(30))
+        "\n".join(json.dumps({"text": f"Satz {i}: schöne Grüße. " * 6}) for i in range(30)), encoding="utf-8"
     )
     made = tmp_path / "made"
     assert command("tokenizer", str(tmp_path / "a.jsonl"), "--vocab-size", "270", "--out", str(made)) == 0
@@ -160,7 +160,7 @@ def test_own_text_is_learned_as_tokens_and_the_run_keeps_the_tokenizer(
         assert said.startswith("Satz")
     assert command(*prompt, "--samples", "3") == 0
     assert capsys.readouterr().out.count("---") == 2
-    (tmp_path / "b.txt").write_text("Satz 1: schöne Grüße.")
+    (tmp_path / "b.txt").write_text("Satz 1: schöne Grüße.", encoding="utf-8")
     assert command("predict", str(tmp_path / "b.txt"), "--run", str(run), "--out", str(tmp_path / "out")) == 0
     (row,) = json.loads((tmp_path / "out/predictions.json").read_text())
     assert 0 < row["bytes"] < len("Satz 1: schöne Grüße.".encode())

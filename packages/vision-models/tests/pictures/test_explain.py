@@ -15,6 +15,7 @@ from vision_models.pictures.explain import draw, panels_of, stages
 from vision_models.pictures.explain.davit import channel_matrix, window_attention
 from vision_models.pictures.explain.dhvt import attention_of as head_attention
 from vision_models.pictures.explain.focalnet import gates_and_modulator
+from vision_models.pictures.explain.frozen_llm import attention_of as language_attention
 from vision_models.pictures.explain.halonet import window_attention as halo_window
 from vision_models.pictures.explain.mambaout import gates_and_neighbors
 from vision_models.pictures.explain.mixture_of_heads import gates_of
@@ -141,6 +142,18 @@ def test_pictures_of_a_mixture_show_where_a_head_reaches_the_output() -> None:
     ]
     lit = column[0].light > column[0].light.min() + 1e-6
     assert torch.equal(lit.flatten(), gates[1:, 2] > 0)
+
+
+def test_pictures_of_language_layers_show_the_weights_of_their_values() -> None:
+    """With values of one channel the output of a token is the sum of them, weighted by what the picture shows."""
+    net: Any = create_model("test_vit_llama").double().eval()
+    layer, x, _ = _seen(net, "LlamaAttention", (64, 96))
+    values = torch.zeros_like(x, requires_grad=True)
+    layer.wv.register_forward_hook(lambda _module, _inputs, out: out + values)
+    layer.wo = nn.Identity()
+    out = layer(x)[0, 5].unflatten(0, (layer.num_heads, -1))[:, 0].mean()
+    by_head = torch.autograd.grad(out, values)[0][0].unflatten(1, (layer.num_heads, -1))[..., 0].sum(1)
+    torch.testing.assert_close(language_attention(layer, x, 5), by_head)
 
 
 @pytest.mark.parametrize("name", ["test_tap_rvt", "test_tap_fan"])

@@ -72,6 +72,7 @@ def prompt(rows: int = 2, scene: int = 5, per_token: int = 3) -> dict[str, Tenso
     return {"ids": ids, "mask": mask, "scene": shown, "dense": dense}
 
 
+# Whole: one network from its paper, written out in the order that it computes.
 def plain(model: Any, magnifier: SceneMagnifier, row: int, given: dict[str, Tensor], share: float = 1.0) -> Tensor:
     """Logits of one row without its padding: a Llama of loops over heads and rows, from the paper's text."""
     w = dict(model.state_dict())
@@ -119,8 +120,8 @@ def plain(model: Any, magnifier: SceneMagnifier, row: int, given: dict[str, Tens
                         for part, weights in ((closer_k, magnifier.keys), (closer_v, magnifier.values)):
                             linear: Any = weights[str(layer)]
                             made = (dense[token] @ linear.weight.T + linear.bias).view(-1, groups, width)[:, group]
-                            part.append(torch.stack([turn(one, int(scene[token])) for one in made])
-                                        if part is closer_k else made)  # fmt: skip
+                            turned = [turn(one, int(scene[token])) for one in made]
+                            part.append(torch.stack(turned) if part is closer_k else made)
                     all_scores = (torch.cat(closer_k) @ query / math.sqrt(width)).exp()
                     closer = (all_scores / all_scores.sum()) @ torch.cat(closer_v)
                     found[n, head] = (1 - share) * ordinary + share * closer
@@ -129,10 +130,11 @@ def plain(model: Any, magnifier: SceneMagnifier, row: int, given: dict[str, Tens
             for n in range(int(scene[-1]) + 1, count):
                 stretched = (mass[n] - mass[n].min()) / (mass[n].max() - mass[n].min())
                 chosen[n] = [t for t, value in enumerate(stretched.tolist()) if 255 * value > 96]
-        out = found.reshape(count, -1) @ w[own + "self_attn.o_proj.weight"].T + w[own + "self_attn.o_proj.bias"]
-        x = x + out
-        hidden = norm(x, own + "post_attention_layernorm.weight")
-        gate, up = (hidden @ w[f"{own}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
+        x = x + found.reshape(count, -1) @ w[own + "self_attn.o_proj.weight"].T + w[own + "self_attn.o_proj.bias"]
+        gate, up = (
+            norm(x, own + "post_attention_layernorm.weight") @ w[f"{own}mlp.{name}_proj.weight"].T
+            for name in ("gate", "up")
+        )
         x = x + (gate * torch.sigmoid(gate) * up) @ w[own + "mlp.down_proj.weight"].T
     return norm(x, "model.norm.weight") @ w["lm_head.weight"].T
 

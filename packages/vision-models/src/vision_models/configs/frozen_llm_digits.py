@@ -1,4 +1,4 @@
-"""A layer of a language model in a small ViT on scikit-learn's 1,797 handwritten digits, trained as BiFormer is.
+"""A frozen layer of a language model in a small ViT on scikit-learn's 1,797 handwritten digits, trained as BiFormer is.
 
 The layer is the last of a Llama of bytes that has only seen Python's library: ``seq-models train s2_text``, then
 ``--set language=runs/s2_text/step_200.safetensors``. The controls: a random frozen layer without ``--set``; a random

@@ -1,4 +1,4 @@
-"""DeiT-S with the last layer of Llama 7B on ImageNet-1k or any ImageFolder, the published recipe; not run here.
+"""DeiT-S with the frozen last layer of Llama 7B on ImageNet-1k or any ImageFolder, as published; not run here.
 
 Data: ``<data_root>/train/<class>/*`` and ``<data_root>/val/<class>/*``; the val folder serves as test set, and nothing
 is selected. Hardware of the authors: 4 GPUs, batch 1,024 in all

@@ -49,8 +49,9 @@ def route_tables(
 
 
 def _tables(patterns: tuple[Pattern, ...], height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    orders = np.concatenate([route_pair(pattern, height, width) for pattern in patterns])
-    return torch.tensor(orders, device=device), torch.tensor(orders.argsort(1), device=device)
+    pair = route_pair.__wrapped__ if torch.compiler.is_compiling() else route_pair  # a trace warns of caches
+    orders = np.concatenate([pair(pattern, height, width) for pattern in patterns])
+    return torch.as_tensor(orders, device=device), torch.as_tensor(orders.argsort(1), device=device)
 
 
 _kept_tables = cache(_tables)
