@@ -209,7 +209,7 @@ def test_layers_of_a_checkpoint_compute_what_the_decoder_of_transformers_does_wi
 
 def test_the_order_of_rows_that_rotation_needs_cancels() -> None:
     """Meta's rows of queries and keys are pairs, those of transformers halves."""
-    layer = LlamaLayer(16, 4, 20).double()
+    layer: Any = LlamaLayer(16, 4, 20).double()
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     before = layer(x)
     with torch.no_grad():

@@ -14,6 +14,7 @@ from vlm_tools.data.cell_questions import CellQuestions
 from vlm_tools.data.digits_world import scene
 from vlm_tools.models import digits_world_magnifier
 from vlm_tools.models.digits_world_magnifier import DigitsWorldMagnifier
+from vlm_tools.models.scene_magnifier import magnified
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -35,7 +36,6 @@ def test_tokens_are_those_of_loops_over_cells_and_the_last_one_answers(
         with magnified(model, magnifier, dense, scene):
             yield
 
-    magnified = digits_world_magnifier.magnified
     monkeypatch.setattr(digits_world_magnifier, "magnified", kept)
     net.decoder.register_forward_pre_hook(lambda _m, _a, given: seen.update(given), with_kwargs=True)
     net.decoder.register_forward_hook(lambda _m, _a, out: seen.update(last=out.last_hidden_state[:, -1]))
@@ -76,8 +76,10 @@ def test_without_the_magnifier_equal_averages_give_equal_logits_and_with_it_they
 
 
 def test_sizes_follow_the_options() -> None:
-    count = {magnify: sum(p.numel() for p in DigitsWorldMagnifier(magnify=magnify).parameters()) for magnify in (0, 1)}
-    assert count == {1: 203_146, 0: 151_434}
+    count = {
+        magnify: sum(p.numel() for p in DigitsWorldMagnifier(magnify=magnify).parameters()) for magnify in (False, True)
+    }
+    assert count == {True: 203_146, False: 151_434}
     net = DigitsWorldMagnifier(width=16, layers=3, per_token=2, start=0, threshold=0.5, warm_up=None)
     assert net.magnifier is not None
     assert sorted(net.magnifier.keys) == ["1", "2"]
@@ -89,8 +91,8 @@ def test_questions_are_about_occupied_cells_and_the_same_on_every_machine() -> N
     data = CellQuestions("test", 20, start=3)
     for number in range(len(data)):
         one = data[number]
+        assert one["image"].shape == (1, 36, 36)
         assert one["digit"] == scene("test", 3 + number).cells[one["cell"]] < 10
-    assert one["image"].shape == (1, 36, 36)
     with pytest.raises(ValueError, match=r"^CellQuestions: count must be at least 1 .* got count=0, start=0"):
         CellQuestions("test", 0)
 

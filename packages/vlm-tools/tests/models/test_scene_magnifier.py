@@ -323,7 +323,8 @@ def test_crops_are_the_cells_of_the_grid() -> None:
     tokens = crop_tokens(image, (2, 3), 2)
     assert tokens.shape == (1, 6, 4, 1)
     assert tokens[0, 4, 2, 0] == image[0, 0, 6:8, 4:6].mean()
-    for options in ({"grid": (0, 3)}, {"grid": (5, 3)}, {"grid": (2, 3), "per_side": 5}):
+    wrong: list[dict[str, Any]] = [{"grid": (0, 3)}, {"grid": (5, 3)}, {"grid": (2, 3), "per_side": 5}]
+    for options in wrong:
         with pytest.raises(ValueError, match=r"^crop_tokens: grid and per_side must be at least 1 .* got grid="):
             crop_tokens(image, **options)
 

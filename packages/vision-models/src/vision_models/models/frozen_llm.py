@@ -119,7 +119,7 @@ class HuggingFaceLayer(nn.Module):
         self.takes = set(inspect.signature(layer.forward).parameters)
         for module in layer.modules():
             if hasattr(module, "is_causal"):
-                module.is_causal = False  # pyright: ignore[reportAttributeAccessIssue]  we give the mask ourselves
+                vars(module)["is_causal"] = False  # we give the mask ourselves
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         """(B, N, width) → same."""

@@ -1,5 +1,7 @@
 """Pictures of language layers in a ViT: what the token at the point attends to, and the length of all tokens after."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,5 +30,6 @@ def panels(net: FrozenLLM, image: Tensor, point: tuple[float, float]) -> list[li
 
 def attention_of(layer: LlamaAttention, x: Tensor, token: int) -> Tensor:
     """Mean over heads of what a token attends to: x (1, N, width) → (N,)."""
-    q, k = (linear(x)[0].unflatten(1, (layer.num_heads, -1)).transpose(0, 1) for linear in (layer.wq, layer.wk))
+    linears: tuple[Any, ...] = (layer.wq, layer.wk)
+    q, k = (linear(x)[0].unflatten(1, (layer.num_heads, -1)).transpose(0, 1) for linear in linears)
     return torch.softmax(q[:, token : token + 1] @ k.mT * q.shape[-1] ** -0.5, -1)[:, 0].mean(0)
