@@ -1,7 +1,7 @@
 """Boundary matching by gathering beside the published mask, written out sample by sample."""
 
-import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,22 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detection.bench import boundary_matching as bench
 from detection.models.bmn.matching import BoundaryMatching, plan_matching, sample_positions
-
-
-def mask_of_samples(steps: int, bins: int, per_bin: int, ratio: float) -> Tensor:
-    """(T, N, start, end): the published mask. A sample between −1 and 0 counts wholly for the first step."""
-    mask = torch.zeros(steps, bins, steps, steps, dtype=torch.float64)
-    for start in range(steps):
-        for end in range(start, steps):
-            length = end + 1 - start
-            low, high = start - ratio * (length + 1), end + 1 + ratio * (length + 1)
-            for k in range(bins * per_bin):
-                place = low + (high - low) * k / max(bins * per_bin - 1, 1)
-                whole = math.trunc(place)  # towards zero
-                for step, weight in ((whole, 1 - (place - whole)), (math.ceil(place), place - whole)):
-                    if 0 <= step < steps:
-                        mask[step, k // per_bin, start, end] += weight / per_bin
-    return mask
 
 
 def published(layer: BoundaryMatching, x: Tensor, mask: Tensor) -> Tensor:
@@ -41,7 +25,7 @@ def published(layer: BoundaryMatching, x: Tensor, mask: Tensor) -> Tensor:
     ("steps", "bins", "per_bin", "ratio", "longest"), [(9, 4, 3, 0.5, None), (7, 3, 1, 0.0, 4), (5, 1, 2, 1.3, None)]
 )
 def test_gathering_equals_the_dense_mask_in_output_and_gradients(
-    steps: int, bins: int, per_bin: int, ratio: float, longest: int | None
+    steps: int, bins: int, per_bin: int, ratio: float, longest: int | None, mask_of_samples: Callable[..., Tensor]
 ) -> None:
     torch.manual_seed(0)
     layer = BoundaryMatching(5, 6, steps, bins=bins, per_bin=per_bin, ratio=ratio, longest=longest).double()
@@ -60,7 +44,7 @@ def test_gathering_equals_the_dense_mask_in_output_and_gradients(
     assert torch.autograd.gradgradcheck(lambda t: layer(t) ** 2, (x[:1, :, :],))
 
 
-def test_the_gather_is_that_of_the_mask_in_float32() -> None:
+def test_the_gather_is_that_of_the_mask_in_float32(mask_of_samples: Callable[..., Tensor]) -> None:
     layer = BoundaryMatching(8, 4, 40, bins=8)
     dense = bench.DenseMatching(layer)
     plan = layer.plan(torch.float32, torch.device("cpu"))

@@ -1,7 +1,7 @@
 """BMN and class-semantics attention beside plain functions of the same weights; options, weights, wrong input."""
 
-import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +30,11 @@ def small(**options: Any) -> BMN:
     return net.eval()
 
 
-def mask_of_samples(steps: int, bins: int, per_bin: int, ratio: float) -> Tensor:
-    """(T, N, start, end): the published mask. A sample between −1 and 0 counts wholly for the first step."""
-    mask = torch.zeros(steps, bins, steps, steps, dtype=torch.float64)
-    for start in range(steps):
-        for end in range(start, steps):
-            length = end + 1 - start
-            low, high = start - ratio * (length + 1), end + 1 + ratio * (length + 1)
-            for k in range(bins * per_bin):
-                place = low + (high - low) * k / max(bins * per_bin - 1, 1)
-                whole = math.trunc(place)  # towards zero
-                for step, weight in ((whole, 1 - (place - whole)), (math.ceil(place), place - whole)):
-                    if 0 <= step < steps:
-                        mask[step, k // per_bin, start, end] += weight / per_bin
-    return mask
-
-
 def sigmoid(x: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-x))
 
 
-def plain(net: BMN, x: Tensor, semantics: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def plain(net: BMN, mask: Tensor, x: Tensor, semantics: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """The network of the papers from its weights: groups cut by hand, the dense mask, no module of ours."""
     p = dict(net.named_parameters())
 
@@ -79,7 +63,6 @@ def plain(net: BMN, x: Tensor, semantics: Tensor | None = None) -> tuple[Tensor,
         encoded = {"sum": both.sum(0), "mean": both.mean(0), "max": both.amax(0)}[net.csa.fuse]
     start, end = (sigmoid(conv(f"{n}.2", positive(conv(f"{n}.0", encoded, 4))))[:, 0] for n in ("x_1d_s", "x_1d_e"))
     paired = positive(conv("x_1d_p.0", encoded))
-    mask = mask_of_samples(7, 3, 3, 0.5)
     longest = net.matching.longest
     steps = torch.arange(7)
     mask = mask * (steps[None, :] - steps[:, None] < longest)
@@ -104,13 +87,15 @@ def plain(net: BMN, x: Tensor, semantics: Tensor | None = None) -> tuple[Tensor,
         {"se": True},
     ],
 )
-def test_output_and_gradients_equal_a_plain_network(options: dict[str, Any]) -> None:
+def test_output_and_gradients_equal_a_plain_network(
+    options: dict[str, Any], mask_of_samples: Callable[..., Tensor]
+) -> None:
     net = small(**options)
     semantics = torch.rand(3, 5, 7, dtype=torch.float64) if "semantics" in options else None
     x = torch.randn(3, 8, 7, dtype=torch.float64, requires_grad=True)
     weights = [torch.randn(3, 2, 7, 7), torch.randn(3, 7), torch.randn(3, 7)]
     gradients = []
-    for found in (net(x, semantics), plain(net, x, semantics)):
+    for found in (net(x, semantics), plain(net, mask_of_samples(7, 3, 3, 0.5), x, semantics)):
         total = torch.stack([(own * weight).sum() for own, weight in zip(found, weights, strict=True)]).sum()
         gradients.append((found, torch.autograd.grad(total, (x, *net.parameters()))))
     for ours, theirs in zip(gradients[0][0], gradients[1][0], strict=True):

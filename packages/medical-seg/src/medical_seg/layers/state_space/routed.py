@@ -12,6 +12,7 @@ Checked: tests/layers/state_space/test_blocks.py, against a loop over tokens.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -28,7 +29,7 @@ from .walks import StateSpaces, Walks, walk, walk_both_ways
 DIMS = (1, 2, 3)
 
 
-class RoutedBlock(StateSpaces):
+class RoutedBlock(StateSpaces, ABC):
     """Convolution, walks, sum, norm and gate; a subclass says which walks.
 
     Args:
@@ -61,9 +62,9 @@ class RoutedBlock(StateSpaces):
         y = self.out_norm(y.transpose(1, 2).unflatten(1, grid))
         return self.out_proj(y * F.silu(gate))
 
+    @abstractmethod
     def gather(self, tokens: Float[Tensor, "B C T"], grid: tuple[int, ...]) -> Float[Tensor, "B C T"]:
         """Sum of the walks, in the order of the grid."""
-        raise NotImplementedError
 
     def both_ways(self, tokens: Float[Tensor, "B C T"], orders: Int[Tensor, "R T"]) -> Float[Tensor, "B C T"]:
         """Sum of R orders walked from both ends: from their beginnings by the first R state spaces."""
