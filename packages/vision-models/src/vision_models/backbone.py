@@ -14,7 +14,7 @@ from timm.models._features import feature_take_indices  # timm exports it nowher
 from torch import Tensor, nn
 
 from attn_core.weights import KeyMap
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 
 
 @register_notrace_function  # decides by the size, which FX must not follow

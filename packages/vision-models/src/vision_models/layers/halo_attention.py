@@ -25,7 +25,7 @@ from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from attn_core import attention, block_attention, halo_index, window_index
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.token_maps import Linear
 
 Border = Literal["zero", "masked"]

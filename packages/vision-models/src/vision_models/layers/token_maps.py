@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attn_core.nn import Linear as Linear
 from attn_core.nn import through_gelu as through_gelu
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 
 
 @register_notrace_function

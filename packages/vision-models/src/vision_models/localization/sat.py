@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from attn_core import attention as attend
 from attn_core import weights
 from attn_core.catalog import Card, Entry
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.token_maps import Linear, Mlp, init_linear
 from vision_models.layers.tokens import with_position
 from vision_models.localization import create_localizer

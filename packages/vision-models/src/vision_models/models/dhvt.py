@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import TokenBackbone
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.mixing import fit_table, image_grid
 from vision_models.layers.token_maps import DepthwiseConv, Linear, Mlp, init_linear, pad_map
 from vision_models.layers.tokens import token_attention, with_position

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from attn_core import attention as attend
 from attn_core.weights import KeyMap
 from vision_models.backbone import TokenBackbone
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.token_maps import DepthwiseConv, Linear, Mlp, init_linear, pad_map
 from vision_models.layers.token_pooling import ObservedAttention, TokenPooling
 from vision_models.models.rvt import TAP_CARD

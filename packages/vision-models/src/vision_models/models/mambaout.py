@@ -33,7 +33,7 @@ from attn_core import linear
 from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import Dense, Stage, StagedBackbone
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.state_space import StateSpace
 from vision_models.layers.token_maps import DepthwiseConv, Linear
 from vision_models.registration import pretrained_cfg, timm_entries

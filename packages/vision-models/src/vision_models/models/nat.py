@@ -33,7 +33,7 @@ from attn_core import attention as attend
 from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import Dense, Stage, StagedBackbone
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.neighborhood import NeighborhoodAttention
 from vision_models.layers.token_maps import Linear, Mlp, init_linear, pad_map
 from vision_models.registration import STAGES, pretrained_cfg, timm_entries

@@ -34,7 +34,7 @@ from attn_core import attention as attend
 from attn_core import block_attention
 from attn_core.catalog import Card
 from attn_core.weights import KeyMap
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.token_maps import Linear, init_linear
 from vision_models.models.deit import DeiT
 from vision_models.registration import pretrained_cfg, timm_entries

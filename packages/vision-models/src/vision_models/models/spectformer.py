@@ -36,7 +36,7 @@ from attn_core import attention as attend
 from attn_core.catalog import Card
 from attn_core.weights import KeyMap
 from vision_models.backbone import Stage, StagedBackbone
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.spectral_gate import SpectralGate, resized_gate, spectrum
 from vision_models.layers.token_maps import DepthwiseConv, Linear, Mlp, init_linear
 from vision_models.registration import STAGES, pretrained_cfg, timm_entries

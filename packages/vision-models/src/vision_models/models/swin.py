@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from attn_core import attention as attend
 from attn_core.weights import KeyMap
 from vision_models.backbone import WINDOWS, Dense, Stage, StagedBackbone
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.mixing import (
     AGENT,
     INLINE,

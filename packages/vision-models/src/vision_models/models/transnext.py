@@ -38,7 +38,7 @@ from attn_core.catalog import Card
 from attn_core.nn import HeadRouter
 from attn_core.weights import KeyMap
 from vision_models.backbone import Stage, StagedBackbone
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 from vision_models.layers.mixture_of_heads import MOH, Heads, heads_of_blocks
 from vision_models.layers.token_maps import DepthwiseConv, Linear, init_linear
 from vision_models.registration import pretrained_cfg, timm_entries

@@ -6,7 +6,7 @@ import timm.layers
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vision_models.layers.initialization import trunc_normal_
+from vision_models.initialization import trunc_normal_
 
 
 def test_weights_are_timms_and_nothing_is_drawn_without_memory() -> None:
