@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 from tiny_task import CLI
@@ -259,3 +260,14 @@ def test_a_foreseen_exception_needs_no_log(cli, tmp_path, monkeypatch, kind, exp
 def test_a_reader_that_goes_away_is_no_error(command):
     code, text = command("fail", "pipe")
     assert (code, text) == (141, "begun\n")
+
+
+def test_runs_of_other_packages_are_no_choice_for_one_that_is_not_there(cli, finished, tmp_path):
+    for name, package in (("mine", "tiny"), ("theirs", "other")):
+        shutil.copytree(finished, tmp_path / "r" / name)
+        about = json.loads((tmp_path / "r" / name / "run.json").read_text())
+        (tmp_path / "r" / name / "run.json").write_text(json.dumps({**about, "package": package}))
+    for arguments in (["eval", "r/x"], ["train", "--resume", "--out", "r/x"]):
+        code, _, error = cli(*arguments)
+        assert code == 1
+        assert error.strip().endswith("; choose from r/mine")

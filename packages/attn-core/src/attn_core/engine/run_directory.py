@@ -46,6 +46,12 @@ def require_own(package: PackageId, directory: Path) -> None:
         raise EngineError(f"{directory} is a run of {other}, not of {package.name}; use the command {other}")
 
 
+def _runs_beside(package: PackageId, directory: Path) -> list[str]:
+    """Runs of this package, or of none named, in the folder that the directory would be in."""
+    runs = [path.parent for path in directory.parent.glob(f"*/{CONFIG}")]
+    return [str(run) for run in runs if about_run(run).get("package", package.name) == package.name]
+
+
 def require_run(package: PackageId, directory: Path) -> Path:
     """The ``config.py`` of a run of this package.
 
@@ -55,7 +61,7 @@ def require_run(package: PackageId, directory: Path) -> Path:
     path = directory / CONFIG
     if not path.is_file():
         what = "is not a run directory (no config.py)" if directory.exists() else "does not exist"
-        nearest = did_you_mean(str(directory), [str(run.parent) for run in directory.parent.glob(f"*/{CONFIG}")])
+        nearest = did_you_mean(str(directory), _runs_beside(package, directory))
         raise EngineError(f"{directory} {what}; runs are the directories that '{package.name} train' writes{nearest}")
     require_own(package, directory)
     return path
@@ -97,8 +103,8 @@ def run_to_resume(package: PackageId, directory: Path | None, recipe: str | None
         if directory is None:
             raise EngineError(f"train: no run of {wanted} under {RUNS}/ to resume; leave --resume out to start one")
     if not (directory / CONFIG).is_file():
-        known = [str(path.parent) for path in directory.parent.glob(f"*/{CONFIG}")]
-        raise EngineError(f"train: {directory} holds no run to resume{did_you_mean(str(directory), known)}")
+        nearest = did_you_mean(str(directory), _runs_beside(package, directory))
+        raise EngineError(f"train: {directory} holds no run to resume{nearest}")
     require_own(package, directory)
     stored = about_run(directory).get("recipe")
     if recipe is not None and stored and Path(recipe).stem != stored:

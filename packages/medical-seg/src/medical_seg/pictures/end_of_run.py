@@ -23,7 +23,12 @@ def draw_predictions(model: nn.Module, loader: Iterable[dict[str, Any]], path: P
     found = segment(image.to(next(model.parameters()).device))
     spacing = tuple(info["spacing"] or (1.0,) * 3)
     volume = Volume(image[:1].numpy(), spacing, np.eye(4), None, None, path)  # pyright: ignore[reportArgumentType]
-    case = data_set.cases[chosen].name if hasattr(data_set, "cases") else type(data_set).__name__
+    # Data without cases of their own are named by their class, not by the engine's wrapper around them.
+    case = (
+        data_set.cases[chosen].name
+        if hasattr(data_set, "cases")
+        else type(getattr(data_set, "dataset", data_set)).__name__
+    )
     masks = [("truth", label.numpy()), ("prediction", found.cpu().numpy())]
     names = model.label_names(info["classes"])  # pyright: ignore[reportCallIssue]
     draw_planes(volume, masks, names, path, case=case)
